@@ -1,0 +1,1 @@
+"""Models: a Hugging Face directory in, a graph of tensor operations, its tensors and its tokenizer out."""

@@ -1,0 +1,157 @@
+"""Llama and what is built like it: the fields of a dense decoder and its graph.
+
+Source: LlamaForCausalLM of transformers 5.23; "LLaMA: Open and Efficient Foundation Language Models", section 2.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from systolith.models.config import Field, ModelConfig, rope_theta
+from systolith.models.family import Family
+from systolith.models.graph import IDS, ModelGraph, Node, WeightRef, X
+from systolith.models.ops import AttrValue
+
+__all__ = ["DENSE_FIELDS", "LLAMA", "decoder", "derive_dense"]
+
+DENSE_FIELDS = (
+    Field("hidden_size", "int", low=1, high=1 << 20),
+    Field("intermediate_size", "int", low=1, high=1 << 22),
+    Field("num_hidden_layers", "int", low=1, high=4096),
+    Field("num_attention_heads", "int", low=1, high=1 << 16),
+    Field("num_key_value_heads", "int", None, low=1, high=1 << 16, nullable=True),
+    Field("head_dim", "int", None, low=2, high=1 << 14, nullable=True),
+    Field("vocab_size", "int", low=1, high=1 << 24),
+    Field("max_position_embeddings", "int", 2048, low=1, high=1 << 24),
+    Field("rms_norm_eps", "float", 1e-6, low=0, high=1),
+    Field("hidden_act", "str", "silu", choices=("silu", "swish")),
+    Field("tie_word_embeddings", "bool", False),
+    Field("bos_token_id", "int", 1, low=0, high=(1 << 24) - 1, nullable=True),
+    Field("eos_token_id", "ids", 2, high=(1 << 24) - 1, nullable=True),
+    Field("rope_theta", "any", None, nullable=True),
+    Field("rope_scaling", "any", None, nullable=True),
+    Field("rope_parameters", "any", None, nullable=True),
+)
+"""Fields of a dense decoder with rotary positions; positions stay below 2^24, where FP32 holds them exactly."""
+
+
+def derive_dense(raw: Mapping[str, object], values: dict[str, object]) -> list[str]:
+    """Fill in what follows from other fields (KV heads, size of a head, theta); return what contradicts."""
+    theta, faults = rope_theta(raw, 10000.0)
+    for name in ("rope_scaling", "rope_parameters"):
+        values.pop(name, None)
+    values["rope_theta"] = theta
+    heads, hidden = values.get("num_attention_heads"), values.get("hidden_size")
+    if isinstance(heads, int):
+        if values["num_key_value_heads"] is None:
+            values["num_key_value_heads"] = heads
+        kv_heads = values["num_key_value_heads"]
+        assert isinstance(kv_heads, int)
+        if heads % kv_heads:
+            faults.append(f"num_key_value_heads={kv_heads} must divide num_attention_heads={heads}")
+        if values["head_dim"] is None and isinstance(hidden, int):
+            if hidden % heads:
+                faults.append(
+                    f"hidden_size={hidden} must be a multiple of num_attention_heads={heads}, or head_dim must be given"
+                )
+            else:
+                values["head_dim"] = hidden // heads
+    head_dim = values["head_dim"]
+    if isinstance(head_dim, int) and (head_dim % 2 or head_dim < 2):
+        faults.append(f"head_dim={head_dim} must be even")
+    vocab = values.get("vocab_size")
+    for name in ("bos_token_id", "eos_token_id"):
+        ids = values[name] if isinstance(values[name], list) else [values[name]]
+        assert isinstance(ids, list)
+        for token in ids:
+            if isinstance(token, int) and isinstance(vocab, int) and token >= vocab:
+                faults.append(f"{name}={token} must be below vocab_size={vocab}")
+    return faults
+
+
+def decoder(
+    config: ModelConfig,
+    *,
+    qkv_bias: bool = False,
+    o_bias: bool = False,
+    mlp_bias: bool = False,
+    window: AttrValue = None,
+) -> ModelGraph:
+    """Graph of a dense decoder: RMSNorm, rotary, grouped attention, SwiGLU, one residual stream.
+
+    The fields of DENSE_FIELDS are read from the config. `window` is one number, null, or a tuple with an entry a layer.
+    """
+    hidden, inner, vocab = (config.integer(n) for n in ("hidden_size", "intermediate_size", "vocab_size"))
+    heads, kv_heads, dim = (config.integer(n) for n in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    eps: dict[str, AttrValue] = {"eps": config.number("rms_norm_eps")}
+    theta = config.number("rope_theta")
+
+    def matrix(name: str, out: int, contracted: int, kind: str, bias: bool) -> dict[str, WeightRef]:
+        path = "model.layers.{layer}." + name
+        weights = {"w": WeightRef(path + ".weight", (out, contracted), kind)}
+        return weights | ({"bias": WeightRef(path + ".bias", (out,), "bias")} if bias else {})
+
+    def norm(name: str) -> dict[str, WeightRef]:
+        return {"g": WeightRef(f"model.{name}.weight", (hidden,), "norm")}
+
+    q_size, kv_size = heads * dim, kv_heads * dim
+    rope: dict[str, AttrValue] = {"head_dim": dim, "theta": theta}
+    attention: dict[str, AttrValue] = {"heads": heads, "kv_heads": kv_heads, "head_dim": dim, "window": window}
+    layer = (
+        Node("rms_norm", "a", (X,), norm("layers.{layer}.input_layernorm"), eps),
+        Node("linear", "q_raw", ("a",), matrix("self_attn.q_proj", q_size, hidden, "q", qkv_bias)),
+        Node("linear", "k_raw", ("a",), matrix("self_attn.k_proj", kv_size, hidden, "k", qkv_bias)),
+        Node("linear", "v", ("a",), matrix("self_attn.v_proj", kv_size, hidden, "v", qkv_bias)),
+        Node("rope", "q", ("q_raw",), attrs={"heads": heads, **rope}),
+        Node("rope", "k", ("k_raw",), attrs={"heads": kv_heads, **rope}),
+        Node("cache_append", "kv", ("k", "v"), attrs={"kv_heads": kv_heads, "head_dim": dim}),
+        Node("attention", "attention", ("q", "kv"), attrs=attention),
+        Node("linear", "o", ("attention",), matrix("self_attn.o_proj", hidden, q_size, "o", o_bias)),
+        Node("add", "x_attention", (X, "o")),
+        Node("rms_norm", "b", ("x_attention",), norm("layers.{layer}.post_attention_layernorm"), eps),
+        Node("linear", "gate", ("b",), matrix("mlp.gate_proj", inner, hidden, "gate", mlp_bias)),
+        Node("linear", "up", ("b",), matrix("mlp.up_proj", inner, hidden, "up", mlp_bias)),
+        Node("silu_mul", "h", ("gate", "up")),
+        Node("linear", "down", ("h",), matrix("mlp.down_proj", hidden, inner, "down", mlp_bias)),
+        Node("add", "x_ffn", ("x_attention", "down")),
+    )
+    table = "model.embed_tokens.weight"
+    head_table = table if config.flag("tie_word_embeddings") else "lm_head.weight"
+    head = (
+        Node("select", "picked", (X,)),
+        Node("rms_norm", "final", ("picked",), norm("norm"), eps),
+        Node("linear", "logits", ("final",), {"w": WeightRef(head_table, (vocab, hidden), "head")}),
+    )
+    return ModelGraph(
+        name=config.family,
+        architecture=config.architecture,
+        hidden=hidden,
+        vocab=vocab,
+        layers=config.integer("num_hidden_layers"),
+        context=config.integer("max_position_embeddings"),
+        embed=(Node("embed", X, (IDS,), {"table": WeightRef(table, (vocab, hidden), "embed")}),),
+        layer=layer,
+        head=head,
+        eos_ids=config.ids("eos_token_id"),
+        bos_id=config.optional("bos_token_id"),
+    )
+
+
+def _build(config: ModelConfig) -> ModelGraph:
+    bias = config.flag("attention_bias")
+    return decoder(config, qkv_bias=bias, o_bias=bias, mlp_bias=config.flag("mlp_bias"))
+
+
+LLAMA = Family(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    fields=(
+        *DENSE_FIELDS,
+        Field("attention_bias", "bool", False),
+        Field("mlp_bias", "bool", False),
+        Field("sliding_window", "any", None, nullable=True, choices=(None,)),
+    ),
+    derive=derive_dense,
+    build=_build,
+)
+"""Llama 1 to 3 with the default rotary embedding; biases where the config says so."""

@@ -1,0 +1,249 @@
+"""The operations of the model graph: one record each, with inputs, weights, attributes and the rule of shapes.
+
+`graph` holds the nodes and graphs that are made of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from systolith.spec.errors import ModelError
+
+if TYPE_CHECKING:
+    from systolith.models.graph import Node
+
+__all__ = [
+    "IDS",
+    "OPS",
+    "TENSOR_CLASSES",
+    "AttrSpec",
+    "AttrValue",
+    "OpSpec",
+    "Scalar",
+    "ShapeError",
+    "ValueType",
+    "X",
+    "register_op",
+]  # fmt: skip
+
+IDS = "ids"
+"""Name of the input of `embed`: token numbers [T]."""
+
+X = "x"
+"""Name of the input of a layer and of `head`: the residual stream, FP32 [T, hidden]."""
+
+TENSOR_CLASSES = ("q", "k", "v", "o", "gate", "up", "down", "head", "embed", "norm", "bias", "sink")
+"""Classes of weights. The first eight are matrices of a `linear` and the names of `spans` in a numerics profile."""
+
+Scalar = int | float | str | bool | None
+AttrValue = Scalar | tuple[Scalar, ...]
+
+
+class ShapeError(Exception):
+    """A node's operands do not fit; `check` turns it into a line of its list."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValueType:
+    """What a value is: `kind` "ids" [T], "tokens" FP32 [T, width], "picked" FP32 [P, width] (rows that need logits),
+    or "cache" (K and V of the sequence so far in this layer, kv_heads of head_dim; width counts the columns of K)."""
+
+    kind: str
+    width: int
+    kv_heads: int = 0
+    head_dim: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AttrSpec:
+    """An attribute of an operation: kind "int", "float", "bool" or "str"; one line on its meaning; the least value
+    allowed; whether null is allowed; the default, if it is not required; the strings allowed."""
+
+    kind: str
+    doc: str
+    low: float | None = None
+    nullable: bool = False
+    required: bool = True
+    default: Scalar = None
+    choices: tuple[str, ...] = ()
+
+    def default_value(self, name: str) -> Scalar:
+        """The default; KeyError if the attribute is required."""
+        if self.required:
+            raise KeyError(f"attribute {name} is required")
+        return self.default
+
+    def fault(self, value: Scalar) -> str | None:
+        """Say why a value is not allowed, or None."""
+        if value is None:
+            return None if self.nullable else f"must be {self.allowed}"
+        types: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+        if not isinstance(value, types[self.kind]) or (isinstance(value, bool) and self.kind != "bool"):
+            return f"must be {self.allowed}"
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"must be {self.allowed}"
+        if self.low is not None and not isinstance(value, str) and value < self.low:
+            return f"must be {self.allowed}"
+        if self.choices and value not in self.choices:
+            return f"must be {self.allowed}"
+        return None
+
+    @property
+    def allowed(self) -> str:
+        """What is allowed, in words."""
+        words = {"int": "an integer", "float": "a finite number", "bool": "true or false", "str": "a string"}[self.kind]
+        if self.choices:
+            words = "one of " + ", ".join(self.choices)
+        if self.low is not None:
+            words += f" of at least {self.low:g}"
+        return words + (" or null" if self.nullable else "")
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """An operation: number and meaning of its inputs, its weights (True: required), its attributes, its shape rule.
+
+    `shape(node, ins, layer)` gives the type of the result or raises ShapeError; it is called when the names, weights
+    and attributes have been found legal.
+    """
+
+    name: str
+    ins: tuple[str, ...]
+    weights: Mapping[str, bool]
+    attrs: Mapping[str, AttrSpec]
+    shape: Callable[[Node, list[ValueType], int | None], ValueType]
+    doc: str
+
+
+def _rows(value: ValueType, what: str, width: int | None = None) -> ValueType:
+    """The value, if it is rows of FP32 (of a given width)."""
+    if value.kind not in ("tokens", "picked"):
+        raise ShapeError(f"{what} is {value.kind}, must be rows")
+    if width is not None and value.width != width:
+        raise ShapeError(f"{what} has {value.width} columns, must have {width}")
+    return value
+
+
+def _weight(node: Node, role: str, shape: tuple[int, ...]) -> None:
+    """Hold the shape of a weight, where the node has it, against what it must be."""
+    if role in node.weights and node.weights[role].shape != shape:
+        raise ShapeError(f"weight {role} has shape {node.weights[role].shape}, must have {shape}")
+
+
+def _embed(node: Node, ins: list[ValueType], layer: int | None) -> ValueType:
+    if ins[0].kind != "ids":
+        raise ShapeError(f"{node.ins[0]} is {ins[0].kind}, must be token ids")
+    shape = node.weights["table"].shape
+    if len(shape) != 2:
+        raise ShapeError(f"weight table has shape {shape}, must have (vocabulary, hidden)")
+    return ValueType("tokens", shape[1])
+
+
+def _rms_norm(node: Node, ins: list[ValueType], layer: int | None) -> ValueType:
+    x = _rows(ins[0], node.ins[0])
+    _weight(node, "g", (x.width,))
+    return x
+
+
+def _linear(node: Node, ins: list[ValueType], layer: int | None) -> ValueType:
+    x = _rows(ins[0], node.ins[0])
+    shape = node.weights["w"].shape
+    if len(shape) != 2 or shape[1] != x.width:
+        raise ShapeError(f"weight w has shape {shape}, must have (N, {x.width})")
+    _weight(node, "bias", (shape[0],))
+    return ValueType(x.kind, shape[0])
+
+
+def _head_norm(node: Node, ins: list[ValueType], layer: int | None) -> ValueType:
+    heads, dim = node.int_attr("heads", layer), node.int_attr("head_dim", layer)
+    _weight(node, "g", (dim,))
+    return _rows(ins[0], node.ins[0], heads * dim)
+
+
+def _rope(node: Node, ins: list[ValueType], layer: int | None) -> ValueType:
+    heads, dim = node.int_attr("heads", layer), node.int_attr("head_dim", layer)
+    if dim % 2:
+        raise ShapeError(f"head_dim={dim} must be even, rotary turns pairs (i, i + head_dim / 2)")
+    return _rows(ins[0], node.ins[0], heads * dim)
+
+
+def _cache_append(node: Node, ins: list[ValueType], layer: int | None) -> ValueType:
+    heads, dim = node.int_attr("kv_heads", layer), node.int_attr("head_dim", layer)
+    for value, name in zip(ins, node.ins, strict=True):
+        _rows(value, name, heads * dim)
+    return ValueType("cache", heads * dim, heads, dim)
+
+
+def _attention(node: Node, ins: list[ValueType], layer: int | None) -> ValueType:
+    heads, kv_heads, dim = (node.int_attr(name, layer) for name in ("heads", "kv_heads", "head_dim"))
+    if heads % kv_heads:
+        raise ShapeError(f"heads={heads} must be a multiple of kv_heads={kv_heads}")
+    q = _rows(ins[0], node.ins[0], heads * dim)
+    if ins[1].kind != "cache" or (ins[1].kv_heads, ins[1].head_dim) != (kv_heads, dim):
+        raise ShapeError(f"{node.ins[1]} must be a cache of {kv_heads} heads of {dim}")
+    _weight(node, "sinks", (heads,))
+    return q
+
+
+def _same(node: Node, ins: list[ValueType], layer: int | None) -> ValueType:
+    a, b = (_rows(value, name) for value, name in zip(ins, node.ins, strict=True))
+    if a != b:
+        raise ShapeError(f"{node.ins[0]} has {a.width} columns and {node.ins[1]} {b.width}, must have equally many")
+    return a
+
+
+def _select(node: Node, ins: list[ValueType], layer: int | None) -> ValueType:
+    x = _rows(ins[0], node.ins[0])
+    if x.kind == "picked":
+        raise ShapeError(f"the rows of {node.ins[0]} have been selected before")
+    return ValueType("picked", x.width)
+
+
+_COUNT = AttrSpec("int", "number of heads", low=1)
+_DIM = AttrSpec("int", "elements of a head, unpadded", low=1)
+_EPS = AttrSpec("float", "added to the mean square, binary64 as in the config (NUMERICS rounds it to FP32)", low=0.0)
+_SCALE = AttrSpec("float", "multiplies the scores; null is 1 / sqrt(head_dim), exactly", nullable=True, required=False)
+_WINDOW = AttrSpec("int", "i sees position j when i - j < window; null sees all", 1, nullable=True, required=False)
+
+OPS: dict[str, OpSpec] = {}
+"""The operations by name. `register_op` adds one from outside of the package."""
+
+
+def register_op(spec: OpSpec) -> OpSpec:
+    """Add an operation. Raises ModelError if the name is taken."""
+    if spec.name in OPS:
+        raise ModelError(f"the operation {spec.name} is registered already; choose another name")
+    OPS[spec.name] = spec
+    return spec
+
+
+for _spec in (
+    OpSpec("embed", (IDS,), {"table": True}, {}, _embed, "row of the table for each token"),
+    OpSpec("rms_norm", ("x",), {"g": True}, {"eps": _EPS}, _rms_norm, "x / sqrt(mean(x^2) + eps) * g"),
+    OpSpec("linear", ("x",), {"w": True, "bias": False}, {}, _linear, "x times w transposed, plus bias"),
+    OpSpec(
+        "head_norm", ("x",), {"g": True}, {"heads": _COUNT, "head_dim": _DIM, "eps": _EPS}, _head_norm,
+        "rms_norm of each head by itself, one g for all heads",
+    ),
+    OpSpec(
+        "rope", ("x",), {},
+        {"heads": _COUNT, "head_dim": _DIM, "theta": AttrSpec("float", "base of the wavelengths, binary64", low=1.0)},
+        _rope, "rotary position embedding of each head by the position of the row; pairs (i, i + head_dim / 2)",
+    ),
+    OpSpec(
+        "cache_append", ("k", "v"), {}, {"kv_heads": _COUNT, "head_dim": _DIM}, _cache_append,
+        "store K and V of these rows at their positions; the result is the cache with them in it",
+    ),
+    OpSpec(
+        "attention", ("q", "kv"), {"sinks": False},
+        {"heads": _COUNT, "kv_heads": _COUNT, "head_dim": _DIM, "scale": _SCALE, "window": _WINDOW}, _attention,
+        "causal attention of each query head to KV head floor(h * kv_heads / heads); a sink adds exp(sink) to the sum",
+    ),
+    OpSpec("silu_mul", ("gate", "up"), {}, {}, _same, "silu(gate) * up"),
+    OpSpec("add", ("a", "b"), {}, {}, _same, "a + b; x of the residual stream comes first"),
+    OpSpec("select", ("x",), {}, {}, _select, "keep the rows that need logits"),
+):  # fmt: skip
+    register_op(_spec)
