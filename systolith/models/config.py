@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from systolith.models._text import did_you_mean, show
 
@@ -91,9 +92,10 @@ class Field:
         if self.choices:
             return any(value == choice and type(value) is type(choice) for choice in self.choices)
         if self.kind in ("int", "float"):
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            number = _number(value)
+            if number is None or (self.kind == "int" and not isinstance(number, int)):
                 return False
-            return (self.kind == "float" or isinstance(value, int)) and self.low <= value <= self.high
+            return self.low <= number <= self.high
         if self.kind == "ids":
             ids = value if isinstance(value, list) else [value]
             return len(ids) <= 1024 and all(_integer(i) and 0 <= i <= self.high for i in ids)
@@ -218,7 +220,12 @@ def rope_theta(raw: Mapping[str, object], default: float) -> tuple[float, list[s
     return (good[0] if good else default), faults
 
 
-def _integer(value: object) -> bool:
+def _number(value: object) -> int | float | None:
+    """The value if it is a number (true is none), else None."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
