@@ -9,10 +9,10 @@ from .config import ChipConfig, PairRates, QueueDepths, Rule, read_config, rules
 from .describe import Row, describe
 from .errors import CapacityError, ConfigError, ModelError, ProgramError, SystolithError
 from .limits import (
+    ARRIVAL_COUNTERS,
     BLOCK,
     CELLS,
     CHUNK_TOKENS,
-    DESCRIPTOR_BYTES,
     DESCRIPTORS,
     DRAM_ADDRESS_BITS,
     LOOP_DEPTH,
@@ -20,17 +20,18 @@ from .limits import (
     REGISTERS,
     SEMAPHORE_MAX,
     SEMAPHORES,
+    SLICES_REGISTER,
     WORD_BYTES,
 )
 from .quantity import format_quantity, parse_quantity
 from .units import PAIR_BITS, PAIRS, QUEUE_UNITS, QUEUES, SPACES, TOPOLOGIES, UNIT_QUEUES, UNITS
 
 __all__ = [
+    "ARRIVAL_COUNTERS",
     "BLOCK",
     "CELLS",
     "CHUNK_TOKENS",
     "DESCRIPTORS",
-    "DESCRIPTOR_BYTES",
     "DRAM_ADDRESS_BITS",
     "LOOP_DEPTH",
     "NAMES",
@@ -42,6 +43,7 @@ __all__ = [
     "REGISTERS",
     "SEMAPHORES",
     "SEMAPHORE_MAX",
+    "SLICES_REGISTER",
     "SPACES",
     "TOPOLOGIES",
     "UNITS",

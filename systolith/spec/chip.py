@@ -17,7 +17,7 @@ from typing import Any, Final
 from . import checks
 from .config import ChipConfig, PairRates, QueueDepths, iter_fields, try_config
 from .errors import ConfigError
-from .limits import BLOCK
+from .limits import BLOCK, CELLS
 from .units import PAIR_BITS, PAIRS, QUEUES
 
 __all__ = ["Chip", "derive"]
@@ -146,7 +146,7 @@ class Chip:
 
     def space_bytes(self, space: str) -> int:
         """Size of an address space of a slice (a name of `SPACES`)."""
-        return int(getattr(self, f"{space}_bytes"))
+        return 4 * CELLS if space == "cells" else int(getattr(self, f"{space}_bytes"))
 
     def peak_macs_per_s(self, pair: str) -> Fraction:
         """Multiply-adds per second of the whole chip for `pair`."""

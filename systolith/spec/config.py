@@ -165,7 +165,9 @@ def try_config(
         rule = _RULES.get(key)
         if rule is None:
             known = tuple(_RULES)
-            faults.append(f"{where}: unknown field {key!r}{nearest(key, known)}; known fields are {', '.join(known)}.")
+            faults.append(
+                f"{where}: unknown field {_show(key)}{nearest(key, known)}; known fields are {', '.join(known)}."
+            )
             continue
         values[key], found = _read(key, value, rule, values.get(key))
         faults += [f"{where}: {fault}" for fault in found]
@@ -215,7 +217,9 @@ def _read_table(key: str, value: object, before: Any, known: tuple[str, ...], re
     faults: list[str] = []
     for name, item in value.items():
         if name not in known:
-            faults.append(f"{key}: unknown key {name!r}{nearest(str(name), known)}; known keys are {', '.join(known)}.")
+            faults.append(
+                f"{key}: unknown key {_show(name)}{nearest(str(name), known)}; known keys are {', '.join(known)}."
+            )
             continue
         number = read(item)
         if isinstance(number, str):
@@ -260,7 +264,9 @@ def _power_near(number: int, rule: Rule) -> str:
 def _show(value: object) -> str:
     """Write a value as it stood in the file, cut where it is long."""
     if isinstance(value, Fraction):
-        return str(value.numerator) if value.denominator == 1 else format_quantity(value, "ratio")
+        return _show(value.numerator) if value.denominator == 1 else format_quantity(value, "ratio")
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "a number of more than 60 digits"
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

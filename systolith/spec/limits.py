@@ -16,14 +16,14 @@ CHUNK_TOKENS: Final = 256
 WORD_BYTES: Final = 16
 """Bytes of one instruction word."""
 
-DESCRIPTOR_BYTES: Final = 36
-"""Bytes of one tensor descriptor constant (288 bits)."""
-
 REGISTERS: Final = 32
 """Registers of 32 bits in the sequencer of a slice; the last one is the rank of the slice."""
 
 RANK_REGISTER: Final = REGISTERS - 1
-"""The register that holds the rank of the slice."""
+"""The register that holds the rank of the slice when a program starts."""
+
+SLICES_REGISTER: Final = REGISTERS - 2
+"""The register that holds the number of slices when a program starts."""
 
 CELLS: Final = 64
 """Cells of 32 bits a slice; cell 0 means "none" in a descriptor."""
@@ -36,6 +36,9 @@ SEMAPHORES: Final = 24
 
 SEMAPHORE_MAX: Final = 255
 """Most tokens a semaphore holds; one more is a trap."""
+
+ARRIVAL_COUNTERS: Final = 16
+"""Counters a slice of arrivals from other slices; each posts a semaphore when a whole group has arrived."""
 
 LOOP_DEPTH: Final = 8
 """Hardware loops that may nest."""

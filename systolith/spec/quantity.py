@@ -24,7 +24,7 @@ SCALES: Final[dict[str, dict[str, Fraction]]] = {
 }
 """Units that may be written for each kind of quantity, and how many of the base unit each is."""
 
-_QUANTITY: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z/]+)\s*")
+_QUANTITY: Final = re.compile(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z/]+)\s*")
 _RATIO: Final = re.compile(r"([0-9]{1,6})(?:/([1-9][0-9]{0,5}))?")
 
 

@@ -23,8 +23,8 @@ UNIT_QUEUES: Final = {
 }
 """The queues each unit serves. The sequencer runs its own instructions and has none."""
 
-SPACES: Final = ("dram", "scratchpad", "slots", "accumulator")
-"""Address spaces of a slice; each starts at byte 0. `Chip.space_bytes` has their sizes."""
+SPACES: Final = ("dram", "scratchpad", "slots", "accumulator", "cells")
+"""Address spaces of a slice, in the order of their codes; each starts at byte 0. `Chip.space_bytes` has their sizes."""
 
 PAIRS: Final = ("E2M1xE2M1", "E4M3xE2M1", "INT8xE2M1", "E4M3xE4M3", "INT8xINT8")
 """Operand pairs of the matrix unit, activations x weights. OCP Microscaling Formats v1.0, section 5.3, for the elements."""

@@ -66,6 +66,8 @@ def _parse(data: bytes, where: str) -> dict[str, object]:
 
 def _exact(text: str) -> Fraction | str:
     """Keep a TOML float exact; leave what is no finite number, or absurdly large, as text, which no field takes."""
+    if len(text) > 60:
+        return text
     try:
         mantissa, _, exponent = text.replace("_", "").lower().partition("e")
         return Fraction(mantissa) * Fraction(10) ** int(exponent or 0) if abs(int(exponent or 0)) <= 40 else text
