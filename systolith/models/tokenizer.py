@@ -1,8 +1,8 @@
 """tokenizer.json: text to token ids and back, and a decoder for text that arrives token by token.
 
 What stands before and after a prompt (a first token, say) is what the post-processor in tokenizer.json says, as in
-transformers 5, which looks at `add_bos_token` of tokenizer_config.json only where there is no tokenizer.json. Truncation
-and padding that a file may carry from training are switched off.
+transformers 5, which looks at `add_bos_token` of tokenizer_config.json only where there is no tokenizer.json.
+Truncation and padding that a file may carry from training are switched off.
 """
 
 from __future__ import annotations

@@ -1,0 +1,238 @@
+"""The graph in plain FP32 NumPy: what the model means before any of its numbers is quantised.
+
+It is compared with transformers (1e-4 in logits) and is what an operator of the chip is sketched from. It is not the
+numerics contract: sums are in NumPy's order. One sequence at a time; `Interpreter` keeps the KV cache between calls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from systolith.models.checkpoint import Checkpoint
+from systolith.models.graph import IDS, ModelGraph, Node, X, unsupported
+from systolith.spec.errors import ModelError
+
+__all__ = ["OPERATIONS", "Interpreter", "interpret"]
+
+Array = NDArray[np.float32]
+Value = NDArray[Any]
+"""FP32, or the token ids that `embed` takes."""
+
+_QUERY_ROWS = 256
+"""Query rows scored at once: bounds the memory of a long prompt."""
+
+
+@dataclass
+class _Context:
+    """What an operation sees besides its inputs: the layer, the position of the first row, its cache, weights."""
+
+    layer: int | None
+    start: int
+    caches: dict[int, tuple[Array, Array]]
+    weight: Callable[[Node, str], Array | None]
+    picked: slice
+
+
+@dataclass
+class Interpreter:
+    """Runs a graph on the tensors of a checkpoint, keeping the KV cache of one sequence.
+
+    graph : taken instead of the checkpoint's own, to try a change.    sinks : test instrument, one value a query head.
+    keep : whether tensors stay in memory as FP32 after their first use.
+    """
+
+    checkpoint: Checkpoint
+    graph: ModelGraph | None = None
+    sinks: Sequence[float] | None = None
+    keep: bool = True
+    position: int = field(default=0, init=False)
+    _caches: dict[int, tuple[Array, Array]] = field(default_factory=dict, init=False, repr=False)
+    _tensors: dict[str, Array] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.graph is None:
+            self.graph = self.checkpoint.graph
+        missing = unsupported(self.graph, OPERATIONS)
+        if missing:
+            raise ModelError(
+                f"the reference interpreter lacks the operations {', '.join(missing)} of {self.graph.name}"
+            )
+
+    def step(self, ids: Sequence[int], *, last_only: bool = False) -> Array:
+        """Append tokens to the sequence; return logits [T, vocab] of these positions, or [1, vocab] of the last one.
+
+        Raises ModelError for a token that is not in the vocabulary and for a sequence longer than the context.
+        """
+        graph = self.graph
+        assert graph is not None
+        if not ids:
+            raise ModelError("the prompt is empty; give at least one token")
+        bad = next((i for i in ids if not 0 <= i < graph.vocab), None)
+        if bad is not None:
+            raise ModelError(f"token id {bad} must be within 0..{graph.vocab - 1}, the vocabulary of {graph.name}")
+        if self.position + len(ids) > graph.context:
+            raise ModelError(
+                f"the sequence has {self.position + len(ids)} tokens, {graph.name} takes at most {graph.context}; "
+                "give a shorter prompt"
+            )
+        x: Value = np.asarray(ids, np.int64)
+        picked = slice(len(ids) - 1 if last_only else 0, len(ids))
+        for section, layer, nodes in graph.sections():
+            context = _Context(layer, self.position, self._caches, self._weight_reader(layer), picked)
+            values: dict[str, Value] = {IDS if section == "embed" else X: x}
+            with np.errstate(over="ignore", invalid="ignore"):  # weights that are not finite are legal
+                for node in nodes:
+                    values[node.out] = OPERATIONS[node.op](context, node, [values[name] for name in node.ins])
+            x = values[nodes[-1].out]
+        self.position += len(ids)
+        return np.asarray(x, np.float32)
+
+    def _weight_reader(self, layer: int | None) -> Callable[[Node, str], Array | None]:
+        def read(node: Node, role: str) -> Array | None:
+            if role == "sinks" and self.sinks is not None:
+                return np.asarray(self.sinks, np.float32)
+            if role not in node.weights:
+                return None
+            name = node.weights[role].at(layer)
+            if name in self._tensors:
+                return self._tensors[name]
+            tensor = self.checkpoint.tensor(name)
+            if self.keep:
+                self._tensors[name] = tensor
+            return tensor
+
+        return read
+
+
+def interpret(graph: ModelGraph, checkpoint: Checkpoint, ids: Sequence[int]) -> Array:
+    """Logits FP32 [T, vocab] of every position of a sequence, prefilled at once."""
+    return Interpreter(checkpoint, graph).step(ids)
+
+
+def _required(context: _Context, node: Node, role: str) -> Array:
+    weight = context.weight(node, role)
+    assert weight is not None, (node.op, role)
+    return weight
+
+
+def _heads(x: Array, heads: int) -> Array:
+    """[T, heads * d] as [heads, T, d]."""
+    return x.reshape(len(x), heads, -1).transpose(1, 0, 2)
+
+
+def _embed(context: _Context, node: Node, ins: list[Value]) -> Array:
+    rows: Array = _required(context, node, "table")[ins[0]]
+    return rows
+
+
+def _normalise(x: Array, eps: float) -> Array:
+    mean: Array = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32)
+    normal: Array = x / np.sqrt(mean + np.float32(eps))
+    return normal
+
+
+def _rms_norm(context: _Context, node: Node, ins: list[Value]) -> Array:
+    return _normalise(ins[0], node.float_attr("eps", context.layer)) * _required(context, node, "g")
+
+
+def _head_norm(context: _Context, node: Node, ins: list[Value]) -> Array:
+    x = ins[0].reshape(len(ins[0]), node.int_attr("heads", context.layer), -1)
+    y = _normalise(x, node.float_attr("eps", context.layer)) * _required(context, node, "g")
+    return y.reshape(ins[0].shape)
+
+
+def _linear(context: _Context, node: Node, ins: list[Value]) -> Array:
+    y = ins[0] @ _required(context, node, "w").T
+    bias = context.weight(node, "bias")
+    return y if bias is None else y + bias
+
+
+def _rope(context: _Context, node: Node, ins: list[Value]) -> Array:
+    x, layer = ins[0], context.layer
+    heads, dim, theta = node.int_attr("heads", layer), node.int_attr("head_dim", layer), node.float_attr("theta", layer)
+    frequency = (theta ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)).astype(np.float32)
+    angle = np.arange(context.start, context.start + len(x), dtype=np.float32)[:, None] * frequency
+    cos, sin = np.cos(angle)[:, None, :], np.sin(angle)[:, None, :]
+    pairs = x.reshape(len(x), heads, 2, dim // 2)
+    first, second = pairs[:, :, 0], pairs[:, :, 1]
+    turned = np.stack([first * cos - second * sin, second * cos + first * sin], axis=2)
+    return turned.reshape(x.shape).astype(np.float32, copy=False)
+
+
+def _cache_append(context: _Context, node: Node, ins: list[Value]) -> Array:
+    """Returns K of the cache; `attention` takes both parts from the context."""
+    assert context.layer is not None
+    heads = node.int_attr("kv_heads", context.layer)
+    new = tuple(_heads(x, heads) for x in ins)
+    old = context.caches.get(context.layer)
+    k, v = (np.concatenate([o, n], axis=1) for o, n in zip(old, new, strict=True)) if old else new
+    context.caches[context.layer] = (k, v)
+    return k
+
+
+def _attention(context: _Context, node: Node, ins: list[Value]) -> Array:
+    layer = context.layer
+    assert layer is not None
+    heads, kv_heads, dim = (node.int_attr(name, layer) for name in ("heads", "kv_heads", "head_dim"))
+    scale = node.attr("scale", layer)
+    factor = np.float32(1 / math.sqrt(dim) if scale is None else scale)
+    window = node.attr("window", layer)
+    sinks = context.weight(node, "sinks")
+    k, v = context.caches[layer]
+    q = _heads(ins[0], heads)
+    out = np.empty_like(q)
+    key_positions = np.arange(k.shape[1])
+    for first in range(0, q.shape[1], _QUERY_ROWS):
+        rows = slice(first, min(first + _QUERY_ROWS, q.shape[1]))
+        positions = np.arange(context.start + rows.start, context.start + rows.stop)[:, None]
+        visible = key_positions <= positions
+        if window is not None:
+            visible &= positions - key_positions < int(window)
+        for head in range(heads):
+            group = head * kv_heads // heads
+            scores = np.where(visible, (q[head, rows] @ k[group].T) * factor, np.float32(-np.inf))
+            top = scores.max(axis=1, keepdims=True)
+            if sinks is not None:
+                top = np.maximum(top, sinks[head])
+            p = np.exp(scores - top)
+            total = p.sum(axis=1, keepdims=True)
+            if sinks is not None:
+                total = total + np.exp(sinks[head] - top)
+            out[head, rows] = (p @ v[group]) / total
+    return out.transpose(1, 0, 2).reshape(ins[0].shape)
+
+
+def _silu_mul(context: _Context, node: Node, ins: list[Value]) -> Array:
+    gate, up = ins
+    h: Array = np.multiply(gate / (1 + np.exp(-gate)), up, dtype=np.float32)  # where exp overflows the quotient is zero
+    return h
+
+
+def _add(context: _Context, node: Node, ins: list[Value]) -> Array:
+    total: Array = ins[0] + ins[1]
+    return total
+
+
+def _select(context: _Context, node: Node, ins: list[Value]) -> Array:
+    return ins[0][context.picked]
+
+
+OPERATIONS: dict[str, Callable[[_Context, Node, list[Value]], Array]] = {
+    "embed": _embed,
+    "rms_norm": _rms_norm,
+    "linear": _linear,
+    "head_norm": _head_norm,
+    "rope": _rope,
+    "cache_append": _cache_append,
+    "attention": _attention,
+    "silu_mul": _silu_mul,
+    "add": _add,
+    "select": _select,
+}
+"""The interpreter's rule for each operation of the graph."""

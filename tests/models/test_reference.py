@@ -1,0 +1,98 @@
+"""The reference interpreter against transformers, and its own invariants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from systolith.models.checkpoint import Checkpoint
+from systolith.models.reference import Interpreter, interpret
+from systolith.spec.errors import ModelError
+
+ODD = {"hidden_size": 144, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 48, "vocab_size": 1003}
+MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+
+MODELS: dict[str, dict[str, Any]] = {
+    "llama_untied": ODD,
+    "llama_tied": {**ODD, "tie_word_embeddings": True},
+    "llama_biases": {**ODD, "attention_bias": True, "mlp_bias": True},
+    "llama_wide_gqa": {"num_attention_heads": 16, "num_key_value_heads": 2, "hidden_size": 96, "head_dim": 32},
+    "llama_all_heads_alike": {"num_key_value_heads": None, "head_dim": None},
+    "llama_theta_in_rope_parameters": {
+        "rope_theta": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+    },
+    "mistral_window": {**MISTRAL, "sliding_window": 24, "max_position_embeddings": 256},
+    "mistral_no_window": {**MISTRAL, "sliding_window": None, "head_dim": None},
+}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_agree_with_transformers(name: str, make_model: Callable[..., Path]) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch==2.13.0 (CPU)")
+    transformers = pytest.importorskip("transformers", reason="pip install transformers==5.23.0")
+    path = make_model(**MODELS[name])
+    checkpoint = Checkpoint.open(path)
+    ids = np.random.default_rng(1).integers(0, checkpoint.graph.vocab, 100).tolist()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+    )
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0].numpy()
+    got = interpret(checkpoint.graph, checkpoint, ids)
+    assert got.dtype == np.float32
+    assert got.shape == expected.shape
+    assert np.abs(expected).max() > 1  # logits of a size at which 1e-4 says something
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {**MISTRAL, "sliding_window": 5}], ids=["llama", "mistral_window"])
+def test_token_by_token_and_chunks_equal_prefill(changes: dict[str, Any], make_model: Callable[..., Path]) -> None:
+    checkpoint = Checkpoint.open(make_model(**changes))
+    ids = list(range(3, 33))
+    whole = interpret(checkpoint.graph, checkpoint, ids)
+    decode = Interpreter(checkpoint)
+    np.testing.assert_allclose(np.concatenate([decode.step([i]) for i in ids]), whole, rtol=0, atol=1e-5)
+    chunks = Interpreter(checkpoint, keep=False)
+    parts = [chunks.step(ids[at : at + 7]) for at in range(0, len(ids), 7)]
+    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=0, atol=1e-5)
+    assert chunks.position == len(ids)
+    last = Interpreter(checkpoint).step(ids, last_only=True)
+    assert last.shape == (1, checkpoint.graph.vocab)
+    np.testing.assert_allclose(last[0], whole[-1], rtol=0, atol=1e-5)
+
+
+def test_a_window_changes_later_rows_only(make_model: Callable[..., Path]) -> None:
+    checkpoint = Checkpoint.open(make_model())
+    ids = list(range(3, 33))
+    free = interpret(checkpoint.graph, checkpoint, ids)
+    windowed = interpret(checkpoint.graph.with_attr("attention", window=6), checkpoint, ids)
+    np.testing.assert_array_equal(free[:6], windowed[:6])
+    assert np.abs(free[6:] - windowed[6:]).max() > 1e-3
+
+
+def test_a_sink_takes_a_share_of_attention(make_model: Callable[..., Path]) -> None:
+    checkpoint = Checkpoint.open(make_model())
+    ids = list(range(3, 13))
+    plain = interpret(checkpoint.graph, checkpoint, ids)
+    none = Interpreter(checkpoint, sinks=[-1e9] * 4).step(ids)
+    some = Interpreter(checkpoint, sinks=[0.0] * 4).step(ids)
+    np.testing.assert_allclose(none, plain, rtol=0, atol=1e-6)
+    assert np.abs(some - plain).max() > 1e-3
+
+
+def test_errors_are_whole_sentences(make_model: Callable[..., Path]) -> None:
+    checkpoint = Checkpoint.open(make_model())
+    with pytest.raises(ModelError, match=r"^token id 64 must be within 0\.\.63, the vocabulary of model$"):
+        interpret(checkpoint.graph, checkpoint, [1, 64])
+    with pytest.raises(
+        ModelError, match=r"^the sequence has 129 tokens, model takes at most 128; give a shorter prompt$"
+    ):
+        interpret(checkpoint.graph, checkpoint, [1] * 129)
+    with pytest.raises(ModelError, match=r"^the prompt is empty; give at least one token$"):
+        interpret(checkpoint.graph, checkpoint, [])
