@@ -33,8 +33,8 @@ def block_sum(
     pair = pair_of(fmt_a, fmt_b)
     if len(codes_a) != len(codes_b) or len(codes_a) > BLOCK:
         raise SystolithError(
-            f"block_sum: len(codes_a)={len(codes_a)} and len(codes_b)={len(codes_b)} must be equal and at most {BLOCK}; "
-            "call it once a block"
+            f"block_sum: len(codes_a)={len(codes_a)} and len(codes_b)={len(codes_b)} must be equal and at most "
+            f"{BLOCK}; call it once a block"
         )
     if scale_a == SCALE_NAN or scale_b == SCALE_NAN:
         return math.nan
@@ -76,7 +76,7 @@ def dequantise(code: int, fmt: Format, scale_code: int) -> float:
 
 @dataclass(frozen=True)
 class BlockRow:
-    """One vector along the contraction axis in blocks of 32; the last block may be short, the missing codes are zero."""
+    """One vector along the contraction axis in blocks of 32; the codes a short last block lacks are zero."""
 
     fmt: Format
     scales: tuple[int, ...]

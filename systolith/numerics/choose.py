@@ -68,8 +68,8 @@ def nucleus_threshold(weights: Sequence[int], p_fixed: int) -> int:
 def pick(weights: Sequence[int], p_fixed: int, u: int) -> int:
     """Give the index sampled by a 32-bit random word u from weights [n] under top_p = P / 2^32.
 
-    w below the threshold become 0, r = floor(u * S' / 2^32), the first i with prefix(i) > r is picked, prefix(i) the sum
-    of w_0..w_i. All weights 0 (every logit a NaN) gives index 0.
+    w below the threshold become 0, r = floor(u * S' / 2^32), the first i with prefix(i) > r is picked, prefix(i) the
+    sum of w_0..w_i. All weights 0 (every logit a NaN) gives index 0.
     """
     t = nucleus_threshold(weights, p_fixed)
     kept = [w if w >= t else 0 for w in weights]

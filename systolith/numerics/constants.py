@@ -31,7 +31,7 @@ MAX_POSITION = 2**24
 
 
 def score_scale(d: int, scale: float | None = None) -> float:
-    """Give c of rule 7: RNE(log2(e) / sqrt(d)), d the unpadded head size, or RNE(scale * log2(e)) of the model's scale."""
+    """Give c of rule 7: RNE(log2(e) / sqrt(d)), d unpadded, or RNE(scale * log2(e)) of a model's scale."""
     if scale is not None:
         exact = _positive("score_scale: scale", scale)
         return _exact.round_enclosed(lambda bits: Interval.exact(exact) * _exact.log2e(bits))
@@ -76,7 +76,8 @@ def llama3_scaling(factor: float, low_freq_factor: float, high_freq_factor: floa
     low, high = Fraction(low_freq_factor), Fraction(high_freq_factor)
     if not 0 < low < high:
         raise SystolithError(
-            f"rope_scaling: low_freq_factor={low_freq_factor} must be above 0 and below high_freq_factor={high_freq_factor}"
+            f"rope_scaling: low_freq_factor={low_freq_factor} must be above 0 and below "
+            f"high_freq_factor={high_freq_factor}"
         )
     divisor = Interval.exact(_positive("rope_scaling: factor", factor))
 
@@ -93,7 +94,7 @@ def llama3_scaling(factor: float, low_freq_factor: float, high_freq_factor: floa
 
 
 def inverse_frequencies(d: int, theta: float, scaling: Scaling | None = None) -> Float32s:
-    """Give inv_freq_i = RNE(theta^(-2i/d)), FP32 [d/2]; `scaling` acts inside the one rounding. d is the rotated size."""
+    """Give inv_freq_i = RNE(theta^(-2i/d)), FP32 [d/2]; `scaling` acts inside the one rounding; d: rotated size."""
     base = _positive("theta", theta)
     if d < 2 or d % 2:
         raise SystolithError(f"rotary: d={d} must be even and 2 or more, the rotated part of a head")

@@ -178,7 +178,7 @@ def shift_add(a: float, ea: int, b: float, eb: int) -> tuple[float, int]:
     if eb == EMPTY_M:
         return a, ea
     m = max(ea, eb)
-    if a == 0.0 and b == 0.0 or not (math.isfinite(a) and math.isfinite(b)):
+    if (a == 0.0 and b == 0.0) or not (math.isfinite(a) and math.isfinite(b)):
         return round_f32(a + b), m
     # FP32 values are integers in units of 2^-149; the smaller exponent becomes the common unit.
     units_a, units_b, low = int(math.ldexp(a, 149)), int(math.ldexp(b, 149)), min(ea, eb)

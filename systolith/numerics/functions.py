@@ -13,8 +13,8 @@ from systolith.numerics.constants import LOG2E
 from systolith.numerics.fp32 import add, mul, rne_shift, round_ratio, round_scaled
 
 __all__ = [
-    "EXP2_T1", "EXP2_T2", "FX_MAX", "FX_MIN", "MASKED", "NAN_FX", "ceil_fx", "exp", "exp2_entry", "exp2_table", "exp2fx",
-    "fix", "rcp", "rsqrt", "sigmoid", "silu",
+    "EXP2_T1", "EXP2_T2", "FX_MAX", "FX_MIN", "MASKED", "NAN_FX", "ceil_fx", "exp", "exp2_entry", "exp2_table",
+    "exp2fx", "fix", "rcp", "rsqrt", "sigmoid", "silu",
 ]  # fmt: skip
 
 MASKED = -(2**31)
@@ -43,7 +43,7 @@ def rcp(x: float) -> float:
 
 
 def rsqrt(x: float) -> float:
-    """Give 1/sqrt(x) correctly rounded to FP32, for every FP32 x; rsqrt(+-0) = +-inf, below zero NaN, rsqrt(+inf) = +0."""
+    """Give 1/sqrt(x) correctly rounded, for every FP32 x; rsqrt(+-0) = +-inf, below zero NaN, rsqrt(+inf) = +0."""
     if x == 0.0:
         return math.copysign(math.inf, x)
     if not x > 0.0:

@@ -25,5 +25,5 @@ def philox4x32_10(counter: Words4, key: Words2) -> Words4:
 
 
 def sample_word(seed: int, position: int) -> int:
-    """Give u of rule 8 for the token to be made at `position` (from 0); key word 0 is the low half of the 64-bit seed."""
+    """Give u of rule 8 for the token to be made at `position` (from 0); key word 0 is the low half of the seed."""
     return philox4x32_10((position, 0, 0, 0), (seed & _MASK, seed >> 32 & _MASK))[0]
