@@ -1,6 +1,6 @@
 """`Chip`: checked and derived, what every layer takes. Built by `load`, or by `derive` from a `ChipConfig`.
 
-Each number is computed once, here. Rates in bytes per cycle are exact rationals, latencies are whole cycles, rounded up.
+Each number is computed once, here. Bytes per cycle are exact rationals; latencies are whole cycles, rounded up.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TREE_RADIX: Final = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One chip. Per slice and in cycles unless a name says otherwise; Fraction where it is exact and may be no integer."""
+    """One chip. Per slice and in cycles unless a name says otherwise; a Fraction where it may be no integer."""
 
     config: ChipConfig
     """The record this chip was derived from."""
@@ -301,4 +301,5 @@ def _plain(value: object) -> object:
     return value
 
 
-assert set(PairRates._fields) == set(PAIRS) == set(PAIR_BITS) and set(QueueDepths._fields) == set(QUEUES)
+assert set(PairRates._fields) == set(PAIRS) == set(PAIR_BITS)
+assert set(QueueDepths._fields) == set(QUEUES)

@@ -1,4 +1,4 @@
-"""`ChipConfig`: what a person writes. Few fields, in bytes, bytes/s, nanoseconds and hertz; `chip.Chip` derives the rest.
+"""`ChipConfig`: what a person writes. Few fields, in bytes, bytes/s, nanoseconds, hertz; `chip.Chip` derives the rest.
 
 A field's rule stands beside it: kind, range, and what breaks outside it. `read_config` turns a mapping (a TOML file)
 into a config and lists every fault at once; a key it does not know is a fault that names the known ones.
@@ -158,7 +158,7 @@ def read_config(raw: Mapping[str, object], where: str, base: ChipConfig | None =
 def try_config(
     raw: Mapping[str, object], where: str, base: ChipConfig | None = None
 ) -> tuple[ChipConfig | None, list[str]]:
-    """Do as `read_config`, but return the faults (and no config) instead of raising, for a caller that has more of them."""
+    """Do as `read_config`, but return the faults (and then no config) instead of raising."""
     values: dict[str, Any] = {f.name: getattr(base, f.name) for f in fields(ChipConfig)} if base else {}
     faults: list[str] = []
     for key, value in raw.items():

@@ -1,4 +1,4 @@
-"""Quantities as people write them: `65536`, `"64 KiB"`, `"240.625 GB/s"`, `"20 ns"`, `"1.6 GHz"`; exact rationals inside.
+"""Quantities as people write them: `65536`, `"64 KiB"`, `"240.625 GB/s"`, `"20 ns"`, `"1.6 GHz"`; exact inside.
 
 GB is 10^9 bytes and GiB is 2^30 bytes, everywhere.
 """
@@ -48,7 +48,7 @@ def parse_quantity(value: object, kind: str) -> Fraction | None:
 
 
 def format_quantity(value: Fraction | int, kind: str) -> str:
-    """Write a quantity with the unit that reads best: binary prefixes for sizes that are round in them, else decimal."""
+    """Write a quantity with the unit that reads best: binary prefixes for sizes round in them, else decimal."""
     value = Fraction(value)
     if kind == "bytes":
         for prefix, scale in reversed(_BINARY.items()):

@@ -27,7 +27,7 @@ SPACES: Final = ("dram", "scratchpad", "slots", "accumulator", "cells")
 """Address spaces of a slice, in the order of their codes; each starts at byte 0. `Chip.space_bytes` has their sizes."""
 
 PAIRS: Final = ("E2M1xE2M1", "E4M3xE2M1", "INT8xE2M1", "E4M3xE4M3", "INT8xINT8")
-"""Operand pairs of the matrix unit, activations x weights. OCP Microscaling Formats v1.0, section 5.3, for the elements."""
+"""Operand pairs of the matrix unit, activations x weights. Elements: OCP Microscaling Formats v1.0, section 5.3."""
 
 PAIR_BITS: Final = {
     "E2M1xE2M1": (4, 4),

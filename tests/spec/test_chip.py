@@ -48,6 +48,14 @@ def write(folder: Path, text: str, name: str = "mine.toml") -> Path:
     return path
 
 
+def faults_of(path: Path) -> tuple[str, ...]:
+    try:
+        load(path)
+    except ConfigError as error:
+        return error.faults
+    return ()
+
+
 def test_a_whole_file_with_an_odd_bank_count(tmp_path: Path) -> None:
     c = load(write(tmp_path, WHOLE))
     assert (c.name, c.slices, c.banks, c.bank_bytes, c.bank_rows) == ("mine", 3, 5, 32, 896)
@@ -93,11 +101,9 @@ def test_random_byte_changes_end_in_a_chip_or_a_refusal(tmp_path: Path) -> None:
             data[draw.randrange(len(data))] = draw.choice((draw.randrange(256), draw.choice(b'0123456789.eE_"-[]= \n')))
         path = tmp_path / "mine.toml"
         path.write_bytes(data)
-        try:
-            load(path)
-        except ConfigError as error:
-            refused += 1
-            assert all(re.fullmatch(r"mine\.toml: .+\.", fault, re.DOTALL) for fault in error.faults)
+        faults = faults_of(path)
+        refused += bool(faults)
+        assert all(re.fullmatch(r"mine\.toml: .+\.", fault, re.DOTALL) for fault in faults)
     assert 300 < refused < 500
 
 
