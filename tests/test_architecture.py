@@ -26,11 +26,13 @@ VIEWS = {
 }
 
 
-@pytest.mark.parametrize("view", [v for v, path in VIEWS.items() if (ROOT / path).parent.is_dir()])
-@pytest.mark.parametrize("unit", UNITS)
-def test_each_unit_has_a_file_of_its_name(view: str, unit: str) -> None:
-    path = VIEWS[view].format(unit)
-    assert (ROOT / path).is_file(), f"unit {unit} has no {path}"
+@pytest.mark.parametrize("view", VIEWS)
+def test_each_unit_has_a_file_of_its_name(view: str) -> None:
+    folder = (ROOT / VIEWS[view]).parent
+    if not folder.is_dir():
+        pytest.skip(f"there is no {folder.relative_to(ROOT)} yet")
+    missing = [VIEWS[view].format(unit) for unit in UNITS if not (ROOT / VIEWS[view].format(unit)).is_file()]
+    assert not missing, "units without a file of their name"
 
 
 def test_each_package_has_one_sentence() -> None:
