@@ -156,6 +156,18 @@ class Chip:
         """FLOP/s of the whole chip for `pair`: a multiply-add counts as two."""
         return 2 * self.peak_macs_per_s(pair)
 
+    def memory_weights_per_cycle(self, pair: str) -> Fraction:
+        """Weights of `pair`, with the E8M0 scale of each block, that a slice's memory brings per cycle."""
+        return self.dram_bytes_per_cycle * BLOCK / Fraction(BLOCK * PAIR_BITS[pair][1] + 8, 8)
+
+    def array_weights_per_cycle(self, pair: str) -> Fraction:
+        """Weights of `pair` that the arrays of a slice use per cycle at one row: by rate and by load port."""
+        return min(self.macs_per_cycle * self.rate(pair), Fraction(8 * self.weight_load_bytes, PAIR_BITS[pair][1]))
+
+    def binds_at_one_row(self, pair: str) -> str:
+        """What a single row (batch 1) waits for with `pair`: "memory" or "array"."""
+        return "array" if self.array_weights_per_cycle(pair) < self.memory_weights_per_cycle(pair) else "memory"
+
     @property
     def chip_dram_bytes_per_s(self) -> Fraction:
         """Memory bandwidth of the whole chip."""

@@ -71,6 +71,12 @@ def _derived(chip: Chip) -> Iterator[Row]:
         yield row(f"peak_flops.{pair}", peak, "FLOP/s", "whole chip, a multiply-add is two", _flops(peak))
     for pair in PAIRS:
         yield row(f"balance.{pair}", chip.balance(pair), "FLOP/byte", "peak over memory bandwidth")
+    for pair in PAIRS:
+        note = (
+            f"at one row: memory brings {format_quantity(chip.memory_weights_per_cycle(pair), 'count')} weights per "
+            f"cycle, the arrays use {format_quantity(chip.array_weights_per_cycle(pair), 'count')}"
+        )
+        yield Row(f"binds_at_one_row.{pair}", chip.binds_at_one_row(pair), "", chip.binds_at_one_row(pair), note, True)
     bandwidth = chip.chip_dram_bytes_per_s
     rate = format_quantity(bandwidth, "bytes/s")
     yield row("chip_dram_bytes_per_s", bandwidth, "bytes/s", "whole chip, all slices", rate)

@@ -146,3 +146,20 @@ def test_describe_reads_well() -> None:
     assert text["chip_dram_bytes"] == "216 GiB"
     assert text["balance.E2M1xE2M1"] == "871.544 FLOP/byte"
     assert text["power_w"] == "700 W"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_memory_binds_at_one_row_but_for_four_bits_on_nano(name: str, pair: str) -> None:
+    c = load(name)
+    bits = 4 if pair.endswith("E2M1") else 8
+    brought = float(c.dram_bytes_per_cycle) / (bits / 8 + 1 / 32)
+    assert float(c.memory_weights_per_cycle(pair)) == pytest.approx(brought)
+    # nano: 16 bytes a cycle bring 30.1 weights of 4 bits, and 16 PEs use 16; of 8 bits they bring 15.5.
+    assert c.binds_at_one_row(pair) == ("array" if name == "nano" and bits == 4 else "memory")
+
+
+def test_what_binds_is_written_out() -> None:
+    row = {row.field: row for row in describe(load("nano"))}["binds_at_one_row.E2M1xE2M1"]
+    assert (row.value, row.text) == ("array", "array")
+    assert row.note == "at one row: memory brings 30.1176 weights per cycle, the arrays use 16"

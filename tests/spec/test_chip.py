@@ -272,3 +272,22 @@ def test_read_config_without_base_or_defaults() -> None:
         "small",
     )
     assert (config.slices, config.pe_dot, config.queue_depths.W, config.weight_load_bytes) == (1, 4, 4, None)
+
+
+def test_one_large_array_is_a_chip_too() -> None:
+    """Build what published simulators are compared on: one 128x128 array at 1,600 bytes per cycle."""
+    c = load("server").vary(
+        slices=1,
+        clock_hz=10**9,
+        arrays=1,
+        array_rows=128,
+        array_cols=128,
+        rates={"INT8xINT8": 1},
+        dram_bytes_per_s=1600 * 10**9,
+        scratchpad_bytes="16 MiB",
+        slots_bytes="2 MiB",
+        bank_bytes="2 KiB",
+    )
+    assert c.peak_macs_per_s("INT8xINT8") == 128 * 128 * 10**9
+    assert c.weight_load_bytes == 4096
+    assert c.warnings == ()
