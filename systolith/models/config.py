@@ -83,7 +83,7 @@ class Field:
                 "ids": f"a token id 0..{self.high:.0f} or a list of them",
                 "any": "present",
             }[self.kind]
-        return words + (" or null" if self.nullable else "")
+        return words + (" or null" if self.nullable and words != "null" else "")
 
     def accepts(self, value: object) -> bool:
         """Whether a value of the file is allowed."""

@@ -60,7 +60,7 @@ def families() -> Mapping[str, Family]:
             ) from error
         if not isinstance(family, Family):
             raise ModelError(
-                f"entry point {point.name}={point.value} of {ENTRY_POINTS} must be a Family, is a "
+                f"entry point {point.name}={point.value} of {ENTRY_POINTS} must be a Family, is of type "
                 f"{type(family).__name__}; repair or uninstall its package"
             )
         if found.setdefault(family.model_type, family) is not family:

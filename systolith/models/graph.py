@@ -226,17 +226,18 @@ def check(graph: ModelGraph) -> list[str]:
     for section, layer, nodes in graph.sections():
         start = ValueType("ids", 1) if section == "embed" else ValueType("tokens", graph.hidden)
         values = {IDS if section == "embed" else X: start}
-        before = len(faults)
+        sound = True
         for node in nodes:
             for text in _check_node(node, values, graph.layers, layer):
                 faults[f"{section}: {text}"] = None
+                sound = False
             for role, ref in node.weights.items():
                 name = ref.at(layer)
                 if layer is not None and "{layer}" not in ref.name:
                     faults[f"{section}: {node.op} {node.out}: weight {role}, {name}, lacks {{layer}}"] = None
                 if shapes.setdefault(name, ref.shape) != ref.shape:
                     faults[f"tensor {name} is used with shapes {shapes[name]} and {ref.shape}"] = None
-        if len(faults) == before:  # a result of the wrong type follows from any other fault and is not told beside one
+        if sound:  # a result of the wrong type follows from any other fault and is not told beside one
             last = values[nodes[-1].out] if nodes else start
             want = ValueType("picked", graph.vocab) if section == "head" else ValueType("tokens", graph.hidden)
             if last != want:

@@ -89,8 +89,8 @@ class Profile:
         ]
         chosen: dict[str, object] = {key: table.get(key, "INT8") for key in ("weights", "activations", "k", "v")}
         chosen["p"] = table.get("p", "E4M3" if chosen["v"] == "E4M3" else "INT8")
-        chosen["head"] = table.get("head", chosen["activations"])
-        chosen["embed"] = table.get("embed", chosen["head"])
+        chosen["head"] = table.get("head", _legal(chosen["activations"]))
+        chosen["embed"] = table.get("embed", _legal(chosen["head"]))
         for key in ("lanes", "deferred_norm"):
             if key in table:
                 chosen[key] = table[key]
@@ -166,6 +166,11 @@ class Profile:
 
 
 _DEFAULTS: dict[str, object] = {f.name: f.default for f in fields(Profile) if f.name != "spans"}
+
+
+def _legal(value: object) -> object:
+    """A format to derive another from: a wrong one is told once, where it stands."""
+    return value if isinstance(value, str) and value in ELEMENT_FORMATS else "INT8"
 
 
 def _refuse(source: str, faults: Sequence[str]) -> ConfigError:

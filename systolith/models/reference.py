@@ -89,7 +89,7 @@ class Interpreter:
             with np.errstate(over="ignore", invalid="ignore"):  # weights that are not finite are legal
                 for node in nodes:
                     values[node.out] = OPERATIONS[node.op](context, node, [values[name] for name in node.ins])
-            x = values[nodes[-1].out]
+            x = values[nodes[-1].out] if nodes else x
         self.position += len(ids)
         return np.asarray(x, np.float32)
 

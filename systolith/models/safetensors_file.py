@@ -135,9 +135,7 @@ def _entry(path: Path, name: str, entry: object, base: int, size: int) -> Stored
     if not _sizes(shape) or len(shape) > 16:
         raise _damaged(path, f"{where} has shape {show(shape)}, must be a list of sizes")
     if not _sizes(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= size - base:
-        raise _damaged(
-            path, f"{where} has data_offsets {show(offsets)}, must be two within the {size - base} bytes of data"
-        )
+        raise _damaged(path, f"{where} has data_offsets {show(offsets)}, must be two within 0..{size - base}")
     begin, end = offsets
     bits = math.prod(shape) * _BITS[dtype]
     if bits != 8 * (end - begin):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+
+from systolith.spec.errors import SystolithError
 
 SMALL_LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -35,12 +40,12 @@ MakeModel = Callable[..., Path]
 
 def tensors_of(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     """Tensors a config asks for, by the names and shapes of transformers, written apart from the package."""
-    random = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     hidden, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     heads = config["num_attention_heads"]
     dim = config.get("head_dim") or hidden // heads
     q, kv = heads * dim, (config.get("num_key_value_heads") or heads) * dim
-    out = {"model.embed_tokens.weight": random.normal(0, 1, (vocab, hidden))}
+    out = {"model.embed_tokens.weight": generator.normal(0, 1, (vocab, hidden))}
     for layer in range(config["num_hidden_layers"]):
         base = f"model.layers.{layer}."
         for name, (rows, columns) in {
@@ -52,14 +57,14 @@ def tensors_of(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
             "mlp.up_proj": (inner, hidden),
             "mlp.down_proj": (hidden, inner),
         }.items():
-            out[f"{base}{name}.weight"] = random.normal(0, columns**-0.5, (rows, columns))
+            out[f"{base}{name}.weight"] = generator.normal(0, columns**-0.5, (rows, columns))
             if config.get("attention_bias" if "self_attn" in name else "mlp_bias"):
-                out[f"{base}{name}.bias"] = random.normal(0, 0.3, rows)
+                out[f"{base}{name}.bias"] = generator.normal(0, 0.3, rows)
         for name in ("input_layernorm", "post_attention_layernorm"):
-            out[f"{base}{name}.weight"] = 1 + random.normal(0, 0.1, hidden)
-    out["model.norm.weight"] = 1 + random.normal(0, 0.1, hidden)
+            out[f"{base}{name}.weight"] = 1 + generator.normal(0, 0.1, hidden)
+    out["model.norm.weight"] = 1 + generator.normal(0, 0.1, hidden)
     if not config.get("tie_word_embeddings"):
-        out["lm_head.weight"] = random.normal(0, hidden**-0.5, (vocab, hidden))
+        out["lm_head.weight"] = generator.normal(0, hidden**-0.5, (vocab, hidden))
     return {name: value.astype(np.float32) for name, value in out.items()}
 
 
@@ -81,6 +86,44 @@ def write_model(path: Path, *, seed: int = 0, shards: int = 1, **changes: Any) -
         weight_map |= dict.fromkeys(part, file)
     (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return path
+
+
+@dataclass
+class FuzzReport:
+    """How attempts on a damaged file ended."""
+
+    normal: int = 0
+    refusals: list[str] = field(default_factory=list)
+    slowest_s: float = 0.0
+
+
+def fuzz_file(
+    file: Path, attempt: Callable[[], object], *, seed: int, places: Sequence[int] = (), count: int = 500
+) -> FuzzReport:
+    """Change bytes of a file `count` times and try it; anything but a normal end or a refusal is raised as it comes.
+
+    Half of the changes go to `places`, if there are any. Refusals are checked to be one line of printable text.
+    """
+    original = file.read_bytes()
+    source = random.Random(seed)
+    report = FuzzReport()
+    for _ in range(count):
+        data = bytearray(original)
+        for _ in range(source.choice((1, 1, 1, 4))):
+            at = source.choice(places) if places and source.random() < 0.5 else source.randrange(len(data))
+            data[at] = source.choice((source.randrange(256), *b"0123456789-.e,"))
+        file.write_bytes(data)
+        start = time.perf_counter()
+        try:
+            attempt()
+            report.normal += 1
+        except SystolithError as error:
+            report.refusals.append(str(error))
+        report.slowest_s = max(report.slowest_s, time.perf_counter() - start)
+    file.write_bytes(original)
+    assert [text for text in report.refusals if not text.isprintable()] == []
+    assert report.slowest_s < 10
+    return report
 
 
 @pytest.fixture
