@@ -95,6 +95,9 @@ class Node:
     weights: Mapping[str, WeightRef] = field(default_factory=dict)
     attrs: Mapping[str, AttrValue] = field(default_factory=dict)
 
+    def __hash__(self) -> int:
+        return hash((self.op, self.out, self.ins))
+
     def attr(self, name: str, layer: int | None = None) -> Scalar:
         """Value of an attribute in a layer; the operation's default where the node does not give it.
 
@@ -143,6 +146,9 @@ class ModelGraph:
     eos_ids: tuple[int, ...] = ()
     bos_id: int | None = None
     special: Mapping[int, tuple[Node, ...]] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.architecture, self.hidden, self.vocab, self.layers, self.context, self.layer))
 
     def body(self, layer: int) -> tuple[Node, ...]:
         """Nodes of one layer."""

@@ -65,6 +65,9 @@ class Profile:
         if faults:
             raise _refuse("profile", faults)
 
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
     @staticmethod
     def default(weights: str = "INT8", activations: str = "INT8", kv: str = "INT8") -> Profile:
         """Profile for a choice of weights, activations and KV cache; the rest follows.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,12 @@ def test_default_lanes_follow_rule_7(kv_heads: int, lanes: int) -> None:
 def test_every_operation_of_a_graph_has_a_rule_in_the_interpreter() -> None:
     assert set(OPERATIONS) == set(OPS)
     assert unsupported(small(), OPERATIONS) == []
+
+
+def test_equal_graphs_are_one_key_and_survive_a_process_boundary() -> None:
+    graph = small()
+    assert {graph, small(), pickle.loads(pickle.dumps(graph))} == {graph}
+    assert graph.with_attr("attention", window=5) != graph
 
 
 def test_what_a_target_lacks_is_listed_whole() -> None:

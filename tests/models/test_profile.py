@@ -44,6 +44,7 @@ def test_a_whole_file_is_read(tmp_path: Path) -> None:
     assert (profile.window, profile.sink) == (300, (-1.0, 0.5, 2))
     assert Profile.from_dict(json.loads(profile.to_json())) == profile
     assert Profile.from_dict(json.loads(profile.to_json())).to_json() == profile.to_json()
+    assert {profile, Profile.from_dict(json.loads(profile.to_json()))} == {profile}
 
 
 def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
