@@ -51,9 +51,9 @@ def block_sum(
 
 
 def quantise_block(values: Sequence[float], fmt: Format) -> tuple[int, tuple[int, ...]]:
-    """Quantise FP32 values that share one scale: (scale code, codes), rule 4.
+    """Quantise values that share one scale: (scale code, codes), rule 4.
 
-    values : [n], a block of 32 or a whole row with one scale; n is free.
+    values : [n], a block of 32 or a whole row with one scale; n is free. FP32, or exact products p * 2^sv (rule 7).
     A NaN or an infinity gives scale 0xFF and zero codes, all zeros give scale code 0.
     """
     if not all(map(math.isfinite, values)):

@@ -43,7 +43,10 @@ def score_scale(d: int, scale: float | None = None) -> float:
 def temperature_scale(temperature: float) -> float:
     """Give RNE(log2(e) / T) for a binary64 temperature above 0 (0 is argmax and needs no scale)."""
     exact = _positive("temperature", temperature)
-    return _exact.round_enclosed(lambda bits: _exact.log2e(bits) / Interval.exact(exact))
+    scale = _exact.round_enclosed(lambda bits: _exact.log2e(bits) / Interval.exact(exact))
+    if math.isinf(scale):
+        raise SystolithError(f"temperature={temperature} must be at least 2^-127; use 0 to take the largest logit")
+    return scale
 
 
 def mean_scale(D: int) -> float:

@@ -134,6 +134,13 @@ def test_quantise_block_corners(fmt: Format) -> None:
     assert len(blocks.quantise_block([1.0] * 128, fmt)[1]) == 128  # a whole row may share a scale
 
 
+def test_a_product_below_the_range_of_fp32_is_quantised_exactly() -> None:
+    p, scale = 1 + 2.0**-7 + 2.0**-23, 2.0**-127  # just above a midpoint of INT8, which FP32 would round to
+    assert fp32.round_f32(p * scale) == (1 + 2.0**-7) * scale
+    assert blocks.quantise_block([p * scale], INT8) == (0, (65,))
+    assert blocks.quantise_block([fp32.round_f32(p * scale)], INT8) == (0, (64,))
+
+
 @pytest.mark.parametrize("fmt", ELEMENTS, ids=lambda fmt: fmt.name)
 def test_dequantise_rounds_once_for_every_code_and_scale(fmt: Format) -> None:
     for scale in (0, 1, 2, 126, 127, 200, 250, 253, 254):

@@ -201,6 +201,11 @@ def test_errors() -> None:
         constants.inverse_frequencies(7, 1e4)
     with pytest.raises(SystolithError, match=r"^temperature=0 must be a finite number above 0$"):
         constants.temperature_scale(0)
+    with pytest.raises(
+        SystolithError, match=r"^temperature=1e-39 must be at least 2\^-127; use 0 to take the largest logit$"
+    ):
+        constants.temperature_scale(1e-39)
+    assert constants.temperature_scale(2.0**-127) < math.inf
     with pytest.raises(SystolithError, match=r"^score_scale: d=0 must be 1 or more, the unpadded head size$"):
         constants.score_scale(0)
     with pytest.raises(SystolithError, match=r"^mean_scale: D=0 must be 1 or more, the unpadded size$"):

@@ -117,6 +117,17 @@ def test_tree_sum_is_the_recursive_split(bits: list[int]) -> None:
     assert fp32.to_bits(fp32.tree_sum([as_float(b) for b in bits])) == split(bits)
 
 
+@given(st.lists(near_bits, min_size=1, max_size=150))
+def test_a_tree_of_squares_may_be_padded_and_cut_into_aligned_groups(bits: list[int]) -> None:
+    squares = [fp32.mul(as_float(b), as_float(b)) for b in bits]
+    whole = fp32.to_bits(fp32.tree_sum(squares))
+    padded = squares + [0.0] * (-len(squares) % 32)
+    assert fp32.to_bits(fp32.tree_sum(padded)) == whole
+    for group in (32, 64, 128):
+        parts = [fp32.tree_sum(padded[i : i + group]) for i in range(0, len(padded), group)]
+        assert fp32.to_bits(fp32.tree_sum(parts)) == whole
+
+
 @settings(max_examples=400)
 @given(st.integers(-(2**60), 2**60), st.integers(-230, 130))
 def test_round_scaled(mantissa: int, exponent: int) -> None:
