@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from systolith.spec import SEMAPHORES, Chip
+from systolith.spec import SEMAPHORES
 
 from .descriptor import Space
 from .dma import copy_rows
@@ -106,11 +105,3 @@ class Put(Instruction):
                 if member.arrivals[self.counter] >= expect:
                     member.arrivals[self.counter] -= expect
                     s.give(1 << self.sem, member)
-
-    def latency_cycles(self, chip: Chip, row: Sequence[int]) -> int:
-        """Read of the source and the way to the furthest slice; serialisation is `timing.collective`'s."""
-        return chip.bank_cycles + chip.network_latency_cycles + chip.bank_cycles
-
-    def interval_cycles(self, chip: Chip, row: Sequence[int]) -> int:
-        """The read of the source; serialisation is `timing.collective`'s."""
-        return chip.bank_cycles

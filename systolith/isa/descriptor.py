@@ -98,7 +98,8 @@ DESCRIPTOR_BITS: Final = sum(bits for _, bits, _ in FIELDS)
 DESCRIPTOR_BYTES: Final = 48
 """Bytes of a descriptor constant in program memory: three words; the bits above DESCRIPTOR_BITS are zero."""
 
-assert DESCRIPTOR_BITS <= 8 * DESCRIPTOR_BYTES and CELLS == DESCRIPTORS == 1 << 6
+assert DESCRIPTOR_BITS <= 8 * DESCRIPTOR_BYTES
+assert CELLS == DESCRIPTORS == 1 << 6
 
 
 @dataclass(frozen=True)
@@ -177,8 +178,8 @@ class Descriptor:
 
     def with_ext(self, dim: int, n: int) -> Descriptor:
         """Give the descriptor with ext[dim] = n; raises ProgramError as the constructor does."""
-        ext = (*self.ext[:dim], n, *self.ext[dim + 1 :])
-        return replace(self, ext=ext)
+        e0, e1, e2 = (n if i == dim else extent for i, extent in enumerate(self.ext))
+        return replace(self, ext=(e0, e1, e2))
 
     def advance(self, dim: int, n: int, ring: tuple[int, int] | None = None) -> Descriptor:
         """Give the descriptor moved by n elements' strides of `dim` (3: step), scales with it.

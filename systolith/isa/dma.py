@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from systolith.spec import BLOCK, Chip
+from systolith.spec import BLOCK
 
 from .descriptor import Space
 from .instruction import POST, WAIT, Bits, Instruction, Kind, Queue, operand
@@ -108,14 +108,6 @@ class Copy(Instruction):
                 f"not from {a.space.name} to {d.space.name}"
             )
         copy_rows(s, d, a)
-
-    def latency_cycles(self, chip: Chip, row: Sequence[int]) -> int:
-        """Head of queue to the first memory request; what the memory takes is `timing.dma`'s, from the operands."""
-        return chip.dma_cycles
-
-    def interval_cycles(self, chip: Chip, row: Sequence[int]) -> int:
-        """As the latency: requests of the next COPY follow the last one of this."""
-        return chip.dma_cycles
 
 
 def _names(spaces: Sequence[Space]) -> str:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from systolith.spec import Chip
 
 from .descriptor import Format, Space
 from .instruction import POST, WAIT, Instruction, Kind, Queue, operand
@@ -56,7 +53,3 @@ class Ring(Instruction):
         e0, e1, e2 = a.ext
         if e0 * e1 * e2:
             s.records.append(tuple(signed(w) for i0 in range(e0) for i1 in range(e1) for w in a.codes(i0, i1, e2)))
-
-    def latency_cycles(self, chip: Chip, row: Sequence[int]) -> int:
-        """Head of queue to the host port; the words leave one a cycle, which is `timing.host`'s."""
-        return chip.dma_cycles

@@ -195,9 +195,13 @@ class Instruction:
         raise NotImplementedError
 
     def latency_cycles(self, chip: Chip, row: Sequence[int]) -> int:
-        """Cycles from start (waits taken, at the unit) to all writes visible; `row` is its resolved row."""
-        return chip.issue_cycles
+        """Cycles from start to all writes visible, every unit idle; `row` is its resolved row. The rule is `cycles`."""
+        from .cycles import alone  # it reads the layouts of all records
+
+        return alone(chip, row)
 
     def interval_cycles(self, chip: Chip, row: Sequence[int]) -> int:
-        """Cycles from its start to the earliest start of the next instruction of the same queue and shape."""
-        return self.latency_cycles(chip, row)
+        """Cycles from its start to the earliest start of another of its queue and shape."""
+        from .cycles import interval
+
+        return interval(chip, row)

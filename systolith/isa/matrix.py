@@ -1,28 +1,26 @@
-"""MATMUL, the instruction of the matrix queue, and the cycle rule of weight-stationary arrays."""
+"""MATMUL, the instruction of the matrix queue."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from fractions import Fraction
-from math import ceil, ldexp, nan
+from math import ldexp, nan
 from operator import mul
 from typing import TYPE_CHECKING, NamedTuple
 
 from systolith.numerics.formats import PAIRS, SCALE_BIAS, SCALE_NAN
 from systolith.numerics.formats import Format as Element
 from systolith.numerics.fp32 import round_f32
-from systolith.spec import BLOCK, Chip
+from systolith.spec import BLOCK
 
-from . import resolved as col
 from .descriptor import Format, Space
 from .instruction import POST, WAIT, Bits, Instruction, Kind, Queue, operand
 
 if TYPE_CHECKING:
     from .state import Slice, View
 
-__all__ = ["Matmul", "Phases", "Zero", "block_sum", "matmul_phases"]
+__all__ = ["Matmul", "Zero", "block_sum"]
 
 
 class Zero(IntEnum):
@@ -144,7 +142,7 @@ class Matmul(Instruction):
         for i0 in range(e0):
             for i1 in range(e1):
                 row = blocks_of(a.codes(i0, i1, K), a.scales(i0, i1, K // BLOCK), a.format.numeric)
-                sums = [0.0] * len(columns) if zero else d.numbers(i0, i1, len(columns))
+                sums = [0.0] * len(columns) if zero else list(d.numbers(i0, i1, len(columns)))
                 for n, column in enumerate(columns):
                     acc = sums[n]
                     for i, block in enumerate(row):
@@ -194,76 +192,3 @@ class Matmul(Instruction):
             blocks_of(column, scales, b.format.numeric)
             for column in zip(*(b.codes(k, 0, N) for k in range(K)), strict=True)
         ]
-
-    def latency_cycles(self, chip: Chip, row: Sequence[int]) -> int:
-        """First tile's load, all passes, and the way of the last row to the accumulator."""
-        p = matmul_phases(chip, row, bool(self.by_rows))
-        return p.load + p.stream + p.drain
-
-    def interval_cycles(self, chip: Chip, row: Sequence[int]) -> int:
-        """The array's time: the next instruction's first tile loads while the last tile of this one streams."""
-        p = matmul_phases(chip, row, bool(self.by_rows))
-        return max(p.stream, p.stream - p.last + p.load)
-
-
-class Phases(NamedTuple):
-    """Cycles of one MATMUL at the unit. The loader is a stage before the array.
-
-    An instruction starts when its waits are taken and the loader is free. Its array phase starts `load` cycles later,
-    or when the array is free, and takes `stream` cycles; the loader is free again `last` cycles before the end of that;
-    all writes are visible `drain` cycles after it.
-    """
-
-    load: int
-    """Scratchpad or slot access and the weights of the first tile."""
-    stream: int
-    """All tiles: the longer of a tile's rows and the load of the next one."""
-    last: int
-    """Of `stream`, the last tile's part."""
-    drain: int
-    """Skew of the array, normaliser, adder, write of the accumulator."""
-
-
-def matmul_phases(chip: Chip, row: Sequence[int], by_rows: bool) -> Phases:
-    """Give the cycles of a MATMUL from its resolved row.
-
-    A tile is array_rows of K by up to `columns` columns; tiles go column groups inside, K outside, so that one
-    accumulator address is met again as late as possible. Rows enter one every 1/rate cycles. Two adds to one address
-    are accumulator_interval_cycles apart: the tiles that close one block (or the blocks that one tile closes) of all
-    column groups take at least that.
-    """
-    a, b = col.A, col.B
-    rows = row[a + col.EXT0] * row[a + col.EXT1]
-    if by_rows:
-        K, N = row[b + col.EXT0], row[b + col.EXT2]
-    else:
-        K, N = row[b + col.EXT2], row[b + col.EXT0] * row[b + col.EXT1]
-    drain = chip.array_skew_cycles + chip.normalise_cycles + chip.fp32_add_cycles + chip.bank_cycles
-    if rows * K * N == 0:
-        return Phases(1, 0, 0, 0)
-    weight_bits = Format(int(row[b + col.FORMAT])).bits
-    pair = f"{Format(int(row[a + col.FORMAT])).name}x{Format(int(row[b + col.FORMAT])).name}"
-    width = chip.weight_load_bytes
-    if row[b + col.SPACE] == Space.SPAD:
-        width = min(width, chip.bank_bytes)
-    # loads of whole and of the last, narrower column group
-    groups, rest = divmod(int(N), chip.columns)
-    loads = [_load(chip.columns, chip, weight_bits, width)] * groups
-    if rest:
-        loads.append(_load(rest, chip, weight_bits, width))
-    feed = ceil(int(rows) / Fraction(chip.rate(pair)))
-    tiles = [max(feed, load) for load in loads]
-    steps = -(-int(K) // chip.array_rows)
-    once = sum(tiles)
-    # One address: blocks_per_pass adds a step, or one add in passes_per_block steps.
-    floor = -(-chip.accumulator_interval_cycles * chip.blocks_per_pass // chip.passes_per_block)
-    stream = steps * max(once, floor)
-    last = feed + max(0, floor - once)
-    # The last tile has no load to wait for within this instruction.
-    stream -= tiles[-1] - feed
-    return Phases(chip.bank_cycles + loads[0], stream, last, drain)
-
-
-def _load(columns: int, chip: Chip, weight_bits: int, width: int) -> int:
-    """Cycles that the weights of a tile take through the weight port."""
-    return max(1, -(-columns * chip.array_rows * weight_bits // (8 * width)))

@@ -86,7 +86,7 @@ def check_code(words: tuple[int, ...], constants: int) -> tuple[Instruction, ...
             end = pc + 1 + instruction.len
             if end > body[-1][1]:
                 raise ProgramError(
-                    f"word {pc}: LOOP ends at word {end}, outside the loop or program around it, which ends at {body[-1][1]}."
+                    f"word {pc}: LOOP ends at word {end}, past the end of what is around it, word {body[-1][1]}."
                 )
             body.append((pc + 1, end))
             if len(body) - 1 > LOOP_DEPTH:
@@ -148,7 +148,7 @@ class Program:
         return code
 
     @property
-    def bytes(self) -> int:
+    def program_bytes(self) -> int:
         """Program memory that it takes: words and constants."""
         return 16 * len(self.words) + DESCRIPTOR_BYTES * len(self.constants)
 
@@ -164,8 +164,8 @@ class Program:
                 "compile it again."
             )
         faults = self.requires.faults(chip)
-        if self.bytes > chip.program_bytes:
-            faults.append(f"it has program_bytes={self.bytes} and {chip.name} has {chip.program_bytes}")
+        if self.program_bytes > chip.program_bytes:
+            faults.append(f"it has program_bytes={self.program_bytes} and {chip.name} has {chip.program_bytes}")
         if faults:
             raise CapacityError(
                 f"program {self.name!r} does not fit on chip {chip.name}: {', '.join(faults)}; take a larger chip or "
@@ -208,7 +208,7 @@ class Program:
 
     @staticmethod
     def load(path: Path | str) -> Program:
-        """Read a program file; raises ProgramError for a file that is missing, damaged, foreign or of another version."""
+        """Read a program file; raises ProgramError for one that is missing, damaged, foreign or of another version."""
         from .program_file import load
 
         return load(Path(path))

@@ -15,7 +15,7 @@ from .matrix import Matmul
 from .sequencer import Adv, Alu, Br, Desc, Halt, Loop, Readx, Set, Sync
 from .vector import Pick, Vec
 
-__all__ = ["BY_NAME", "INSTRUCTIONS", "decode"]
+__all__ = ["BY_NAME", "INSTRUCTIONS", "decode", "layout_of"]
 
 INSTRUCTIONS: Final[dict[int, type[Instruction]]] = {
     cls.OPCODE: cls for cls in (Set, Alu, Desc, Adv, Loop, Br, Readx, Halt, Copy, Matmul, Vec, Pick, Put, Sync, Ring)
@@ -35,3 +35,8 @@ def decode(word: int) -> Instruction:
     if cls is None:
         raise ProgramError(f"opcode={word >> OP_LOW} is unknown; known are 1..{max(INSTRUCTIONS)}.")
     return cls.decode(word)
+
+
+def layout_of(name: str, field: str) -> int:
+    """Give the lowest bit of a field of an instruction's word; raises KeyError for a name that is not there."""
+    return {bits.name: bits.low for bits in BY_NAME[name].LAYOUT}[field]

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from systolith.spec import Chip
-
 from .instruction import POST, WAIT, Bits, Instruction, Kind, Queue, operand
-from .resolved import TAKEN
 
 if TYPE_CHECKING:
     from .state import Slice
@@ -276,10 +272,6 @@ class Br(Instruction):
         if {Cond.ALWAYS: True, Cond.EQ: x == y, Cond.NE: x != y, Cond.LT: x < y, Cond.GE: x >= y}[self.cond]:
             s.next_pc = self.target
 
-    def latency_cycles(self, chip: Chip, row: Sequence[int]) -> int:
-        """Issue, and branch_cycles where it jumps."""
-        return chip.issue_cycles + (chip.branch_cycles if row[TAKEN] else 0)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Readx(Instruction):
@@ -300,10 +292,6 @@ class Readx(Instruction):
     def execute(self, s: Slice) -> None:
         """Define READX."""
         s.regs[self.r] = s.cell(self.x)
-
-    def latency_cycles(self, chip: Chip, row: Sequence[int]) -> int:
-        """Issue and the read of the cell."""
-        return chip.issue_cycles + chip.bank_cycles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,7 +342,3 @@ class Sync(Instruction):
 
     def execute(self, s: Slice) -> None:
         """Define SYNC: the masks do it all."""
-
-    def latency_cycles(self, chip: Chip, row: Sequence[int]) -> int:
-        """One cycle at the head of the queue."""
-        return 1

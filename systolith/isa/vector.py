@@ -1,4 +1,4 @@
-"""VEC and PICK, the instructions of the vector queue, and their cycle rules."""
+"""VEC and PICK, the instructions of the vector queue."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import reduce
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from systolith.numerics import choose, philox
 from systolith.numerics.blocks import quantise_block
 from systolith.numerics.fp32 import add, maximum, minimum, mul, shift_add, sub, tree_sum
 from systolith.numerics.functions import MASKED, ceil_fx, exp2fx, fix, rcp, rsqrt
-from systolith.spec import BLOCK, REGISTERS, Chip
+from systolith.spec import BLOCK, REGISTERS
 
-from . import resolved as col
 from .descriptor import Format, Space
 from .instruction import POST, WAIT, Bits, Instruction, Kind, Queue, operand
 from .sequencer import signed, wrap32
@@ -22,7 +21,7 @@ from .sequencer import signed, wrap32
 if TYPE_CHECKING:
     from .state import Slice, View
 
-__all__ = ["PICK_DIGIT_BITS", "Func", "Op1", "Op2", "Pick", "Red", "Vec", "pick_passes"]
+__all__ = ["Func", "Op1", "Op2", "Pick", "Red", "Vec"]
 
 
 class Op1(IntEnum):
@@ -111,7 +110,6 @@ INT_OPS: Final[dict[str, Callable[[int, int], int]]] = {
     "ILT": lambda x, y: int(x < y),
 }
 FUNCTIONS: Final[dict[Func, Callable[[float], Value]]] = {Func.RCP: rcp, Func.RSQRT: rsqrt, Func.FIX: fix}
-_OWN_INT: Final = frozenset({"IADD", "ISUB", "IMAX", "IMIN", "IEQ", "ILT", "EXP2", "WEIGHT"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +224,7 @@ class Vec(Instruction):
             return
         for i0 in range(e0):
             for i1 in range(e1):
-                read = {letter: view[letter].numbers(i0, i1, n) for letter in "ABCF" if letter in view}
+                read: dict[str, list[Any]] = {x: view[x].numbers(i0, i1, n) for x in "ABCF" if x in view}
                 a = v = read["A"]
                 masked = [False] * n
                 if self.op1 is Op1.SHIFTADD:
@@ -329,70 +327,6 @@ class Vec(Instruction):
                 f"scale={d.scale} and {e.format.name}"
             )
 
-    def latency_cycles(self, chip: Chip, row: Sequence[int]) -> int:
-        """All passes and the depth of the stages that it uses."""
-        return self.interval_cycles(chip, row) + self._depth(chip, row)
-
-    def interval_cycles(self, chip: Chip, row: Sequence[int]) -> int:
-        """One cycle for every `lanes` elements of a row; a row starts a new one."""
-        a = col.A
-        rows, n = int(row[a + col.EXT0] * row[a + col.EXT1]), int(row[a + col.EXT2])
-        return max(1, rows * -(-n // chip.lanes))
-
-    def _depth(self, chip: Chip, row: Sequence[int]) -> int:
-        """Cycles from the read of the last vector to its write and to that of its reduction."""
-        n = int(row[col.A + col.EXT2])
-        if n == 0 or row[col.A + col.EXT0] * row[col.A + col.EXT1] == 0:
-            return 0
-        vectors = -(-n // chip.lanes)
-        quantised = any(
-            row[x + col.SPACE] >= 0 and row[x + col.FORMAT] in (Format.E2M1, Format.E4M3, Format.INT8)
-            for x in (col.A, col.B, col.C)
-        )
-        depth = chip.bank_cycles + (chip.fp32_multiply_cycles if quantised else 0)
-        first = _op_cycles(self.op1.name, chip)
-        last = depth + first + _op_cycles(self.op2.name, chip)
-        last += 0 if self.func is Func.NONE else chip.function_cycles
-        # the tree: levels inside a vector, then over the vectors of a row, by a counter of pending sums
-        levels = (min(n, chip.lanes) - 1).bit_length() + (vectors - 1).bit_length()
-        if self.red is Red.SUM:
-            tail = depth + first + levels * chip.fp32_add_cycles
-        elif self.red is Red.SUMSQ:
-            tail = depth + chip.fp32_multiply_cycles + levels * chip.fp32_add_cycles
-        elif self.red in (Red.CEILMAX, Red.IMAX, Red.ISUM, Red.FMAX):
-            tail = last + levels
-        elif self.red is Red.ROWSCALE:
-            last = last + levels + vectors + chip.convert_cycles  # the row waits for its largest
-            tail = last
-        else:
-            tail = 0
-        if row[col.D + col.SPACE] >= 0 and row[col.D + col.SCALE]:
-            last += -(-BLOCK // chip.lanes) + chip.convert_cycles  # a block waits for its largest
-        return max(last, tail) + chip.bank_cycles
-
-
-def _op_cycles(name: str, chip: Chip) -> int:
-    """Latency of an operation; integer ones take one cycle."""
-    if name in ("MUL", "MULM"):
-        return chip.fp32_multiply_cycles
-    if name in ("ADD", "SUB"):
-        return chip.fp32_add_cycles
-    if name == "SHIFTADD":
-        return chip.fp32_add_cycles + 1  # exponents first
-    if name in ("EXP2", "WEIGHT"):
-        return chip.function_cycles + 1  # F - M * 2^16 first
-    return 0 if name == "NONE" else 1
-
-
-PICK_DIGIT_BITS: Final = 4
-"""Bits of the threshold that one pass of PICK finds: 15 comparisons and counters."""
-
-
-def pick_passes() -> int:
-    """Passes over the row: threshold of k (8) and its ties (1), sum (1), threshold of P (8), its sum (1), pick (1)."""
-    digits = -(-32 // PICK_DIGIT_BITS)
-    return digits + 1 + 1 + digits + 1 + 1
-
 
 @dataclass(frozen=True, kw_only=True)
 class Pick(Instruction):
@@ -465,15 +399,3 @@ class Pick(Instruction):
         else:
             index = choose.argmax(logits)
         view["D"].store_codes(0, 0, [index])
-
-    def latency_cycles(self, chip: Chip, row: Sequence[int]) -> int:
-        """Its passes, each drained before the next, as a pass needs the digit that the last one found."""
-        vectors = -(-int(row[col.A + col.EXT2]) // chip.lanes)
-        if vectors == 0:
-            return 1
-        drain = chip.bank_cycles + 1 + chip.log2_lanes + (vectors - 1).bit_length()
-        return pick_passes() * (vectors + drain) + chip.bank_cycles
-
-    def interval_cycles(self, chip: Chip, row: Sequence[int]) -> int:
-        """As the latency."""
-        return self.latency_cycles(chip, row)
