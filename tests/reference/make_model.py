@@ -57,7 +57,7 @@ def make_llama(
     """Write config.json, the weights and tokenizer.json into a directory, made if missing, and return it.
 
     dtype : "float32", "bfloat16" or "float16"      shards : files; more than one adds an index
-    outliers : channels of the embedding and of the norm gains that are OUTLIERS times larger
+    outliers : channels of the residual stream that are OUTLIERS times larger, and as many that the norms stress
     attention_bias, qk_norm : add the biases of q, k and v (and o), the per-head norms of q and k
     extra : entries added to config.json, or put in place of those there (model_type, rope_parameters, ...)
     """
@@ -88,17 +88,20 @@ def _tensors(
     vocab: int, tied: bool, bias: bool, qk_norm: bool, outliers: int,
 ) -> dict[str, F32]:  # fmt: skip
     """Weights by their Hugging Face names, in the order of the file."""
-    channels = random.state.permutation(hidden)[:outliers]
+    shuffled = random.state.permutation(hidden)
+    large, sharpened = shuffled[:outliers], shuffled[outliers : 2 * outliers]
 
-    def gains(size: int) -> F32:
+    def gains(size: int, at_large: float = 0.5) -> F32:
+        """Near 1; a trained norm damps the channels that are large in the residual stream, and stresses others."""
         out = np.float32(1) + random.normal((size,), 0.1)
         if size == hidden:
-            out[channels[: outliers // 2]] *= np.float32(OUTLIERS / 2)
+            out[large] *= np.float32(at_large)
+            out[sharpened] *= np.float32(OUTLIERS / 2)
         return out
 
     embed_deviation = 2 / np.sqrt(hidden)
     table = random.normal((vocab, hidden), embed_deviation)
-    table[:, channels] *= np.float32(OUTLIERS)
+    table[:, large] *= np.float32(OUTLIERS)
     branch = embed_deviation / np.sqrt(2 * layers)
     unit = 1 / np.sqrt(hidden)
     sharp = unit * np.sqrt(SCORE_SPREAD)
@@ -109,10 +112,10 @@ def _tensors(
             "self_attn.q_proj": (q_size, hidden, sharp),
             "self_attn.k_proj": (kv_size, hidden, sharp),
             "self_attn.v_proj": (kv_size, hidden, unit),
-            "self_attn.o_proj": (hidden, q_size, 2 * branch / np.sqrt(q_size)),
+            "self_attn.o_proj": (hidden, q_size, 6 * branch / np.sqrt(q_size)),
             "mlp.gate_proj": (intermediate, hidden, unit),
             "mlp.up_proj": (intermediate, hidden, unit),
-            "mlp.down_proj": (hidden, intermediate, 2 * branch / np.sqrt(intermediate)),
+            "mlp.down_proj": (hidden, intermediate, 6 * branch / np.sqrt(intermediate)),
         }
         out[at + "input_layernorm.weight"] = gains(hidden)
         out[at + "post_attention_layernorm.weight"] = gains(hidden)
@@ -123,8 +126,10 @@ def _tensors(
         if qk_norm:
             out[at + "self_attn.q_norm.weight"] = gains(head_dim)
             out[at + "self_attn.k_norm.weight"] = gains(head_dim)
-    out["model.norm.weight"] = gains(hidden)
-    if not tied:
+    out["model.norm.weight"] = gains(hidden, 1 / OUTLIERS)
+    if tied:  # signs at random, or every token would predict itself: layers of a trained model take care of that
+        out["model.norm.weight"] *= (2 * random.state.randint(0, 2, size=hidden) - 1).astype(np.float32)
+    else:
         out["lm_head.weight"] = random.normal((vocab, hidden), 2 * float(unit))
     return out
 

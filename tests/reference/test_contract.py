@@ -105,8 +105,8 @@ def test_decode_and_prefill_in_pieces_give_equal_bits(
 
 @pytest.mark.parametrize("changes", [{"attention_bias": True, "qk_norm": True}, {"tied": False, "theta": 5e5}])
 def test_every_profile_runs_on_random_models(tmp_path: Path, changes: dict[str, Any]) -> None:
-    model = contract.load_model(make_llama(tmp_path, **{**TINY, **changes}, dtype="bfloat16", shards=2))
-    ids = [(7 * i * i + i) % 130 for i in range(600)]
+    model = contract.load_model(make_llama(tmp_path, **{**TINY, **changes}, layers=1, dtype="bfloat16", shards=2))
+    ids = [(7 * i * i + i) % 130 for i in range(520)]
     seen = set()
     for profile in (
         {},
@@ -119,7 +119,7 @@ def test_every_profile_runs_on_random_models(tmp_path: Path, changes: dict[str, 
     ):
         for window in (None, 300):
             result = contract.run(
-                model, profile, ids, window=window, sinks=[0.5, -2.0, 3.0], positions=[0, 599], trace=True
+                model, profile, ids, window=window, sinks=[0.5, -2.0, 3.0], positions=[0, 519], trace=True
             )
             assert result.logits.shape == (2, 130)
             assert np.isfinite(result.logits).all()
@@ -301,6 +301,83 @@ def test_tree_passes_an_odd_last_element_up() -> None:
     assert tree(x) == ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + x[6])
 
 
+def one_row_of_attention(
+    q: Blocks, k: Blocks, v: Blocks, i: int, lanes: int, window: int | None, sink: float | None
+) -> list[np.float32]:
+    """Rule 7 for token i of one head, value by value: q, k [T, 32] and v [T, d]."""
+    Merged = tuple[int, Fraction, list[Fraction]] | None
+
+    def merge_exactly(a: Merged, b: Merged) -> Merged:
+        if a is None or b is None:
+            return b if a is None else a
+        m = max(a[0], b[0])
+        left, right = Fraction(2) ** (a[0] - m), Fraction(2) ** (b[0] - m)
+        pairs = zip([a[1], *a[2]], [b[1], *b[2]], strict=True)
+        total, *out = [fraction(round_fp32(x * left + y * right)) for x, y in pairs]
+        return m, total, out
+
+    def chunk(c: int) -> Merged:
+        seen = [j for j in range(256 * c, 256 * c + 256) if j <= i and (window is None or i - j < window)]
+        if not seen:
+            return None
+        f = {}
+        for j in seen:
+            pairs = zip(q.values[i], k.values[j], strict=True)
+            dot = sum((fraction(x) * fraction(y) for x, y in pairs), Fraction(0))
+            f[j] = int(fix(f32([round_fp32(dot) * exact.score_scale(16)]))[0])
+        m = max(-(-value // 65536) for value in f.values())
+        p = [
+            exp2fx(np.array([f[j] - 65536 * m]))[0] if j in f else np.float32(0) for j in range(256 * c, 256 * c + 256)
+        ]
+        level = p
+        while len(level) > 1:
+            level = [level[n] + level[n + 1] for n in range(0, len(level), 2)]
+        scales = [int(v.scales[j, 0]) - 127 if j in f else 0 for j in range(256 * c, 256 * c + 256)]
+        codes = quantise(np.ldexp(np.array(p, np.float64), scales), "INT8").values
+        out = []
+        for column in range(v.elements.shape[1]):
+            acc = np.float32(0)
+            for b in range(8):
+                places = [n for n in range(32 * b, 32 * b + 32) if 256 * c + n in f]
+                acc += round_fp32(
+                    sum((fraction(codes[n]) * fraction(v.elements[256 * c + n, column]) for n in places), Fraction(0))
+                )
+            out.append(fraction(acc))
+        return m, fraction(level[0]), out
+
+    def node(low: int, high: int) -> Merged:
+        if high - low > 1:
+            return merge_exactly(node(low, (low + high) // 2), node((low + high) // 2, high))
+        whole = None
+        for c in range(low, i // 256 + 1, lanes):
+            whole = merge_exactly(whole, chunk(c))
+        return whole
+
+    whole = node(0, lanes)
+    if sink is not None:
+        f_sink = int(fix(f32([np.float32(sink) * LOG2_E]))[0])
+        m_sink = -(-f_sink // 65536)
+        height = fraction(exp2fx(np.array([f_sink - 65536 * m_sink]))[0])
+        whole = merge_exactly(whole, (m_sink, height, [Fraction(0)] * v.elements.shape[1]))
+    assert whole is not None
+    return [round_fp32(x * fraction(round_fp32(1 / whole[1]))) for x in whole[2]]
+
+
+@pytest.mark.parametrize(("lanes", "window", "sink"), [(2, None, None), (4, 700, 1.5), (1, None, -1.0), (8, 300, None)])
+def test_attention_is_rule_7_value_by_value(lanes: int, window: int | None, sink: float | None) -> None:
+    random = np.random.default_rng(11)
+    q, k, v = (f32(random.standard_normal((2, 1200, 16)) * 2) for _ in range(3))
+    v *= np.exp2(random.integers(-6, 6, (2, 1200, 1))).astype(np.float32)
+    blocks = quantise(q, "INT8"), quantise(k[:1], "INT8"), quantise(v[:1], "INT8", block=16)
+    got = contract.attention(
+        *blocks, np.arange(1200), scale=exact.score_scale(16), lanes=lanes, window=window,
+        sinks=None if sink is None else f32([9.0, sink]),
+    )  # fmt: skip
+    for i in (0, 255, 256, 700, 1199):
+        want = one_row_of_attention(blocks[0][1], blocks[1][0], blocks[2][0], i, lanes, window, sink)
+        assert bits(got[1, i]).tolist() == bits(f32(want)).tolist()
+
+
 # -- rule 8 and the generator -----------------------------------------------------------------------------------------
 
 
@@ -332,7 +409,7 @@ def test_make_llama_is_deterministic_and_its_tokenizer_round_trips(tmp_path: Pat
     for file in ("config.json", "model.safetensors", "tokenizer.json"):
         assert (one / file).read_bytes() == (two / file).read_bytes()
     digest = hashlib.sha256((one / "model.safetensors").read_bytes()).hexdigest()
-    assert digest.startswith("a8c76b45"), "the bytes must not depend on the machine or the version of NumPy"
+    assert digest.startswith("23117f9f"), "the bytes must not depend on the machine or the version of NumPy"
     model, cut = contract.load_model(one), contract.load_model(make_llama(tmp_path / "c", **TINY, seed=3, shards=3))
     assert all(np.array_equal(model.tensors[name], cut.tensors[name]) for name in model.tensors)
     tokenizer = Tokenizer.from_file(str(make_llama(tmp_path / "d", vocab=512) / "tokenizer.json"))
