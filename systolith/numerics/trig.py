@@ -73,9 +73,10 @@ def _evaluate(angles: Float32s) -> tuple[Float32s, Float32s, npt.NDArray[np.bool
 
     Bound, for |angle| <= 2^24. n = the nearest quarter turn, below 2^24. n * P1 and n * P2 have 52 bits: exact.
     angle - n * P1 is a multiple of 2^-27 below 1: exact. The next subtraction keeps its error (two-sum). n * P3, its
-    rounding, the sum of the low parts and the rest of pi/2 err by less than 2^-83 together. The series drop terms
-    below 2^-56 of the result, and their some 30 roundings of terms no larger than the result's first one cost less
-    than 2^-47 of it. So the error is below 2^-46 |value| + 2^-80.
+    rounding, the sum of the low parts and the rest of pi/2 err by less than 2^-83 together, and the last addition by
+    2^-53 of the reduced angle, which is 2^-52 of the result at most. The series drop terms below 2^-56 of the result,
+    and their some 30 roundings of terms no larger than the result's first one cost less than 2^-47 of it. So the error
+    is below 2^-46 |value| + 2^-80, the `_margin`.
     """
     x = angles.astype(np.float64)
     large = np.abs(x) > _LIMIT
@@ -83,14 +84,13 @@ def _evaluate(angles: Float32s) -> tuple[Float32s, Float32s, npt.NDArray[np.bool
     n = np.rint(x * _TWO_OVER_PI)
     t = x - n * _P1
     hi, lo = _two_sum(t, -(n * _P2))
-    hi, lo = _two_sum(hi, lo - n * _P3)
-    square = hi * hi
-    cosine, sine = np.full_like(hi, _COS[8]), np.full_like(hi, _SIN[8])
+    reduced = hi + (lo - n * _P3)
+    square = reduced * reduced
+    cosine, sine = np.full_like(square, _COS[8]), np.full_like(square, _SIN[8])
     for k in range(7, -1, -1):
         cosine = cosine * square + _COS[k]
         sine = sine * square + _SIN[k]
-    sine *= hi
-    cosine, sine = cosine - lo * sine, sine + lo * cosine
+    sine *= reduced
     quarter = n.astype(np.int64) & 3
     swap = (quarter & 1).astype(np.bool_)
     cos64 = np.where(swap, sine, cosine) * np.where((quarter == 1) | (quarter == 2), -1.0, 1.0)
@@ -107,8 +107,14 @@ def _two_sum(a: Float64s, b: Float64s) -> tuple[Float64s, Float64s]:
     return total, (a - (total - shadow)) + (b - shadow)
 
 
+def _margin(value: Float64s) -> Float64s:
+    """Bound of the error of a value of `_evaluate`."""
+    margin: Float64s = np.abs(value) * 2.0**-46 + 2.0**-80
+    return margin
+
+
 def _decide(value: Float64s) -> tuple[Float32s, npt.NDArray[np.bool_]]:
     """Round to FP32 and tell where the error bound of `_evaluate` allows two results."""
-    margin = np.abs(value) * 2.0**-46 + 2.0**-80
+    margin = _margin(value)
     low, high = (value - margin).astype(np.float32), (value + margin).astype(np.float32)
     return value.astype(np.float32), low != high

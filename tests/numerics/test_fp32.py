@@ -228,3 +228,11 @@ def test_every_pair_of_corner_values_equals_numpy() -> None:
             with np.errstate(all="ignore"):
                 assert fp32.to_bits(fp32.add(a, b)) == bits_of(float(np.float32(a) + np.float32(b)))
                 assert fp32.to_bits(fp32.mul(a, b)) == bits_of(float(np.float32(a) * np.float32(b)))
+
+
+def test_maximum_and_minimum_of_zeros() -> None:
+    for a, b in ((0.0, -0.0), (-0.0, 0.0)):
+        assert fp32.to_bits(fp32.maximum(a, b)) == 0
+        assert fp32.to_bits(fp32.minimum(a, b)) == SIGN
+    assert fp32.to_bits(fp32.maximum(-0.0, -0.0)) == fp32.to_bits(fp32.minimum(-0.0, -0.0)) == SIGN
+    assert fp32.to_bits(fp32.maximum(0.0, 0.0)) == fp32.to_bits(fp32.minimum(0.0, 0.0)) == 0

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from systolith.numerics import fp32
+from systolith.numerics import fp32, vector_math
 from systolith.numerics import functions as fn
 
 from .oracle import INF, NAN, SIGN, any_bits, as_float, finite_bits, is_nan, rne, value
@@ -243,6 +243,16 @@ def test_samples_of_rcp_and_rsqrt_by_the_vectorised_check() -> None:
     assert check_rsqrt(x, y).all()
     assert not check_rsqrt(x, y + np.uint32(1)).any()
     assert not check_rsqrt(x, y - np.uint32(1)).any()
+
+
+@pytest.mark.deep
+def test_every_mantissa_of_the_numpy_layer() -> None:
+    for exponent in (127, 128):
+        x = np.arange(2**23, dtype=np.uint32) | np.uint32(exponent << 23)
+        assert check_rsqrt(x, vector_math.rsqrt(x.view(np.float32)).view(np.uint32)).all()
+    y = vector_math.rcp(x.view(np.float32)).view(np.uint32)
+    assert check_rcp(x, y)[1:].all()
+    assert y[0] == 0x3F000000
 
 
 @pytest.mark.deep

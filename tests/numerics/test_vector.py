@@ -178,6 +178,10 @@ def test_quantise_best_corners(fmt: Format) -> None:
     assert (plain_scales == only_scales).all()
     scales = vector.quantise_best(x, fmt)[1]
     assert ((scales == 255) == (plain_scales == 255)).all()
+    # a block that two scales hold exactly keeps rule 4's
+    power = np.zeros((1, 32), np.float32)
+    power[0, 5] = 2.0**7
+    assert (vector.quantise_best(power, fmt)[1] == vector.quantise(power, fmt)[1]).all()
     zero = np.zeros((1, 32), np.float32)
     assert vector.quantise_best(zero, fmt)[1].tolist() == [[0]]
     # values that some scale holds exactly come back exactly
@@ -217,6 +221,14 @@ def test_contract(pair: formats.Pair, spans: int, K: int) -> None:
             for n in range(N):
                 right = [blocks.BlockRow(pair.b, tuple(s[n].tolist()), tuple(c[n].tolist())) for c, s in weights]
                 assert int(got[m, n]) == fp32.to_bits(blocks.contract(left, right, spans))
+
+
+def test_contract_of_nan_codes_alone_and_against_zero() -> None:
+    scale = np.array([[127]], np.uint8)
+    a = np.array([[0x7F, 0]], np.uint8), scale
+    w = np.array([[0xFF, 0x38], [0x80, 0x7F], [0x38, 0]], np.uint8), np.repeat(scale, 3, axis=0)
+    assert bits(vector.contract(a, [w], E4M3, E4M3)).tolist() == [[0x7FC00000, 0, 0x7FC00000]]
+    assert bits(vector.contract(w, [a], E4M3, E4M3)).tolist() == [[0x7FC00000], [0], [0x7FC00000]]
 
 
 def test_contract_of_cancelling_blocks_is_plus_zero() -> None:
