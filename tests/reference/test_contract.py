@@ -51,7 +51,7 @@ def bits(x: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def golden() -> tuple[contract.Model, list[int], contract.Result]:
+def golden_run() -> tuple[contract.Model, list[int], contract.Result]:
     ids = [int(token) for token in (GOLDEN / "ids.txt").read_text().split(",")]
     model = contract.load_model(GOLDEN)
     return model, ids, contract.run(model, GOLDEN / "profile.toml", ids, trace=True)
@@ -73,16 +73,16 @@ def test_golden_constants() -> None:
     assert digest == facts["cosines then sines, FP32 [600, 24], d = 48, theta = 1e4, sha256"]
 
 
-def test_golden_logits(golden: tuple[contract.Model, list[int], contract.Result]) -> None:
-    logits = golden[2].logits
+def test_golden_logits(golden_run: tuple[contract.Model, list[int], contract.Result]) -> None:
+    logits = golden_run[2].logits
     want = np.load(GOLDEN / "logits.npy")
     assert np.array_equal(bits(logits[: len(want)]), bits(want))
     hashes = [hashlib.sha256(row.astype("<f4").tobytes()).hexdigest() for row in logits]
     assert hashes == (GOLDEN / "logits_sha256.txt").read_text().split()
 
 
-def test_golden_trace(golden: tuple[contract.Model, list[int], contract.Result]) -> None:
-    trace = golden[2].trace
+def test_golden_trace(golden_run: tuple[contract.Model, list[int], contract.Result]) -> None:
+    trace = golden_run[2].trace
     with np.load(GOLDEN / "trace.npz") as want:
         assert set(trace) == set(want.files)
         for name in want.files:
@@ -94,9 +94,9 @@ def test_golden_trace(golden: tuple[contract.Model, list[int], contract.Result])
 
 
 def test_decode_and_prefill_in_pieces_give_equal_bits(
-    golden: tuple[contract.Model, list[int], contract.Result],
+    golden_run: tuple[contract.Model, list[int], contract.Result],
 ) -> None:
-    model, ids, whole = golden
+    model, ids, whole = golden_run
     state = contract.State()
     for low, high in [(0, 1), (1, 7), (7, 300), (300, 555), (555, 599), (599, 600)]:
         part = contract.run(model, GOLDEN / "profile.toml", ids[low:high], state=state)
@@ -160,8 +160,8 @@ def test_lanes_profiles_and_their_errors() -> None:
         Profile.of({"activations": "E2M1"})
 
 
-def test_generate_is_the_argmax_of_run(golden: tuple[contract.Model, list[int], contract.Result]) -> None:
-    model, ids, _ = golden
+def test_generate_is_the_argmax_of_run(golden_run: tuple[contract.Model, list[int], contract.Result]) -> None:
+    model, ids, _ = golden_run
     profile = GOLDEN / "profile.toml"
     made = contract.generate(model, profile, ids[:9], 4)
     whole = contract.run(model, profile, ids[:9] + made)
