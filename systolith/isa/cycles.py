@@ -1,0 +1,524 @@
+"""The cycle rule of every instruction: what work its resolved row asks of its unit. docs/decisions/0003-timing.md has the reasons.
+
+Plain integer functions of `facts(chip)` and a row of `resolved`; `Instruction.latency_cycles` reads them as they are and
+`timing` compiles the same functions, so that there is one rule. Nothing here knows a kernel or a named chip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Final, TypeAlias, TypeVar
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from systolith.spec import QUEUES, Chip
+
+from .resolved import (
+    BASE,
+    COUNT,
+    EXT0,
+    EXT1,
+    EXT2,
+    FIELDS,
+    FIRST,
+    FORMAT,
+    OP,
+    QUEUE,
+    SBASE,
+    SCALE,
+    SLICE,
+    SPACE,
+    STRIDE0,
+    STRIDE1,
+    STRIDE2,
+    VIA,
+    A,
+    B,
+    D,
+    E,
+)
+
+__all__ = ["FACTS", "WORK", "WORK_COLS", "Ints", "alone", "facts", "interval", "work", "work_of"]
+
+Ints: TypeAlias = Any
+"""int64 array, or any sequence of integers."""
+
+# What `facts` holds of a chip, by index. Cycles and bytes unless the name says otherwise.
+(
+    SLICES, ROWS, COLUMNS, LOAD_BYTES, PASSES, BLOCKS, SKEW, ACC_INTERVAL, UNITS_PER_CYCLE, BURST_UNITS, DRAM_LATENCY,
+    BURST, OUTSTANDING, BANK_BYTES, BANK_SIZE, LANES, LOG2_LANES, NET_NUM, NET_DEN, NET_LATENCY, ISSUE, BRANCH,
+    SEMAPHORE, BANK, DMA, NORMALISE, ADD, MULTIPLY, FUNCTION, CONVERT, DEPTH, RATE, SHIFT,
+) = (*range(31), 31 + len(QUEUES), 31 + len(QUEUES) + 9)  # fmt: skip
+# DEPTH + queue: entries. RATE + 3 * format of A + format of the weights: cycles of a row in a pass. SHIFT + i: bit i of _SHIFTS.
+_SHIFTS: Final = (
+    ("MATMUL", "by_rows"), ("MATMUL", "terms"), ("VEC", "op1"), ("VEC", "op2"), ("VEC", "func"), ("VEC", "red"),
+    ("PUT", "sem"), ("PUT", "counter"), ("PUT", "expect"), ("PUT", "arrive"), ("LOOP", "len"),
+)  # fmt: skip
+BY_ROWS, TERMS, OP1, OP2, FUNC, RED, PUT_SEM, PUT_COUNTER, PUT_EXPECT, PUT_ARRIVE, LOOP_LEN = range(SHIFT, SHIFT + 11)
+FACTS: Final = SHIFT + len(_SHIFTS)
+"""Length of `facts`."""
+
+# What `work` says of an instruction, by index.
+(KIND, LEAD, HOLD, LAST, TAIL, BURSTS, OWN, BYTES, FLAGS, COPIES) = range(10)
+WORK_COLS: Final = 10
+WORK: Final = {
+    "kind": "one of the kinds below",
+    "lead": "cycles from start to the first use of what is shared: array, memory requests, network",
+    "hold": "cycles it keeps that: passes of the array, beats of the vector unit, request cycles of a DMA, flits of a PUT",
+    "last": "cycles of the last pass, during which the array loads the next instruction's first weights",
+    "tail": "cycles from the end of its use to all writes visible",
+    "bursts": "memory bursts",
+    "own": "time of one burst in 1/UNITS_PER_CYCLE cycles, at least the channel's, more where runs or banks are slower",
+    "bytes": "bytes that memory or network move for it, whole bursts",
+    "flags": "ORDERED, BARRIER, TO_DRAM below",
+    "copies": "descriptors that dispatch copies into the queue",
+}
+
+NOTHING, FIXED, MATRIX, VECTOR, READ, WRITE, SEND, SEQUENCER = range(8)
+"""Kinds: waits and posts only; DMA without memory; matrix; vector; DMA from memory; DMA to memory; PUT; sequencer."""
+
+ORDERED: Final = 1
+"""Starts when all before it in its queue have ended: it reads what they may write (scratchpad, index list)."""
+BARRIER: Final = 2
+"""What follows it in its queue starts when it has ended: it writes cells, which are read at the start."""
+TO_DRAM: Final = 4
+"""A PUT whose receiver writes memory."""
+
+PICK_SWEEPS: Final = 20
+"""Sweeps over the row of PICK, whatever k and P are: eight digits of four bits for the k-th value, its ties, the sum,
+eight digits for the threshold of P, its sum, the pick."""
+CARRY_ROWS: Final = 32
+"""Rows of wide partial sums that an array shorter than a block carries from pass to pass."""
+
+_MATMUL, _VEC, _PICK, _PUT, _COPY, _RING, _SYNC = 10, 11, 12, 13, 9, 15, 14
+_DRAM, _SPAD, _SLOT, _ACC, _CELL = range(5)
+_LOAD, _WEIGHTS = 1, 0
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def rule(function: _F) -> _F:
+    """Compile a rule; the plain function stays as `py_func`."""
+    compiled: _F = numba.njit(cache=True, error_model="numpy")(function)
+    return compiled
+
+
+@lru_cache(maxsize=64)
+def facts(chip: Chip) -> npt.NDArray[np.int64]:
+    """Collect what the rules read of a chip, int64 [FACTS]."""
+    from .registry import BY_NAME  # the records import this module
+
+    c = chip
+    out = np.zeros(FACTS, np.int64)
+    bandwidth, ingress = c.dram_bytes_per_cycle, c.ingress_bytes_per_cycle
+    out[:DEPTH] = (
+        c.slices, c.array_rows, c.columns, c.weight_load_bytes, c.passes_per_block, c.blocks_per_pass,
+        c.array_skew_cycles, c.accumulator_interval_cycles, bandwidth.numerator,
+        c.dram_burst_bytes * bandwidth.denominator, c.dram_latency_cycles, c.dram_burst_bytes, c.dram_outstanding,
+        c.bank_bytes, c.bank_size_bytes, c.lanes, c.log2_lanes, ingress.numerator, ingress.denominator,
+        c.network_latency_cycles, c.issue_cycles, c.branch_cycles, c.semaphore_cycles, c.bank_cycles, c.dma_cycles,
+        c.normalise_cycles, c.fp32_add_cycles, c.fp32_multiply_cycles, c.function_cycles, c.convert_cycles,
+    )  # fmt: skip
+    for i, queue in enumerate(QUEUES):
+        out[DEPTH + i] = c.queue_depth(queue)
+    out[RATE : RATE + 9] = 1
+    for i, pair in enumerate(("E2M1xE2M1", "E4M3xE2M1", "INT8xE2M1", "E4M3xE4M3", "INT8xINT8")):
+        out[RATE + (0, 3, 6, 4, 8)[i]] = (1 / c.rate(pair)).numerator
+    for i, (name, field) in enumerate(_SHIFTS):
+        out[SHIFT + i] = next(bits.low for bits in BY_NAME[name].LAYOUT if bits.name == field)
+    return out
+
+
+@rule
+def ceil_div(a: int, b: int) -> int:
+    """Round a / b up."""
+    return -(-a // b)
+
+
+@rule
+def log2_up(n: int) -> int:
+    """Levels of a binary tree over n values."""
+    levels = 0
+    while (1 << levels) < n:
+        levels += 1
+    return levels
+
+
+@rule
+def is_empty(row: Ints, at: int) -> bool:
+    """Whether an operand has an extent of 0."""
+    return bool(row[at + EXT0] * row[at + EXT1] * row[at + EXT2] == 0)
+
+
+@rule
+def bits_of(code: int) -> int:
+    """Storage bits of an element by its format's number."""
+    return 4 if code == 0 else 32 if code == 3 or code == 4 else 8
+
+
+# --- matrix ---
+
+
+@rule
+def load_cycles(k: int, columns: int, bits: int, width: int) -> int:
+    """Cycles to load the weights of k rows x `columns` of the arrays through a port of `width` bytes."""
+    return ceil_div(k * columns * bits, 8 * width)
+
+
+@rule
+def tiles(stream: int, k: int, n: int, f: Ints, bits: int, width: int) -> int:
+    """Sum over the tiles of one row group of the longer of the pass before it and its own load."""
+    full_k, full_n = k // f[ROWS], n // f[COLUMNS]
+    rest_k, rest_n = k - full_k * f[ROWS], n - full_n * f[COLUMNS]
+    total = full_k * full_n * max(stream, load_cycles(f[ROWS], f[COLUMNS], bits, width))
+    if rest_n > 0:
+        total += full_k * max(stream, load_cycles(f[ROWS], rest_n, bits, width))
+    if rest_k > 0:
+        total += full_n * max(stream, load_cycles(rest_k, f[COLUMNS], bits, width))
+        if rest_n > 0:
+            total += max(stream, load_cycles(rest_k, rest_n, bits, width))
+    return int(total)
+
+
+@rule
+def matmul(f: Ints, row: Ints, out: Ints) -> None:
+    """MATMUL: row groups, then column tiles, then K; the next tile's weights load during a pass."""
+    fields = row[FIELDS]
+    rows, k = row[A + EXT0] * row[A + EXT1], row[A + EXT2]
+    if fields >> f[BY_ROWS] & 1:
+        n = row[B + EXT2]
+    else:
+        n = row[B + EXT0] * row[B + EXT1]
+        k = k * (1 + (fields >> f[TERMS] & 1))
+    if rows * k * n == 0:
+        return
+    bits = bits_of(row[B + FORMAT])
+    width = f[LOAD_BYTES] if row[B + SPACE] == _SLOT else min(f[LOAD_BYTES], f[BANK_BYTES])
+    per_row = f[RATE + 3 * row[A + FORMAT] + row[B + FORMAT]]
+    least = ceil_div(f[BLOCKS] * f[ACC_INTERVAL], f[PASSES])
+    group = rows if f[PASSES] == 1 else min(rows, CARRY_ROWS)
+    groups = ceil_div(rows, group)
+    stream = max(group * per_row, least)
+    stream_last = max((rows - (groups - 1) * group) * per_row, least)
+    first = load_cycles(min(k, f[ROWS]), min(n, f[COLUMNS]), bits, width)
+    hold = (groups - 1) * tiles(stream, k, n, f, bits, width) + tiles(stream_last, k, n, f, bits, width)
+    if groups > 1:  # The last group's first tile follows a pass of a whole group.
+        hold += max(stream, first) - max(stream_last, first)
+    before = stream if groups > 1 else stream_last
+    out[KIND] = MATRIX
+    out[LEAD] = f[BANK] + first
+    out[HOLD] = hold - max(before, first) + stream_last
+    out[LAST] = stream_last
+    out[TAIL] = f[SKEW] + f[NORMALISE] + min(f[BLOCKS], ceil_div(k, 32)) * f[ADD] + f[BANK]
+
+
+# --- vector ---
+
+
+@rule
+def port_of(f: Ints, row: Ints, at: int) -> int:
+    """Port that an operand uses: its bank, the accumulator's (-2), none (-1: absent, or cells)."""
+    if row[at + SPACE] == _SPAD:
+        return int(row[at + BASE] // f[BANK_SIZE])
+    return -2 if row[at + SPACE] == _ACC else -1
+
+
+@rule
+def row_accesses(f: Ints, row: Ints, at: int, n: int) -> int:
+    """Accesses an operand makes to its port for one row of n elements: one a beat, one an element where it strides."""
+    if port_of(f, row, at) == -1:
+        return 0
+    stride = row[at + STRIDE2]
+    if stride == 0 and n > 1:
+        return 1 if row[at + STRIDE0] != 0 or row[at + STRIDE1] != 0 else 0
+    return int((ceil_div(n, f[LANES]) if stride == 1 else n) + row[at + SCALE])
+
+
+@rule
+def row_cycles(f: Ints, row: Ints, n: int) -> int:
+    """Cycles of one row: its beats, or the accesses to the port that is asked most."""
+    beats = ceil_div(n, f[LANES])
+    most = beats
+    for i in range(6):
+        at = D + (A - D) * i
+        port = port_of(f, row, at)
+        if port == -1:
+            continue
+        total = 0
+        for j in range(6):
+            other = D + (A - D) * j
+            if port_of(f, row, other) == port:
+                total += 1 if other == E else row_accesses(f, row, other, n)
+        most = max(most, total)
+    return int(most)
+
+
+@rule
+def op_cycles(f: Ints, op: int) -> int:
+    """Pipeline stages of op1 or op2; integer ones take one cycle, exponents one before the adder or the function."""
+    if op == 0:
+        return 0
+    if op == 3 or op == 10:
+        return int(f[MULTIPLY])
+    if op == 1 or op == 2:
+        return int(f[ADD])
+    if op == 12:
+        return int(f[ADD] + 1)
+    return int(f[FUNCTION] + 1 if op == 13 or op == 14 else 1)
+
+
+@rule
+def vector(f: Ints, row: Ints, out: Ints) -> None:
+    """VEC: rows x beats, one row after another, then the pipeline's depth. PICK: a fixed number of sweeps."""
+    n, rows = row[A + EXT2], row[A + EXT0] * row[A + EXT1]
+    if rows * n == 0:
+        return
+    out[KIND] = VECTOR
+    beats = ceil_div(n, f[LANES])
+    levels = log2_up(min(n, f[LANES])) + log2_up(beats)
+    if row[OP] == _PICK:
+        out[HOLD] = PICK_SWEEPS * (beats + f[BANK] + 1 + levels)
+        out[TAIL] = f[BANK]
+        return
+    fields = row[FIELDS]
+    op1, red = fields >> f[OP1] & 15, fields >> f[RED] & 7
+    cycles = row_cycles(f, row, n)
+    read = f[BANK]
+    for i in range(1, 4):
+        at = D + (A - D) * i
+        if row[at + SPACE] >= 0 and row[at + FORMAT] < 3:
+            read = f[BANK] + f[MULTIPLY]  # dequantise
+    first = read + op_cycles(f, op1)
+    last = first + op_cycles(f, fields >> f[OP2] & 15)
+    if fields >> f[FUNC] & 3:
+        last += f[FUNCTION]
+    end = last
+    if red == 5:  # rowscale: a sweep for the row's largest, drained, and a sweep that writes
+        out[HOLD] = rows * (2 * cycles + last + levels)
+        out[TAIL] = last + f[CONVERT] + f[BANK]
+        return
+    if red == 1:
+        end = max(end, first + levels * f[ADD])
+    elif red == 2:
+        end = max(end, read + f[MULTIPLY] + levels * f[ADD])
+    elif red != 0:
+        end = max(end, last + levels)
+    if row[D + SPACE] >= 0 and row[D + SCALE]:
+        end = max(end, last + ceil_div(32, f[LANES]) - 1 + f[CONVERT])  # a block waits for its largest
+    out[HOLD] = rows * cycles
+    out[TAIL] = end + f[BANK]
+
+
+# --- DMA, network, host ---
+
+
+@rule
+def span(base: int, length: int, stride: int, count: int, grain: int) -> int:
+    """Aligned pieces of `grain` bytes that `count` runs of `length` bytes touch, `stride` bytes apart."""
+    if count <= 0 or length <= 0:
+        return 0
+    if stride % grain == 0:
+        return int(count * ((base + length - 1) // grain - base // grain + 1))
+    total = 0
+    for i in range(count):
+        at = base + i * stride
+        total += (at + length - 1) // grain - at // grain + 1
+    return int(total)
+
+
+@rule
+def runs(row: Ints, at: int, e0: int, e1: int, e2: int, grain: int, aligned: bool, out: Ints) -> None:
+    """Count the pieces of `grain` bytes (out[0]) and the contiguous runs (out[1]) of an operand's codes and scales.
+
+    aligned : whether pieces lie on multiples of `grain` (memory) or begin with the run (a bank, read at any byte).
+    """
+    out[0] = 0
+    out[1] = 0
+    out[2] = 0
+    if e0 * e1 * e2 == 0:
+        return
+    bits = bits_of(row[at + FORMAT])
+    s0, s1, s2 = row[at + STRIDE0], row[at + STRIDE1], row[at + STRIDE2]
+    length, n1, n0 = e2, e1, e0
+    if s2 != 1 and e2 > 1:  # Every element is a run of its own.
+        length, n1, s1 = 1, e1 * e2, s2
+    elif s1 == e2 or e1 == 1:
+        length, n1 = e1 * e2, 1
+    if row[at + VIA] > 0:
+        unit = 1 << (row[at + VIA] - 1)
+        if n1 == 1 and s0 == length:
+            length *= min(unit, e0)
+            n0 = ceil_div(e0, unit)
+            s0 *= unit
+    elif n1 == 1 and (s0 == length or e0 == 1):
+        length, n0 = length * e0, 1
+    for part in range(1 + row[at + SCALE]):
+        base = row[at + (BASE if part == 0 else SBASE)]
+        size = ceil_div(length * bits, 8) if part == 0 else ceil_div(length, 32)
+        b0 = s0 * bits // 8 if part == 0 else s0 // 32
+        b1 = s1 * bits // 8 if part == 0 else s1 // 32
+        out[1] += n0 * n1
+        out[2] += n0 * n1 * size
+        if not aligned:
+            out[0] += n0 * n1 * ceil_div(size, grain)
+        elif b0 % grain == 0 or n0 == 1:
+            out[0] += n0 * span(base, size, b1, n1, grain)
+        else:
+            for i in range(n0):
+                out[0] += span(base + i * b0, size, b1, n1, grain)
+
+
+@rule
+def beats_of(f: Ints, row: Ints, at: int, e0: int, e1: int, e2: int, out: Ints) -> int:
+    """Cycles that the memory on the chip needs for one side of a copy."""
+    space = row[at + SPACE]
+    if space == _DRAM:
+        return 0
+    width = f[LOAD_BYTES] if space == _SLOT else 4 if space == _CELL else f[BANK_BYTES]
+    runs(row, at, e0, e1, e2, width, False, out)
+    return int(out[0])
+
+
+@rule
+def burst_time(f: Ints, bursts: int, cycles: int) -> int:
+    """Time of one of `bursts` that together take at least `cycles`, in 1/UNITS_PER_CYCLE cycles."""
+    own = max(f[BURST_UNITS], ceil_div(cycles * f[UNITS_PER_CYCLE], bursts))
+    return int(max(own, ceil_div(f[DRAM_LATENCY] * f[UNITS_PER_CYCLE], f[OUTSTANDING])))
+
+
+@rule
+def copy(f: Ints, row: Ints, out: Ints) -> None:
+    """COPY: runs of bursts on the memory's side, beats on the chip's side, the slower of both."""
+    if is_empty(row, D):
+        return
+    d0, d1, d2 = row[D + EXT0], row[D + EXT1], row[D + EXT2]
+    a0, a1, a2 = min(d0, row[A + EXT0]), min(d1, row[A + EXT1]), min(d2, row[A + EXT2])
+    queue, source, target = row[QUEUE], row[A + SPACE], row[D + SPACE]
+    read = beats_of(f, row, A, a0, a1, a2, out)
+    write = beats_of(f, row, D, d0, d1, d2, out)
+    beats = max(read, write)
+    if source == _DRAM:
+        runs(row, A, a0, a1, a2, f[BURST], True, out)
+    elif target == _DRAM:
+        runs(row, D, d0, d1, d2, f[BURST], True, out)
+    else:
+        out[0] = 0
+        out[1] = 0
+        if source == target and row[A + BASE] // f[BANK_SIZE] == row[D + BASE] // f[BANK_SIZE]:
+            beats = read + write
+    bursts, requests = out[0], out[1]
+    out[LAST] = 0
+    out[LEAD] = f[DMA] + (f[BANK] if source != _DRAM else 0)
+    out[TAIL] = f[BANK]
+    out[BURSTS] = bursts
+    out[FLAGS] = 0
+    if queue == _LOAD and (source != _DRAM or row[A + VIA] > 0 or row[D + VIA] > 0):
+        out[FLAGS] = ORDERED
+    if target == _CELL:
+        out[FLAGS] |= BARRIER
+    if bursts == 0:
+        out[KIND] = FIXED
+        out[HOLD] = beats
+        return
+    out[KIND] = READ if source == _DRAM else WRITE
+    out[HOLD] = requests
+    out[OWN] = burst_time(f, bursts, max(requests, beats))
+    out[BYTES] = bursts * f[BURST]
+    if source != _DRAM:
+        out[TAIL] = f[DRAM_LATENCY]
+
+
+@rule
+def put(f: Ints, row: Ints, out: Ints) -> None:
+    """PUT: flits at the network's rate or the bank's, at least one, so that an empty one still counts as arrived."""
+    e0, e1, e2 = row[A + EXT0], row[A + EXT1], row[A + EXT2]
+    beats = beats_of(f, row, A, e0, e1, e2, out)
+    size = out[2]
+    flits = max(1, beats, ceil_div(size * f[NET_DEN], f[NET_NUM]))
+    bursts = 0
+    if row[D + SPACE] == _DRAM:
+        runs(row, D, e0, e1, e2, f[BURST], True, out)
+        bursts = out[0]
+    out[KIND] = SEND
+    out[LEAD] = f[BANK]
+    out[HOLD] = flits
+    out[LAST] = 0
+    out[TAIL] = f[BANK]
+    out[BURSTS] = bursts
+    out[OWN] = burst_time(f, bursts, flits) if bursts else 0
+    out[BYTES] = size
+    out[FLAGS] = TO_DRAM if bursts else 0
+
+
+@rule
+def work(f: Ints, row: Ints, out: Ints) -> None:
+    """Fill `out` [WORK_COLS] with the work of a row. Cycles, bytes; times of bursts in 1/UNITS_PER_CYCLE cycles."""
+    for i in range(WORK_COLS):
+        out[i] = 0
+    op = row[OP]
+    if op == _MATMUL:
+        matmul(f, row, out)
+    elif op == _VEC or op == _PICK:
+        vector(f, row, out)
+    elif op == _COPY:
+        copy(f, row, out)
+    elif op == _PUT:
+        put(f, row, out)
+    elif op == _RING:
+        words = row[A + EXT0] * row[A + EXT1] * row[A + EXT2]
+        if words > 0:
+            out[KIND] = FIXED
+            out[LEAD] = f[DMA] + f[BANK]
+            out[HOLD] = words
+    elif op != _SYNC:
+        out[KIND] = SEQUENCER
+    copies = 0
+    for i in range(6):
+        if row[D + (A - D) * i + SPACE] >= 0:
+            copies += 1
+    out[COPIES] = copies
+
+
+def work_of(chip: Chip, row: Sequence[int]) -> list[int]:
+    """Give the work of a resolved row as a list; `WORK` names its entries."""
+    out = np.zeros(WORK_COLS, np.int64)
+    work(facts(chip), np.asarray(row, np.int64), out)
+    return [int(v) for v in out]
+
+
+def alone(chip: Chip, row: Sequence[int]) -> int:
+    """Cycles from start to all writes visible of an instruction that finds every unit idle."""
+    f, w = facts(chip), work_of(chip, row)
+    kind = w[KIND]
+    if kind == SEQUENCER:
+        return int(f[ISSUE])
+    if kind == NOTHING:
+        return 1
+    if kind in (READ, WRITE):
+        time = ceil_div((w[BURSTS] - 1) * w[OWN] + f[BURST_UNITS], f[UNITS_PER_CYCLE])
+        return int(w[LEAD] + time + w[TAIL] + (f[DRAM_LATENCY] if kind == READ else 0))
+    total = w[LEAD] + w[HOLD] + w[TAIL]
+    if kind == SEND:
+        first, count, rank = row[FIRST], row[COUNT], row[SLICE]
+        if count > 1 or first != rank:
+            total += f[NET_LATENCY]
+        if w[FLAGS] & TO_DRAM:
+            total += f[DRAM_LATENCY] - f[BANK]
+    return int(total)
+
+
+def interval(chip: Chip, row: Sequence[int]) -> int:
+    """Cycles from the start of an instruction to the earliest start of another of its queue and shape."""
+    f, w = facts(chip), work_of(chip, row)
+    kind = w[KIND]
+    if kind == MATRIX:
+        return int(max(1, w[HOLD] if w[HOLD] > w[LEAD] else w[LEAD] + w[HOLD] - w[LAST]))
+    if kind in (READ, WRITE):
+        return int(max(1, w[HOLD], ceil_div(w[BURSTS] * w[OWN], f[UNITS_PER_CYCLE])))
+    if kind == SEND:
+        return int(w[LEAD] + w[HOLD])
+    return max(1, alone(chip, row))

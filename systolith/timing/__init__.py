@@ -1,0 +1,10 @@
+"""Cycles of a program: event-driven, per queue, from the resolved stream alone. docs/decisions/0003-timing.md has the rules."""
+
+from .machine import Executor, RingEvent, TimingMachine, TimingResult, simulate
+from .path import EDGE, PARTS, WHY
+from .state import RECORD
+from .waterfall import Waterfall
+
+__all__ = [
+    "EDGE", "PARTS", "RECORD", "WHY", "Executor", "RingEvent", "TimingMachine", "TimingResult", "Waterfall", "simulate",
+]  # fmt: skip
