@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from enum import IntEnum
 from typing import Any, Final, NoReturn
 
@@ -36,6 +36,11 @@ def _positional(cls: type[Instruction]) -> list[Bits]:
     return [bits for bits in cls.LAYOUT if bits.low in slots or bits.kind in late]
 
 
+def _required(cls: type[Instruction]) -> set[str]:
+    """Fields without a default; they come before the others that are written by place."""
+    return {f.name for f in fields(cls) if f.default is MISSING}
+
+
 def _keyed(cls: type[Instruction]) -> list[Bits]:
     """Fields that are written name=value, masks last."""
     rest = [bits for bits in cls.LAYOUT if bits not in _positional(cls) and bits.name != _QUEUED]
@@ -57,7 +62,8 @@ def line_of(instruction: Instruction, label: Callable[[Bits, int], str] | None =
             places.append(_NONE if value == 0 and kind is not Kind.REG else f"{_LETTER[kind]}{value}")
         else:
             places.append(f"+{value}" if kind is Kind.LENGTH else str(value))
-    while places and places[-1] == _NONE:
+    needed = sum(bits.name in _required(cls) for bits in _positional(cls))
+    while len(places) > needed and places[-1] == _NONE:
         places.pop()
     keys = [
         f"{bits.name}={_value(bits, getattr(instruction, bits.name))}"
@@ -251,10 +257,9 @@ class _Assembler:
             self.fail(f"{text!r} is not a number.")
 
     def choice(self, choices: type[IntEnum], text: str, what: str) -> int:
-        for c in choices:
-            if c.name == text.upper():
-                return c
-        self.fail(f"{what}={text} must be one of {', '.join(c.name.lower() for c in choices)}.")
+        if text.upper() not in choices.__members__:
+            self.fail(f"{what}={text} must be one of {', '.join(c.name.lower() for c in choices)}.")
+        return choices[text.upper()]
 
     def instruction(self, pc: int, line: int, mnemonic: str, words: list[str]) -> Instruction:
         self.line = line

@@ -131,7 +131,8 @@ class Machine:
             instruction.execute(s)
             s.give(instruction.posts)
         except ProgramError as cause:
-            raise ProgramError(f"{where(self.program, s.rank, s.pc)}: {cause}") from None
+            sentence = str(cause).removesuffix(".")
+            raise ProgramError(f"{where(self.program, s.rank, s.pc)}: {sentence}.") from None
         self.counts[instruction.mnemonic] += 1
         s.end_word()
 
