@@ -323,4 +323,6 @@ class _Assembler:
             return mask
         if bits.choices is not None:
             return self.choice(bits.choices, value, bits.name)
+        if bits.kind is Kind.SEMAPHORE and value in self.sems:
+            return self.sems[value]
         return self.number(value.lstrip("Rr") if bits.kind is Kind.REG else value)

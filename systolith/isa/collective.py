@@ -44,7 +44,7 @@ class Put(Instruction):
         operand("a", "a", Kind.DESC, "source"),
         operand("b", "b", Kind.CELL, "cell of the first rank"),
         Bits("count", 0, 11, text="ranks; 0: all slices"),
-        Bits("sem", 11, 5, text="semaphore of the member"),
+        Bits("sem", 11, 5, Kind.SEMAPHORE, "semaphore of the member"),
         Bits("counter", 16, 4, text="arrival counter of the member"),
         Bits("expect", 20, 11, text="arrivals to a token; 0: number of slices"),
         Bits("arrive", 31, 1, text="1: count the arrival"),

@@ -69,6 +69,8 @@ class Kind(IntEnum):
     """A number of words that follow; written as the label after the last of them."""
     CONST = 8
     """A descriptor constant of the program."""
+    SEMAPHORE = 9
+    """A semaphore."""
 
 
 @dataclass(frozen=True)
