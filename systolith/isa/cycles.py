@@ -101,9 +101,19 @@ _LOAD, _WEIGHTS = 1, 0
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+_I: Final = numba.int64
+_TYPES: Final = {"int": _I, "bool": numba.boolean, "Ints": _I[::1], "None": numba.void}
+
+
 def rule(function: _F) -> _F:
-    """Compile a rule; the plain function stays as `py_func`."""
-    compiled: _F = numba.njit(cache=True, error_model="numpy")(function)
+    """Compile a rule for the types that its annotations name; the plain function stays as `py_func`."""
+    return _compile(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def _compile(function: _F, **options: bool) -> _F:
+    """Compile; nothing here allocates, so reference counts are left out, which halves the time of it."""
+    types = [_TYPES[str(name)] for name in function.__annotations__.values()]
+    compiled: _F = numba.njit(types[-1](*types[:-1]), cache=True, error_model="numpy", _nrt=False, **options)(function)
     return compiled
 
 
@@ -454,7 +464,7 @@ def put(f: Ints, row: Ints, out: Ints) -> None:
     out[FLAGS] = TO_DRAM if bursts else 0
 
 
-@rule
+@_compile
 def work(f: Ints, row: Ints, out: Ints) -> None:
     """Fill `out` [WORK_COLS] with the work of a row. Cycles, bytes; times of bursts in 1/UNITS_PER_CYCLE cycles."""
     for i in range(WORK_COLS):

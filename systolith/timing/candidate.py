@@ -148,4 +148,3 @@ def post(st: State, s: int, mask: int, time: int, ref: int) -> bool:
     if st.sl[s, S_STATE] == WAITING and st.sl[s, S_BLOCKED] & mask:
         st.sl[s, S_STATE] = RUN
     return fine
-

@@ -6,8 +6,6 @@ taken the last one, so that the network holds no more than is on its wires. A sl
 
 from __future__ import annotations
 
-from typing import Any
-
 from systolith.isa import cycles
 
 from .candidate import consider, post
@@ -44,6 +42,7 @@ from .state import (
     S_END_REF,
     S_INGRESS,
     S_NEXT,
+    Row,
     State,
     kernel,
 )
@@ -71,7 +70,7 @@ def arrive(st: State, s: int, time: int, number: int, sem: int, counter: int, ex
 
 
 @kernel
-def start_put(st: State, s: int, number: int, start: int, op: Any) -> int:
+def start_put(st: State, s: int, number: int, start: int, op: Row) -> int:
     """Run a PUT that starts at `start`, the earliest of all slices; give the end of its read."""
     f = st.f
     first_flit, flits = start + op[cycles.LEAD], op[cycles.HOLD]
@@ -91,7 +90,12 @@ def start_put(st: State, s: int, number: int, start: int, op: Any) -> int:
                 st.g[G_STATUS] = OVERFLOW
                 return sent
             fl = st.pf[r, NETWORK_PORT, po[P_TAIL] % st.pf.shape[2]]
-            fl[F_RECORD], fl[F_KIND], fl[F_LEFT], fl[F_BURSTS] = number, cycles.SEND, op[cycles.BURSTS], op[cycles.BURSTS]
+            fl[F_RECORD], fl[F_KIND], fl[F_LEFT], fl[F_BURSTS] = (
+                number,
+                cycles.SEND,
+                op[cycles.BURSTS],
+                op[cycles.BURSTS],
+            )
             fl[F_ELIGIBLE] = (begin + f[cycles.BANK]) * f[cycles.UNITS_PER_CYCLE]
             fl[F_OWN], fl[F_TAIL], fl[F_START], fl[F_NEW] = op[cycles.OWN], f[cycles.DRAM_LATENCY], start, 1
             fl[F_SEM], fl[F_COUNTER], fl[F_EXPECT] = op[OP_SEM], op[OP_COUNTER], op[OP_EXPECT]

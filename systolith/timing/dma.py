@@ -8,16 +8,13 @@ As many instructions as the queue is deep may be in flight; they end in order.
 
 from __future__ import annotations
 
-from typing import Any
-
 from systolith.isa import cycles
 
 from .candidate import consider, port_of, post
 from .collective import arrive
 from .host import ring
-from .records import finish, record_at
+from .records import finish, slot_of
 from .state import (
-    DEPTH_MAX,
     F_ARRIVE,
     F_BURSTS,
     F_COUNTER,
@@ -64,6 +61,7 @@ from .state import (
     S_BUS_LAST,
     S_END,
     S_END_REF,
+    Row,
     State,
     kernel,
 )
@@ -86,7 +84,7 @@ def begin(st: State, s: int, port: int, at: int) -> None:
     fl = st.pf[s, port, po[P_TAIL] % st.pf.shape[2]]
     po[P_TAIL] += 1
     po[P_PENDING] = 0
-    rec = record_at(st, fl[F_RECORD])
+    rec = st.rec[slot_of(st, fl[F_RECORD])]
     rec[R_BEGIN] = at
     if at > fl[F_START] + fl[F_LEAD]:
         rec[R_BOUND] |= 2
@@ -110,31 +108,6 @@ def begin(st: State, s: int, port: int, at: int) -> None:
 
 
 @kernel
-def start_dma(st: State, s: int, q: int, number: int, start: int, op: Any) -> None:
-    """Put an instruction into set-up; its requests begin when those before it are out."""
-    port = port_of(q)
-    po = st.po[s, port]
-    fl = st.pf[s, port, po[P_TAIL] % st.pf.shape[2]]
-    fl[F_RECORD], fl[F_KIND], fl[F_START], fl[F_POST] = number, op[cycles.KIND], start, op[OP_POST]
-    fl[F_LEFT] = fl[F_BURSTS] = op[cycles.BURSTS]
-    fl[F_OWN], fl[F_TAIL], fl[F_LEAD], fl[F_HOLD] = op[cycles.OWN], op[cycles.TAIL], op[cycles.LEAD], op[cycles.HOLD]
-    fl[F_NEW] = 1
-    fl[F_SEM] = op[OP_CODE] == _RING  # a queue has no arrivals: here it marks a record to the host
-    rec = record_at(st, number)
-    rec[R_BEGIN] = rec[R_FIRST] = rec[R_END] = INF  # until known
-    st.qu[s, q, Q_BARRIER] = op[cycles.FLAGS] & cycles.BARRIER
-    st.qu[s, q, Q_BYTES] += op[cycles.BYTES]
-    if op[cycles.KIND] == cycles.NOTHING:
-        begin(st, s, port, start)
-    elif po[P_ASKED] >= 0:
-        begin(st, s, port, max(start + op[cycles.LEAD], po[P_ASKED]))
-    else:
-        po[P_PENDING] = 1
-    retire(st, s, port)
-    consider(st, s, q)
-
-
-@kernel
 def retire_one(st: State, s: int, port: int, data_end: int, own_end: int) -> None:
     """End the oldest flight of a port and give its tokens."""
     po, f = st.po[s, port], st.f
@@ -150,7 +123,7 @@ def retire_one(st: State, s: int, port: int, data_end: int, own_end: int) -> Non
     q = queue_of(port)
     full = po[P_TAIL] - po[P_HEAD] + po[P_PENDING] >= f[cycles.DEPTH + q]
     po[P_HEAD] += 1
-    rec = record_at(st, number)
+    rec = st.rec[slot_of(st, number)]
     end = finish(st, s, q, number, rec[R_BEGIN], rec[R_FIRST], data_end, own_end)
     if full:
         st.qu[s, q, Q_TABLE], st.qu[s, q, Q_TABLE_REF] = end, number
@@ -172,6 +145,31 @@ def retire(st: State, s: int, port: int) -> None:
         if fl[F_LEFT] > 0:
             return
         retire_one(st, s, port, fl[F_OWN_END], fl[F_OWN_END])
+
+
+@kernel
+def start_dma(st: State, s: int, q: int, number: int, start: int, op: Row) -> None:
+    """Put an instruction into set-up; its requests begin when those before it are out."""
+    port = port_of(q)
+    po = st.po[s, port]
+    fl = st.pf[s, port, po[P_TAIL] % st.pf.shape[2]]
+    fl[F_RECORD], fl[F_KIND], fl[F_START], fl[F_POST] = number, op[cycles.KIND], start, op[OP_POST]
+    fl[F_LEFT] = fl[F_BURSTS] = op[cycles.BURSTS]
+    fl[F_OWN], fl[F_TAIL], fl[F_LEAD], fl[F_HOLD] = op[cycles.OWN], op[cycles.TAIL], op[cycles.LEAD], op[cycles.HOLD]
+    fl[F_NEW] = 1
+    fl[F_SEM] = op[OP_CODE] == _RING  # a queue has no arrivals: here it marks a record to the host
+    rec = st.rec[slot_of(st, number)]
+    rec[R_BEGIN] = rec[R_FIRST] = rec[R_END] = INF  # until known
+    st.qu[s, q, Q_BARRIER] = op[cycles.FLAGS] & cycles.BARRIER
+    st.qu[s, q, Q_BYTES] += op[cycles.BYTES]
+    if op[cycles.KIND] == cycles.NOTHING:
+        begin(st, s, port, start)
+    elif po[P_ASKED] >= 0:
+        begin(st, s, port, max(start + op[cycles.LEAD], po[P_ASKED]))
+    else:
+        po[P_PENDING] = 1
+    retire(st, s, port)
+    consider(st, s, q)
 
 
 @kernel
@@ -233,7 +231,7 @@ def serve(st: State, s: int, limit: int) -> bool:
         if fl[F_NEW]:
             fl[F_NEW] = 0
             if chosen != NETWORK_PORT:
-                rec = record_at(st, fl[F_RECORD])
+                rec = st.rec[slot_of(st, fl[F_RECORD])]
                 rec[R_FIRST] = due // f[cycles.UNITS_PER_CYCLE]
                 if due > fl[F_ELIGIBLE]:
                     rec[R_BOUND] |= 1

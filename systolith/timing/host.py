@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .records import new_record, record_at
+from .records import new_record, slot_of
 from .state import (
     G_RINGS,
     INF,
@@ -63,7 +63,7 @@ def halt(st: State, s: int, pc: int) -> bool:
             return False
     sl = st.sl[s]
     at = max(sl[S_TIME] + 1, sl[S_END])
-    rec = record_at(st, new_record(st, s))
+    rec = st.rec[slot_of(st, new_record(st, s))]
     rec[R_QUEUE], rec[R_PC], rec[R_KIND], rec[R_DISPATCH], rec[R_PREVIOUS] = QUEUES, pc, _SEQUENCER, at, -1
     rec[R_START] = rec[R_BEGIN] = rec[R_FIRST] = rec[R_OWN_END] = rec[R_END] = at
     rec[R_RUN], rec[R_RUN_CAUSE], rec[R_RUN_REF] = sl[S_RUN], sl[S_RUN_CAUSE], sl[S_RUN_REF]

@@ -7,15 +7,13 @@ the stream was cut into buffers.
 
 from __future__ import annotations
 
-from typing import Any
-
 from systolith.isa import cycles
 
 from .candidate import consider, port_of, post, take_tokens
 from .collective import start_put
 from .dma import bus_due, serve, start_dma
 from .matrix import start_matrix
-from .records import finish, new_record, record_at
+from .records import finish, new_record, slot_of
 from .sequencer import decode, dispatch
 from .state import (
     AT_ONCE,
@@ -74,7 +72,10 @@ from .state import (
     S_STATE,
     S_TIME,
     SEMAPHORE,
+    Buffer,
+    Row,
     State,
+    entry,
     kernel,
 )
 from .vector import start_vector
@@ -84,8 +85,8 @@ __all__ = ["feed_rows", "go_on"]
 _M, _C = 2, 5
 
 
-@kernel
-def feed_rows(st: State, buffer: Any, counts: Any) -> None:
+@entry
+def feed_rows(st: State, buffer: Buffer, counts: Row) -> None:
     """Decode rows [slices, rows, COLS] into the streams of the slices, which have room for them."""
     mask = st.ops.shape[1] - 1
     for s in range(counts.shape[0]):
@@ -102,7 +103,7 @@ def start(st: State, s: int, q: int) -> None:
     op = st.qe[s, q, qu[Q_HEAD] % DEPTH_MAX]
     take_tokens(st, s, op[OP_WAIT])
     number = new_record(st, s)
-    rec = record_at(st, number)
+    rec = st.rec[slot_of(st, number)]
     rec[R_QUEUE], rec[R_PC], rec[R_KIND], rec[R_BYTES] = q, op[OP_PC], op[cycles.KIND], op[cycles.BYTES]
     rec[R_DISPATCH], rec[R_START], rec[R_CAUSE], rec[R_REF] = op[E_TIME], at, cause, ref
     rec[R_RUN], rec[R_RUN_CAUSE], rec[R_RUN_REF] = op[E_RUN], op[E_RUN_CAUSE], op[E_RUN_REF]
@@ -168,7 +169,7 @@ def run_slice(st: State, s: int, horizon: int, others: int, other: int, rings: i
             return True  # S_NEXT is still this slice's
 
 
-@kernel
+@entry
 def go_on(st: State, rings: int, records: int) -> int:
     """Run until a slice has used up its stream, all have halted, `rings` records to the host or `records` have come."""
     n, g = st.sl.shape[0], st.g

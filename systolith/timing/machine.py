@@ -272,4 +272,6 @@ def simulate(
         if timing.feed(buffer, counts):
             return timing.finish()
         if not counts.any():
-            raise ProgramError("timing: the executor has stopped before every slice has halted; finish or reset the run.")
+            raise ProgramError(
+                "timing: the executor has stopped before every slice has halted; finish or reset the run."
+            )

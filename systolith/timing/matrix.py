@@ -6,12 +6,10 @@ the last tile of this one has gone into the array. `isa.cycles.matmul` counts pa
 
 from __future__ import annotations
 
-from typing import Any
-
 from systolith.isa import cycles
 
-from .records import finish, record_at
-from .state import Q_BUSY, R_BOUND, S_ARRAY, S_LOADER, State, kernel
+from .records import finish, slot_of
+from .state import Q_BUSY, R_BOUND, S_ARRAY, S_LOADER, Row, State, kernel
 
 __all__ = ["start_matrix"]
 
@@ -19,13 +17,13 @@ _M = 2
 
 
 @kernel
-def start_matrix(st: State, s: int, number: int, start: int, op: Any) -> int:
+def start_matrix(st: State, s: int, number: int, start: int, op: Row) -> int:
     """Run a MATMUL that starts at `start`; give its end."""
     sl = st.sl[s]
     loaded = start + op[cycles.LEAD]
     first = max(loaded, sl[S_ARRAY])
     if first > loaded:
-        record_at(st, number)[R_BOUND] = 1
+        st.rec[slot_of(st, number)][R_BOUND] = 1
     sl[S_ARRAY] = first + op[cycles.HOLD]
     sl[S_LOADER] = max(start + 1, sl[S_ARRAY] - op[cycles.LAST])
     st.qu[s, _M, Q_BUSY] += op[cycles.HOLD]

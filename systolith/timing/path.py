@@ -6,7 +6,7 @@ An edge is (from, to, part, why, record): the cycles [from, to) belong to `part`
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from systolith.isa import cycles
 
@@ -30,6 +30,8 @@ from .state import (
     R_RUN_REF,
     R_START,
     SEMAPHORE,
+    Rows,
+    entry,
     kernel,
 )
 
@@ -64,14 +66,14 @@ def part_of(queue: int, kind: int) -> int:
 
 
 @kernel
-def put(edges: Any, n: int, lo: int, hi: int, part: int, why: int, number: int) -> int:
+def put(edges: Rows, n: int, lo: int, hi: int, part: int, why: int, number: int) -> int:
     """Write edge n and give n + 1."""
     edges[n, 0], edges[n, 1], edges[n, 2], edges[n, 3], edges[n, 4] = lo, hi, part, why, number
     return n + 1
 
 
-@kernel
-def walk(rec: Any, semaphore: int, oldest: int, number: int, end: int, since: int, edges: Any) -> int:
+@entry
+def walk(rec: Rows, semaphore: int, oldest: int, number: int, end: int, since: int, edges: Rows) -> int:
     """Walk from record `number` at cycle `end` back to cycle `since`; fill edges [n, 5], latest first, give their count.
 
     semaphore : cycles from post to start. oldest : the oldest record that is still there; beyond it the cycles are "other". Gives -1 where edges is too short.
@@ -137,4 +139,3 @@ def walk(rec: Any, semaphore: int, oldest: int, number: int, end: int, since: in
             return put(edges, n, since, t, OTHER, UNKNOWN, number)
         number = ref
     return n
-

@@ -21,7 +21,7 @@ from .state import (
     kernel,
 )
 
-__all__ = ["finish", "new_record", "record_at"]
+__all__ = ["finish", "new_record", "slot_of"]
 
 
 @kernel
@@ -38,15 +38,15 @@ def new_record(st: State, s: int) -> int:
 
 
 @kernel
-def record_at(st: State, number: int):  # type: ignore[no-untyped-def]
-    """Give the columns of a record."""
-    return st.rec[number & (st.rec.shape[0] - 1)]
+def slot_of(st: State, number: int) -> int:
+    """Row of the ring that a record is in."""
+    return number & (st.rec.shape[0] - 1)
 
 
 @kernel
 def finish(st: State, s: int, q: int, number: int, begin: int, first: int, data_end: int, own_end: int) -> int:
     """Close a record: an instruction ends no earlier than the one before it in its queue. Gives its end."""
-    qu, rec = st.qu[s, q], record_at(st, number)
+    qu, rec = st.qu[s, q], st.rec[slot_of(st, number)]
     end = max(own_end, qu[Q_END])
     rec[R_BEGIN], rec[R_FIRST], rec[R_DATA_END], rec[R_OWN_END], rec[R_END] = begin, first, data_end, own_end, end
     qu[Q_END], qu[Q_END_REF] = end, number

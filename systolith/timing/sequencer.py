@@ -57,6 +57,7 @@ from .state import (
     S_TIME,
     SEMAPHORE,
     WAITING,
+    Row,
     State,
     kernel,
 )
@@ -67,7 +68,7 @@ _LOOP, _BR, _READX, _HALT = 5, 6, 7, 8
 
 
 @kernel
-def decode(f, row, out):  # type: ignore[no-untyped-def]
+def decode(f: Row, row: Row, out: Row) -> None:
     """Turn a resolved row into what the loop needs of it: int64 [OP_COLS]."""
     cycles.work(f, row, out)
     fields, op = row[FIELDS], row[OP]
@@ -81,7 +82,7 @@ def decode(f, row, out):  # type: ignore[no-untyped-def]
     out[OP_ARRIVE] = fields >> f[cycles.PUT_ARRIVE] & 1
     out[OP_LENGTH] = fields >> f[cycles.LOOP_LEN] & 4095
     out[OP_ISSUE] = f[cycles.ISSUE]
-    if op == _BR and row[TAKEN] != 0 or op == _LOOP and row[TAKEN] == 0:
+    if (op == _BR and row[TAKEN] != 0) or (op == _LOOP and row[TAKEN] == 0):
         out[OP_ISSUE] += f[cycles.BRANCH]
     elif op == _READX:
         out[OP_ISSUE] += f[cycles.BANK]
@@ -179,4 +180,3 @@ def dispatch(st: State, s: int) -> None:
         sl[s, S_ISSUED] += 1
         sl[s, S_OPS_HEAD] += 1
         end_of_word(st, s, op[OP_PC], op[OP_CODE], op[OP_LENGTH], op[OP_TAKEN])
-

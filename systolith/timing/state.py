@@ -6,7 +6,7 @@ A unit is 1/UNITS_PER_CYCLE of a cycle: the memory channel's time, in which a bu
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import numba
 import numpy as np
@@ -14,16 +14,9 @@ import numpy as np
 from systolith.isa import cycles
 from systolith.spec import LOOP_DEPTH, SEMAPHORE_MAX, SEMAPHORES, Chip
 
-__all__ = ["INF", "OP_COLS", "REC_COLS", "RECORD", "State", "kernel", "make_state"]
+__all__ = ["INF", "OP_COLS", "RECORD", "REC_COLS", "State", "kernel", "make_state"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def kernel(function: _F) -> _F:
-    """Compile a rule of the event loop; kept on disk."""
-    compiled: Any = numba.njit(cache=True, error_model="numpy", boundscheck=False)(function)
-    return compiled  # type: ignore[no-any-return]
-
 
 INF: Final = 1 << 60
 
@@ -115,6 +108,54 @@ class State(NamedTuple):
     """[records, REC_COLS], a ring."""
     rings: Any
     """[1024, 3]: slice, end, record of RING instructions."""
+
+
+_I: Final = numba.int64
+_DIMENSIONS: Final = {
+    "f": 1,
+    "g": 1,
+    "sl": 2,
+    "ops": 3,
+    "qu": 3,
+    "qe": 4,
+    "qs": 4,
+    "tok": 4,
+    "po": 3,
+    "pf": 4,
+    "rec": 2,
+    "rings": 2,
+}
+_TYPES: Final = {
+    "int": _I,
+    "bool": numba.boolean,
+    "None": numba.void,
+    "tuple[int, int]": numba.types.UniTuple(_I, 2),
+    "Row": _I[::1],
+    "Rows": _I[:, ::1],
+    "Buffer": _I[:, :, ::1],
+    "State": numba.types.NamedTuple([numba.types.Array(_I, _DIMENSIONS[name], "C") for name in State._fields], State),
+}
+Row: TypeAlias = Any
+"""int64 [n]"""
+Rows: TypeAlias = Any
+"""int64 [m, n]"""
+Buffer: TypeAlias = Any
+"""int64 [l, m, n]"""
+
+
+def kernel(function: _F) -> _F:
+    """Compile a part of the event loop for the types that its annotations name; kept on disk.
+
+    Nothing here allocates: without reference counts the loop compiles in a fraction of the time.
+    """
+    return entry(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def entry(function: _F, **options: bool) -> _F:
+    """Compile as `kernel` does, to be called from Python."""
+    types = [_TYPES[str(name)] for name in function.__annotations__.values()]
+    compiled: _F = numba.njit(types[-1](*types[:-1]), cache=True, error_model="numpy", _nrt=False, **options)(function)
+    return compiled
 
 
 def make_state(chip: Chip, slices: int, sem_init: tuple[int, ...], records: int, capacity: int) -> State:

@@ -6,12 +6,10 @@ visible. `isa.cycles.vector` counts beats, port accesses and stages.
 
 from __future__ import annotations
 
-from typing import Any
-
 from systolith.isa import cycles
 
 from .records import finish
-from .state import Q_BUSY, S_VECTOR, State, kernel
+from .state import Q_BUSY, S_VECTOR, Row, State, kernel
 
 __all__ = ["start_vector"]
 
@@ -19,7 +17,7 @@ _V = 3
 
 
 @kernel
-def start_vector(st: State, s: int, number: int, start: int, op: Any) -> int:
+def start_vector(st: State, s: int, number: int, start: int, op: Row) -> int:
     """Run a VEC or PICK that starts at `start`; give its end."""
     done = start + op[cycles.HOLD]
     end = done + op[cycles.TAIL]
