@@ -8,10 +8,41 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from systolith.isa import Br, Cond, Desc, Descriptor, Format, Halt, Instruction, Loop, Program, Put, Queue, Requires, Set, Space, Sync
+from systolith.isa import (
+    Br,
+    Cond,
+    Desc,
+    Descriptor,
+    Format,
+    Halt,
+    Instruction,
+    Loop,
+    Program,
+    Put,
+    Queue,
+    Requires,
+    Set,
+    Space,
+    Sync,
+)
 from systolith.spec import PAIRS, RANK_REGISTER, Chip
 
-from ._operators import ACC, DRAM, DRAM_END, LATE, LATE_MAX, LIST_BYTES, RECORDS, SLOT, SLOT_END, SPAD, SPAD_END, Maker, Region
+from ._operators import (
+    ACC,
+    DRAM,
+    DRAM_END,
+    EXPONENTS,
+    LATE,
+    LATE_MAX,
+    LIST_BYTES,
+    RECORDS,
+    SLOT,
+    SLOT_END,
+    SPAD,
+    SPAD_END,
+    Maker,
+    Region,
+)
 
 Bytes = npt.NDArray[np.uint8]
 _CLASSES = ("load", "weight", "matrix", "vector", "store", "collective")
@@ -31,7 +62,7 @@ def make_program(rng: random.Random, chip: Chip, slices: int, chunks: int = 3) -
         maker = Maker(rng, chip, slices, constants)
         body = _body(maker, barrier=16 + chunk % 7)
         code += maker.loads
-        code.append(Loop(count=rng.randint(3, 6), len=len(body)))
+        code.append(Loop(count=rng.randint(8, 14), len=len(body)))
         code += [replace(i, target=len(code) + n + 2) if isinstance(i, Br) else i for n, i in enumerate(body)]
     code.append(Halt(cause=rng.randrange(1 << 16)))
     return Program(
@@ -130,6 +161,9 @@ def memory_at_start(seed: int, rank: int) -> dict[Space, Bytes]:
     for space in (Space.SPAD, Space.DRAM):
         spaces[space][:LIST_BYTES] = entries.view(np.uint8)
         spaces[space][LIST_BYTES : LIST_BYTES + 32 * RECORDS] = records.reshape(-1).view(np.uint8)
+    n = EXPONENTS.elements
+    exponents = np.where(rng.random(n) < 0.1, -(2**31), rng.integers(-rng.choice([4, 30, 300], n), 300)).astype(np.int32)
+    spaces[Space.SPAD][EXPONENTS.base : EXPONENTS.base + 4 * n] = exponents.view(np.uint8)
     cells = rng.integers(0, LATE_MAX + 1, LATE + 1).astype(np.uint32)
     cells[0] = 0
     spaces[Space.CELL][:] = cells.view(np.uint8)

@@ -6,7 +6,6 @@ import numpy as np
 
 from systolith.isa.resolved import COLS as R_COLS
 from systolith.isa.resolved import COUNT as R_COUNT
-from systolith.isa.resolved import D as R_OPERANDS
 from systolith.isa.resolved import FIELDS as R_FIELDS
 from systolith.isa.resolved import FIRST as R_FIRST
 from systolith.isa.resolved import OP as R_OP
@@ -18,12 +17,40 @@ from systolith.isa.resolved import SLICE as R_SLICE
 from systolith.isa.resolved import TAKEN as R_TAKEN
 from systolith.isa.resolved import WAIT as R_WAIT
 from systolith.isa.resolved import ZERO as R_ZERO
+from systolith.isa.resolved import D as R_OPERANDS
 from systolith.spec.limits import SEMAPHORE_MAX, SEMAPHORES
 
 from ._jit import F32, F64, I16, I32, I64, I64_2D, U8, Array, Scalar, kernel
 from ._state import (
-    C_CURSOR, C_MOVED, C_OFFSET, C_RINGS, C_SLICES, C_STOP, C_STRIDE, C_TIRED, C_WORDS, CAUSE, CELL, DONE, ERR, HALTED, OPERANDS,
-    PC, REGS, SEMS, STATUS, W_A, W_B, W_D, W_F, W_FIELDS, W_OP, W_OPERANDS, W_POST, W_QUEUE, W_WAIT,
+    C_CURSOR,
+    C_MOVED,
+    C_OFFSET,
+    C_RINGS,
+    C_SLICES,
+    C_STOP,
+    C_STRIDE,
+    C_TIRED,
+    C_WORDS,
+    CAUSE,
+    CELL,
+    DONE,
+    ERR,
+    HALTED,
+    OPERANDS,
+    PC,
+    REGS,
+    SEMS,
+    STATUS,
+    W_A,
+    W_B,
+    W_D,
+    W_F,
+    W_FIELDS,
+    W_OP,
+    W_OPERANDS,
+    W_POST,
+    W_QUEUE,
+    W_WAIT,
 )  # fmt: skip
 from ._traps import T_END, T_FULL, T_POST
 from .collective import put
@@ -31,7 +58,22 @@ from .dma import copy
 from .host import ring
 from .matrix import matmul
 from .sequencer import (
-    BR, COPY, HALT, LOOP, MASK32, MATMUL, PICK, PUT, READX, RING, SYNC, VEC, close_loops, control, holds, resolve_all,
+    BR,
+    COPY,
+    HALT,
+    LOOP,
+    MASK32,
+    MATMUL,
+    PICK,
+    PUT,
+    READX,
+    RING,
+    SYNC,
+    VEC,
+    close_loops,
+    control,
+    holds,
+    resolve_all,
     zero_of,
 )  # fmt: skip
 from .vector import pick, vec

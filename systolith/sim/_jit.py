@@ -1,15 +1,21 @@
 """How every kernel of the simulator is compiled, and the names of the array types in signatures.
 
-One explicit signature a kernel, so that nothing is compiled twice. No fastmath: LLVM then neither reorders a sum nor contracts
-a multiplication and an addition (tests/sim/test_jit.py compares 10^6 triples with NumPy). `error_model="numpy"`: 1/0 is inf.
+One explicit signature a kernel, so that nothing is compiled twice. No fastmath: LLVM then neither reorders a sum nor
+contracts a multiplication and an addition (tests/sim/test_functions.py compares 10^6 triples with NumPy).
+`error_model="numpy"`: 1/0 is inf.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from pathlib import Path
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numba
+
+from systolith.isa import resolved
+from systolith.spec import limits
 
 __all__ = ["F32", "F64", "I16", "I32", "I64", "I64_2D", "U8", "Array", "Scalar", "kernel"]
 
@@ -29,12 +35,39 @@ F64 = "float64[::1]"
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+_SOURCES: Final = (
+    "_functions", "_interpreter", "_jit", "_operands", "_pick", "_rows", "_state", "_traps", "collective", "dma", "host",
+    "matrix", "sequencer", "vector",
+)  # fmt: skip
+
+
+def _stamp() -> str:
+    """Hash of all sources that a kernel may hold parts of."""
+    files = [Path(__file__).parent / f"{name}.py" for name in _SOURCES]
+    files += [Path(module.__file__ or "") for module in (resolved, limits)]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+_STAMP: Final = _stamp()
+
 
 def kernel(signature: str) -> Callable[[_F], _F]:
-    """Compile a function for one signature, e.g. `void(int64, uint8[::1])`; the result is kept on disk."""
+    """Compile a function for one signature, e.g. `void(int64, uint8[::1])`; the result is kept on disk.
+
+    Numba knows a kept result by the date of its own file only, though code of other files is linked into it; the stamp
+    takes the date's place, so that a change anywhere compiles everything again.
+    """
 
     def compile_it(function: _F) -> _F:
-        compiled: _F = numba.njit(signature, cache=True, error_model="numpy", nogil=True)(function)
-        return compiled
+        compiled: Any = numba.njit(error_model="numpy", nogil=True)(function)
+        if hasattr(compiled, "enable_caching"):  # plain Python with NUMBA_DISABLE_JIT
+            compiled.enable_caching()
+            compiled._cache._cache_file._source_stamp = _STAMP
+            compiled.compile(signature)
+            compiled.disable_compile()
+        return compiled  # type: ignore[no-any-return]
 
     return compile_it

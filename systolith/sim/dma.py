@@ -5,7 +5,20 @@ from __future__ import annotations
 from ._jit import I32, I64_2D, U8, Array, Scalar, kernel
 from ._operands import bits_of, check, row0
 from ._state import (
-    CELL, DRAM, O_ABS, O_BASE, O_EXT, O_FORMAT, O_SBASE, O_SCALE, O_SPACE, O_STRIDE, OA, OD, SLOT, SPAD,
+    CELL,
+    DRAM,
+    O_ABS,
+    O_BASE,
+    O_EXT,
+    O_FORMAT,
+    O_SBASE,
+    O_SCALE,
+    O_SPACE,
+    O_STRIDE,
+    OA,
+    OD,
+    SLOT,
+    SPAD,
 )  # fmt: skip
 from ._traps import T_FORMAT, T_SHAPE, T_SPACE
 

@@ -225,18 +225,24 @@ def _element(
 ) -> tuple[str, str, str]:  # fmt: skip
     """Name the element of D or E at an address, and both values."""
     theirs, mine = machine.slices[rank].memory[space], fast._space(rank, space)
+    found: list[tuple[int, str]] = []
     for letter in ("D", "E"):
         d = operands.get(letter)
-        if d is None or d.space is not space:
-            continue
-        offset = (address - bases[letter]) * 8 // d.format.bits
-        if d.scale and 0 <= address - d.sbase < 4096 and not 0 <= offset < 1 << 20:
-            return f"slice {rank}, scale {address - d.sbase} of {letter} at {space.name} byte {address}", *_bytes(theirs, mine, address)
-        size = max(1, d.format.bits // 8)
-        start = address - (address - bases[letter]) % size
-        values = [_value(d.format, bytes(memory[start : start + size])) for memory in (theirs, mine)]
-        what = f"slice {rank}, element at offset {offset} of {letter} ({d.format.name}) at {space.name} byte {start}"
-        return what, values[0], values[1]
+        if d is not None and d.space is space:
+            if d.scale and address >= d.sbase:
+                found.append((address - d.sbase, f"scale {address - d.sbase} of {letter}"))
+            if address >= bases[letter]:
+                found.append((address - bases[letter], letter))
+    if found:  # the operand that begins closest below
+        distance, name = min(found)
+        if name in operands:
+            d = operands[name]
+            size = max(1, d.format.bits // 8)
+            at = address - distance % size
+            what = f"element at offset {distance * 8 // d.format.bits} of {name} ({d.format.name})"
+            values = [_value(d.format, bytes(memory[at : at + size])) for memory in (theirs, mine)]
+            return f"slice {rank}, {what}, {space.name} byte {at}", values[0], values[1]
+        return f"slice {rank}, {name}, {space.name} byte {address}", *_bytes(theirs, mine, address)
     return f"slice {rank}, {space.name} byte {address}", *_bytes(theirs, mine, address)
 
 

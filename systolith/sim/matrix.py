@@ -11,7 +11,23 @@ import numpy as np
 from ._jit import F32, F64, I16, I32, I64_2D, U8, Array, Scalar, kernel
 from ._operands import check, row0
 from ._state import (
-    ACC, E2M1, E4M3, FP32, INT8, O_ABS, O_BASE, O_EXT, O_FORMAT, O_SBASE, O_SCALE, O_SPACE, O_STRIDE, OA, OB, OD, SLOT,
+    ACC,
+    E2M1,
+    E4M3,
+    FP32,
+    INT8,
+    O_ABS,
+    O_BASE,
+    O_EXT,
+    O_FORMAT,
+    O_SBASE,
+    O_SCALE,
+    O_SPACE,
+    O_STRIDE,
+    OA,
+    OB,
+    OD,
+    SLOT,
     SPAD,
 )  # fmt: skip
 from ._traps import T_FORMAT, T_PAIR, T_SHAPE, T_SPACE

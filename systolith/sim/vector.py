@@ -9,12 +9,43 @@ from ._jit import F32, F64, I16, I32, I64, I64_2D, U8, Array, Scalar, kernel
 from ._operands import check, row0
 from ._pick import choose
 from ._rows import (
-    exp2_row, function, load, multiply_unmasked, operate, reduce_bits, shift_add_row, store, store_blocks,
-    store_row, tree_sum,
+    exp2_row,
+    function,
+    load,
+    multiply_unmasked,
+    operate,
+    reduce_bits,
+    shift_add_row,
+    store,
+    store_blocks,
+    store_row,
+    tree_sum,
 )  # fmt: skip
 from ._state import (
-    ACC, CELL, E8M0, FP32, INT8, INT32, O_ABS, O_BASE, O_EXT, O_FORMAT, O_SCALE, O_SPACE, O_STRIDE, OA, OB, OC, OD, OE,
-    OPERANDS, OX, REGS, SPAD, W_C, W_F,
+    ACC,
+    CELL,
+    E8M0,
+    FP32,
+    INT8,
+    INT32,
+    O_ABS,
+    O_BASE,
+    O_EXT,
+    O_FORMAT,
+    O_SCALE,
+    O_SPACE,
+    O_STRIDE,
+    OA,
+    OB,
+    OC,
+    OD,
+    OE,
+    OPERANDS,
+    OX,
+    REGS,
+    SPAD,
+    W_C,
+    W_F,
 )  # fmt: skip
 from ._traps import T_FORMAT, T_SHAPE, T_SPACE
 
@@ -181,9 +212,11 @@ def vec(
     for i0 in range(e0):
         for i1 in range(e1):
             fetch(o, OA, i0, i1, n, m8, m32, units, e4m3, powers, exp2_table, v, v_bits)
+            summed = np.float32(0.0)
             if red == 2:
                 for i in range(n):
                     t[i] = v[i] * v[i]
+                summed = tree_sum(t, n)
             if op1 != 0:
                 fetch(o, OB, i0, i1, n, m8, m32, units, e4m3, powers, exp2_table, b, b_bits)
             if op1 == 12:
@@ -197,6 +230,7 @@ def vec(
             if red == 1:
                 for i in range(n):
                     t[i] = v[i]
+                summed = tree_sum(t, n)
             if op2 != 0:
                 fetch(o, OC, i0, i1, n, m8, m32, units, e4m3, powers, exp2_table, c, c_bits)
                 if op2 == 10:
@@ -218,8 +252,8 @@ def vec(
             if red != 0:
                 result = np.int32(0)
                 if red <= 2:
-                    t[0] = tree_sum(t, n)
-                    result = np.int32(NAN_BITS) if t[0] != t[0] else t_bits[0]
+                    t[0] = summed
+                    result = np.int32(NAN_BITS) if summed != summed else t_bits[0]
                 elif red != 5:
                     result = reduce_bits(red, n, v_bits, v)
                 else:
