@@ -268,8 +268,7 @@ class Br(Instruction):
 
     def execute(self, s: Slice) -> None:
         """Define BR."""
-        x, y = s.regs[self.ra], wrap32(self.imm) if self.use_imm else s.regs[self.rb]
-        if {Cond.ALWAYS: True, Cond.EQ: x == y, Cond.NE: x != y, Cond.LT: x < y, Cond.GE: x >= y}[self.cond]:
+        if self._taken(s):
             s.next_pc = self.target
 
 
