@@ -191,9 +191,10 @@ def _assembler() -> str:
             done:
                     HALT
 
-        Operands: `D5` descriptor, `R5` register, `X5` cell, `-` none; trailing ones may be left out. Choices are written
-        in lower case (`op1=mul`). A mask lists semaphores by name or number, `wait=WE,3`. LOOP takes the label after its last
-        word, or `+n`; BR the label of its target, or a number. Fields that are not written are 0.
+        Operands: `D5` descriptor, `R5` register, `X5` cell, `-` none; trailing ones may be left out. Choices are
+        written in lower case (`op1=mul`). A mask lists semaphores by name or number, `wait=WE,3`. LOOP takes the
+        label after its last word, or `+n`; BR the label of its target, or a number. Fields that are not written
+        are 0.
 
         `asm.assemble(text)` makes a Program, `asm.disassemble(program)` the text; both ways round give the same words,
         constants, semaphores, requirements and meta. Images are not text.
