@@ -1,0 +1,305 @@
+"""Writes a program: words, descriptor constants, loops, branches, semaphores and registers by name.
+
+A kernel calls the methods here in program order. Every word remembers the kernel line that wrote it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from systolith.isa.collective import Put
+from systolith.isa.descriptor import Descriptor, Format, Space
+from systolith.isa.dma import Copy
+from systolith.isa.host import Ring
+from systolith.isa.instruction import Instruction, Queue
+from systolith.isa.matrix import Matmul
+from systolith.isa.sequencer import Adv, Alu, AluFn, Br, Cond, Desc, Halt, Loop, Readx, Set, Sync
+from systolith.isa.vector import Func, Op1, Op2, Pick, Red, Vec
+from systolith.spec.errors import ProgramError
+from systolith.spec.limits import DESCRIPTORS, RANK_REGISTER, REGISTERS, SEMAPHORES
+
+__all__ = ["SEMAPHORE", "Builder", "Label", "tensor"]
+
+SEMAPHORE = {
+    name: number
+    for number, name in enumerate((
+        "slot_full", "slot_free",        # W to M and back: weight slots
+        "acc_full", "acc_free",          # M to V and back: accumulator halves
+        "stage_full", "stage_free",      # V to C and back: what is sent
+        "operand",                       # network to M: a gathered operand
+        "partials",                      # network to V: partial sums of squares, attention partials
+        "kv_rows",                       # network to S: K and V of this step
+        "logits",                        # network to L: a row of logits
+        "kv_full", "kv_free",            # L to M and back: parts of K and V
+        "load_full", "load_free",        # L to V and back: scales of V, gains, biases, residual tiles
+        "p_full", "p_free",              # V to M and back: probabilities
+        "store_full", "store_free",      # V to S and back: what is stored or told to the host
+        "cached",                        # S to L: K and V are in memory
+        "loaded",                        # L to the sequencer: cells
+        "decided",                       # V to the sequencer: how many requests live
+        "released",                      # V to L: index lists and tables may be read or replaced
+        "residual",                      # S to L: the residual tile is stored, its buffer free
+    ))
+}  # fmt: skip
+"""Semaphores of a program by name, with the queue that posts and the one that waits."""
+
+assert len(SEMAPHORE) <= SEMAPHORES
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def mask(names: str) -> int:
+    """Mask of the semaphores named in a string, separated by spaces."""
+    return sum(1 << SEMAPHORE[name] for name in names.split())
+
+
+def tensor(
+    space: Space,
+    fmt: str,
+    base: int,
+    ext: tuple[int, int, int],
+    stride: tuple[int, int, int],
+    *,
+    sbase: int | None = None,
+    step: int = 0,
+    xb: int = 0,
+    xe: int = 0,
+    via: int = 0,
+    unit: int = 0,
+    wrap: int = 0,
+) -> Descriptor:
+    """Describe a tensor; scales where `sbase` is given. Strides, step and wrap in elements, bases in bytes."""
+    return Descriptor(
+        space=space, format=Format[fmt], scale=int(sbase is not None), base=base, sbase=sbase or 0, ext=ext,
+        stride=stride, step=step, xb=xb, xe=xe, via=via, unit=unit, wrap=wrap,
+    )  # fmt: skip
+
+
+@dataclass(eq=False)
+class Label:
+    """A place in the program that branches may name before it is known."""
+
+    target: int | None = None
+    users: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Builder:
+    """A program in the making."""
+
+    instructions: list[Instruction] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    constants: dict[Descriptor, int] = field(default_factory=dict)
+    _registers: list[int] = field(
+        default_factory=lambda: [r for r in range(REGISTERS - 1, 0, -1) if r not in (RANK_REGISTER, RANK_REGISTER - 1)]
+    )
+    _descriptors: list[int] = field(default_factory=lambda: list(range(DESCRIPTORS - 1, 0, -1)))
+    tensor_name: str = ""
+    """Named in the source line beside the kernel."""
+
+    # ---- words -----------------------------------------------------------------------------------------------------
+
+    def emit(self, instruction: Instruction) -> int:
+        """Add a word; give its place."""
+        frame = sys._getframe(1)
+        while frame.f_code.co_filename == __file__ and frame.f_back is not None:
+            frame = frame.f_back
+        file = os.path.relpath(frame.f_code.co_filename, _HERE).replace(os.sep, "/")
+        if file.startswith(".."):
+            file = os.path.basename(file)
+        self.instructions.append(instruction)
+        self.lines.append(f"{file}:{frame.f_lineno}{' ' + self.tensor_name if self.tensor_name else ''}")
+        return len(self.instructions) - 1
+
+    # ---- registers and descriptors ---------------------------------------------------------------------------------
+
+    def register(self) -> int:
+        """Take a free register."""
+        if not self._registers:
+            raise ProgramError("the kernels need more than 29 registers at once.")
+        return self._registers.pop()
+
+    @contextmanager
+    def registers(self, count: int) -> Iterator[tuple[int, ...]]:
+        """Take registers for a while."""
+        taken = tuple(self.register() for _ in range(count))
+        try:
+            yield taken
+        finally:
+            self._registers.extend(reversed(taken))
+
+    def descriptor(self) -> int:
+        """Take a free descriptor register."""
+        if not self._descriptors:
+            raise ProgramError("the kernels need more than 63 descriptors at once.")
+        return self._descriptors.pop()
+
+    @contextmanager
+    def descriptors(self, count: int) -> Iterator[tuple[int, ...]]:
+        """Take descriptor registers for a while; they are copied at dispatch, so they may be reused at once."""
+        taken = tuple(self.descriptor() for _ in range(count))
+        try:
+            yield taken
+        finally:
+            self._descriptors.extend(reversed(taken))
+
+    @contextmanager
+    def pair(self) -> Iterator[int]:
+        """Take two descriptor registers in a row, D[d] and D[d + 1]."""
+        free = set(self._descriptors)
+        d = max((x for x in free if x + 1 in free), default=0)
+        if not d:
+            raise ProgramError("the kernels need more than 63 descriptors at once.")
+        self._descriptors = [x for x in self._descriptors if x not in (d, d + 1)]
+        try:
+            yield d
+        finally:
+            self._descriptors = [d, d + 1, *self._descriptors]
+
+    # ---- sequencer -------------------------------------------------------------------------------------------------
+
+    def set(self, r: int, value: int) -> None:
+        """R[r] = value."""
+        self.emit(Set(r=r, imm=value & 0xFFFFFFFF))
+
+    def alu(self, fn: AluFn, r: int, ra: int, value: int) -> None:
+        """R[r] = fn(R[ra], value)."""
+        self.emit(Alu(r=r, ra=ra, fn=fn, use_imm=1, imm=value))
+
+    def alu_r(self, fn: AluFn, r: int, ra: int, rb: int) -> None:
+        """R[r] = fn(R[ra], R[rb])."""
+        self.emit(Alu(r=r, ra=ra, rb=rb, fn=fn))
+
+    def move(self, r: int, ra: int) -> None:
+        """R[r] = R[ra]."""
+        self.alu(AluFn.ADD, r, ra, 0)
+
+    def load(self, d: int, constant: Descriptor) -> None:
+        """D[d] = constant."""
+        k = self.constants.setdefault(constant, len(self.constants))
+        self.emit(Desc(d=d, k=k))
+
+    def advance(self, d: int, dim: int, count: int) -> None:
+        """Move D[d] by `count` elements of a dimension (3: step)."""
+        if count:
+            self.emit(Adv(d=d, dim=dim, imm=count))
+
+    def advance_r(self, d: int, dim: int, r: int) -> None:
+        """Move D[d] by R[r] elements of a dimension (3: step)."""
+        self.emit(Adv(d=d, dim=dim, use_reg=1, r=r))
+
+    def extent_r(self, d: int, dim: int, r: int) -> None:
+        """ext[dim] of D[d] = R[r]."""
+        self.emit(Adv(d=d, dim=dim, kind=1, use_reg=1, r=r))
+
+    def read(self, r: int, cell: int, wait: str = "") -> None:
+        """R[r] = X[cell], once the semaphores have given a token."""
+        self.emit(Readx(r=r, x=cell, wait=mask(wait)))
+
+    @contextmanager
+    def loop(self, count: int) -> Iterator[None]:
+        """Repeat what is written inside."""
+        if count == 1:
+            place = self.emit(Loop(count=1, len=1))
+        else:
+            place = self.emit(Loop(count=count, len=1))
+        yield
+        self._close(place)
+
+    @contextmanager
+    def loop_r(self, r: int) -> Iterator[None]:
+        """Repeat what is written inside R[r] times."""
+        place = self.emit(Loop(use_reg=1, r=r, len=1))
+        yield
+        self._close(place)
+
+    def _close(self, place: int) -> None:
+        old = self.instructions[place]
+        assert isinstance(old, Loop)
+        length = len(self.instructions) - place - 1
+        self.instructions[place] = Loop(use_reg=old.use_reg, r=old.r, count=old.count, len=length)
+
+    def branch(self, label: Label, cond: Cond = Cond.ALWAYS, ra: int = 0, value: int = 0) -> None:
+        """Jump to a label, if R[ra] and value meet a condition."""
+        immediate = cond is not Cond.ALWAYS
+        place = self.emit(Br(ra=ra, cond=cond, use_imm=int(immediate), imm=value if immediate else 0, target=0))
+        label.users.append(place)
+
+    def branch_r(self, label: Label, cond: Cond, ra: int, rb: int) -> None:
+        """Jump to a label, if R[ra] and R[rb] meet a condition."""
+        label.users.append(self.emit(Br(ra=ra, rb=rb, cond=cond, target=0)))
+
+    def place(self, label: Label) -> None:
+        """Put a label here."""
+        label.target = len(self.instructions)
+
+    # ---- units -----------------------------------------------------------------------------------------------------
+
+    def copy(self, queue: Queue, d: int, a: int, wait: str = "", post: str = "") -> None:
+        """COPY on a DMA queue."""
+        self.emit(Copy(on=queue, d=d, a=a, wait=mask(wait), post=mask(post)))
+
+    def matmul(self, d: int, a: int, w: int, *, zero: int, by_rows: bool = False, terms: int = 1, wait: str = "",
+               post: str = "") -> None:  # fmt: skip
+        """MATMUL. zero: 0 add, 1 from +0, 2 from +0 in the first iteration of the innermost loop."""
+        self.emit(
+            Matmul(d=d, a=a, b=w, zero=zero, by_rows=int(by_rows), terms=terms - 1, wait=mask(wait), post=mask(post))
+        )
+
+    def vec(self, d: int, a: int, b: int = 0, c: int = 0, *, op1: Op1 = Op1.NONE, op2: Op2 = Op2.NONE,
+            func: Func = Func.NONE, red: Red = Red.NONE, wait: str = "", post: str = "") -> None:  # fmt: skip
+        """VEC without a mask."""
+        self.emit(Vec(d=d, a=a, b=b, c=c, op1=op1, op2=op2, func=func, red=red, wait=mask(wait), post=mask(post)))
+
+    def vec_masked(self, d: int, a: int, b: int, *, op1: Op1, red: Red, j0: int, window: int, high: int, group: int,
+                   wait: str = "", post: str = "") -> None:  # fmt: skip
+        """VEC with fix and the causal mask. j0, window (0: none), high: registers."""
+        self.emit(
+            Vec(d=d, a=a, b=b, c=high, op1=op1, func=Func.FIX, red=red, mask=1, rj=j0, rw=window, group=group,
+                wait=mask(wait), post=mask(post))
+        )  # fmt: skip
+
+    def pick(self, d: int, a: int, b: int, c: int, wait: str = "", post: str = "") -> None:
+        """PICK."""
+        self.emit(Pick(d=d, a=a, b=b, c=c, wait=mask(wait), post=mask(post)))
+
+    def put(self, d: int, a: int, first_cell: int = 0, count: int = 0, wait: str = "", post: str = "") -> None:
+        """PUT of data, without an arrival."""
+        self.emit(Put(d=d, a=a, b=first_cell, count=count, wait=mask(wait), post=mask(post)))
+
+    def arrive(self, nothing: int, sem: str, counter: int, first_cell: int = 0, count: int = 0, wait: str = "",
+               post: str = "") -> None:  # fmt: skip
+        """PUT of nothing that counts as this slice's arrival; the members are the expected senders."""
+        self.emit(
+            Put(d=nothing, a=nothing, b=first_cell, count=count, sem=SEMAPHORE[sem], counter=counter, expect=count,
+                arrive=1, wait=mask(wait), post=mask(post))
+        )  # fmt: skip
+
+    def sync(self, queue: Queue, wait: str = "", post: str = "") -> None:
+        """Wait and post only."""
+        self.emit(Sync(on=queue, wait=mask(wait), post=mask(post)))
+
+    def ring(self, a: int, wait: str = "", post: str = "") -> None:
+        """Tell the host."""
+        self.emit(Ring(a=a, wait=mask(wait), post=mask(post)))
+
+    def halt(self, cause: int = 0) -> None:
+        """Stop."""
+        self.emit(Halt(cause=cause))
+
+    # ---- the end ---------------------------------------------------------------------------------------------------
+
+    def resolve(self, labels: Iterator[Label] | list[Label]) -> None:
+        """Write the targets of labels into their branches."""
+        for label in labels:
+            assert label.target is not None
+            for place in label.users:
+                old = self.instructions[place]
+                assert isinstance(old, Br)
+                self.instructions[place] = Br(
+                    ra=old.ra, rb=old.rb, cond=old.cond, use_imm=old.use_imm, imm=old.imm, target=label.target
+                )

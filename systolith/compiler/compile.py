@@ -1,0 +1,115 @@
+"""From a model to a program: match, plan, lay out, write, fill."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from systolith.compiler.builder import SEMAPHORE
+from systolith.compiler.context import Context
+from systolith.compiler.kernels.step import write_program
+from systolith.compiler.memory import Memory, dump_widths, lay_out
+from systolith.compiler.model import match
+from systolith.compiler.plan import Options, Plan, candidates
+from systolith.compiler.weights import images
+from systolith.isa.program import Program, Requires
+from systolith.models.checkpoint import Checkpoint
+from systolith.models.profile import Profile
+from systolith.spec.chip import Chip
+from systolith.spec.errors import CapacityError, ModelError
+from systolith.spec.limits import SEMAPHORES
+
+__all__ = ["Compiled", "compile_model", "plan_model"]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program with the plan and the memory map that it was written for."""
+
+    program: Program
+    plan: Plan
+    memory: Memory
+
+
+def plan_model(checkpoint: Checkpoint, chip: Chip, profile: Profile, options: Options) -> tuple[Plan, Memory]:
+    """Choose the plan with most rows a step that fits. Raises CapacityError in one sentence, ModelError for a graph that
+    has no kernels."""
+    profile = profile.resolved(checkpoint.graph)
+    model = match(profile.apply(checkpoint.graph))
+    if not 1 <= options.context <= model.context:
+        raise ModelError(
+            f"{checkpoint.path}: context={options.context} must be 1..{model.context} (max_position_embeddings); ask for "
+            "fewer tokens"
+        )
+    reason: CapacityError | None = None
+    for plan in candidates(model, profile, chip, options):
+        if plan.options.batch > plan.rows:
+            continue
+        try:
+            return plan, lay_out(plan)
+        except CapacityError as error:
+            reason = error
+    if reason is None:
+        reason = CapacityError(
+            f"{chip.name}: a batch of {options.batch} has more rows than a step of {model.name} on this chip can hold; "
+            "take a smaller batch or a larger chip"
+        )
+    raise reason
+
+
+def compile_model(checkpoint: Checkpoint, chip: Chip, profile: Profile, options: Options) -> Compiled:
+    """Compile a checkpoint for a chip. Raises CapacityError, ModelError, ConfigError, each one sentence."""
+    plan, memory = plan_model(checkpoint, chip, profile, options)
+    ctx = Context(plan, memory)
+    write_program(ctx)
+    b = ctx.b
+    tokens = dict.fromkeys(SEMAPHORE, 0) | {
+        "slot_free": plan.slots, "acc_free": 2, "stage_free": 2, "kv_free": 2, "load_free": 2, "p_free": 1, "cached": 1,
+        "released": 1, "residual": 1,
+    }  # fmt: skip
+    counts = [tokens[name] for name in SEMAPHORE]
+    program = Program(
+        name=checkpoint.graph.name,
+        words=tuple(i.encode() for i in b.instructions),
+        constants=tuple(b.constants),
+        sem_init=tuple(counts + [0] * (SEMAPHORES - len(counts))),
+        requires=Requires(
+            slices=chip.slices, dram_bytes=memory.dram_bytes, spad_bytes=memory.spad_bytes,
+            slot_bytes=_slot_bytes(plan), acc_bytes=8 * plan.acc_half_words, pairs=_pairs(plan),
+        ),
+        lines=tuple(b.lines),
+        meta=_meta(plan, memory, checkpoint),
+        images=tuple(images(plan, memory, checkpoint)),
+    )  # fmt: skip
+    return Compiled(program, plan, memory)
+
+
+def _slot_bytes(plan: Plan) -> int:
+    from systolith.numerics.formats import FORMATS
+    from systolith.spec.limits import BLOCK
+
+    widths = {FORMATS[p.format].bits for p in plan.linears}
+    return plan.slots * (plan.slot_bytes + sum(plan.slot_bytes * 8 // w // BLOCK for w in widths))
+
+
+def _pairs(plan: Plan) -> tuple[str, ...]:
+    p = plan.profile
+    pairs = {f"{p.activations}x{linear.format}" for linear in plan.linears} | {f"{p.k}x{p.k}", f"{p.p}x{p.v}"}
+    return tuple(sorted(pairs))
+
+
+def _meta(plan: Plan, memory: Memory, checkpoint: Checkpoint) -> dict[str, object]:
+    """What the host must know to use the program: model, profile, addresses."""
+    m = plan.model
+    return {
+        "model": {"name": m.name, "sha256": checkpoint.sha256, "vocab": m.vocab, "layers": m.layers,
+                  "eos": list(checkpoint.graph.eos_ids), "context": m.context},
+        "profile": plan.profile.to_dict(),
+        "options": asdict(plan.options),
+        "rows": plan.rows,
+        "lanes_local": plan.lanes_local,
+        "group": plan.group,
+        "pages": {"tokens": plan.page_tokens, "chunks": plan.chunks, "pool": plan.pool_pages},
+        "dram": memory.dram,
+        "record": asdict(memory.record),
+        "dump": dump_widths(plan) if plan.options.dump else {},
+    }  # fmt: skip

@@ -1,0 +1,236 @@
+"""What all kernels share: the plan, the memory map, the builder, rings, cells and constants.
+
+A ring is a buffer of several entries; a register counts its uses, and ADV takes the count modulo the ring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from systolith.compiler.builder import Builder, Label, tensor
+from systolith.compiler.memory import Memory, ring_bytes, stage_bytes
+from systolith.compiler.plan import LinearPlan, Plan, padded
+from systolith.isa.descriptor import Descriptor, Space
+from systolith.isa.sequencer import AluFn
+from systolith.numerics.formats import FORMATS
+from systolith.spec.limits import BLOCK
+
+__all__ = ["Cell", "Constant", "Context", "Counter", "SCRATCH"]
+
+SCRATCH = 1
+"""Descriptor register that takes a reduction whose instruction has no elementwise result (D[0 + 1])."""
+
+
+class Cell(IntEnum):
+    """Cells by meaning. 1..8: head of the step record. 9..: of the slice, from the rank table. Others: late values."""
+
+    ROWS = 1
+    SEGMENTS = 2
+    OUT_ROWS = 3
+    SAMPLE = 4
+    O_FIRST = 9
+    O_TILES = 10
+    Q_FIRST = 11
+    Q_HEADS = 12
+    K_FIRST = 13
+    K_HEADS = 14
+    V_FIRST = 15
+    V_HEADS = 16
+    FFN_FIRST = 17
+    FFN_TILES = 18
+    HEAD_FIRST = 19
+    HEAD_TILES = 20
+    UNIT_FIRST = 21
+    UNITS = 22
+    GROUP_RANK = 23
+    STEPS = 24
+    SEGMENT = 32
+    """Four cells: request slot, first row, rows, first position."""
+    OUT_SLOT = 40
+    LIVE = 41
+
+
+class Constant(IntEnum):
+    """Words of the constant table."""
+
+    ZERO = 0
+    ONE = 1
+    EMPTY = 2
+    """-2^31: the exponent of an empty partial."""
+    SCORE_SCALE = 3
+    MEAN = 4
+    EPS = 5
+    MINUS_LOG2E = 6
+    INT_ONE = 7
+
+
+class Counter(IntEnum):
+    """Arrival counters. Two gathers that follow each other never share one."""
+
+    OPERAND_A = 0
+    OPERAND_Q = 1
+    OPERAND_ATTENTION = 2
+    OPERAND_B = 3
+    OPERAND_H = 4
+    SUMS_A = 5
+    SUMS_B = 6
+    KV = 7
+    LOGITS = 8
+    EXCHANGE = 9
+    """And 10: exchanges of partials take turns."""
+
+
+@dataclass
+class Context:
+    """State of the compilation of one program."""
+
+    plan: Plan
+    memory: Memory
+    b: Builder = field(default_factory=Builder)
+
+    def __post_init__(self) -> None:
+        b = self.b
+        b._descriptors.remove(SCRATCH)
+        # Rings: weight slots, accumulator halves, stages, loads, parts of K and V.
+        self.r_slot, self.r_acc, self.r_stage, self.r_load, self.r_kv = (b.register() for _ in range(5))
+        self.r_steps, self.r_decoding, self.r_log, self.r_layer, self.r_exchange = (b.register() for _ in range(5))
+        self.streams: dict[str, int] = {}
+        self.labels: list[Label] = []
+        self.nothing = b.descriptor()
+        self.gain_parity = 0
+
+    # ---- descriptors -----------------------------------------------------------------------------------------------
+
+    def spad(self, name: str, fmt: str, ext: tuple[int, int, int], stride: tuple[int, int, int], *, offset: int = 0,
+             scales: int | None = None, step: int = 0, xb: int = 0, xe: int = 0, via: int = 0, unit: int = 0,
+             wrap: int = 0) -> Descriptor:  # fmt: skip
+        """Describe a part of a scratchpad buffer. offset: in bytes; scales: elements in the buffer whose scales follow
+        the codes, or None."""
+        base = self.memory.spad[name]
+        sbase = (
+            None if scales is None else base + padded(scales * FORMATS[fmt].bits // 8, 4) + _scale_offset(offset, fmt)
+        )
+        return tensor(
+            Space.SPAD, fmt, base + offset, ext, stride, sbase=sbase, step=step, xb=xb, xe=xe, via=via, unit=unit,
+            wrap=wrap,
+        )  # fmt: skip
+
+    def dram(self, name: str, fmt: str, ext: tuple[int, int, int], stride: tuple[int, int, int], *, scales: str = "",
+             offset: int = 0, step: int = 0, xb: int = 0, xe: int = 0, via: int = 0, unit: int = 0) -> Descriptor:  # fmt: skip
+        """Describe a part of a DRAM region; `scales` names the region of the scales."""
+        sbase = self.memory.dram[scales] if scales else None
+        base = self.memory.dram[name] + offset
+        return tensor(Space.DRAM, fmt, base, ext, stride, sbase=sbase, step=step, xb=xb, xe=xe, via=via, unit=unit)
+
+    def cell(self, number: int, count: int = 1) -> Descriptor:
+        """Describe cells as INT32."""
+        return tensor(Space.CELL, "INT32", 4 * number, (1, 1, count), (0, 0, 1))
+
+    def constant(self, which: Constant, fmt: str = "FP32") -> Descriptor:
+        """Describe a constant, the same at every index."""
+        return self.spad("consts", fmt, (1, 1, 1), (0, 0, 0), offset=4 * which)
+
+    def acc(self, rows: int, columns: int, *, span: int = 0, xe: int = 0, group: int = 1) -> Descriptor:
+        """Describe a tile in the accumulator's ring of two halves: [rows, group, columns]."""
+        half = self.plan.acc_half_words
+        return tensor(
+            Space.ACC, "FP32", 4 * span * rows * group * columns, (rows, group, columns),
+            (group * columns, columns, 1), step=half, wrap=2 * half, xe=xe,
+        )  # fmt: skip
+
+    def slot(self, linear: LinearPlan) -> Descriptor:
+        """Describe a weight slot in its ring: [nt, 1, kt * terms]."""
+        plan, width = self.plan, FORMATS[linear.format].bits
+        step = plan.slot_bytes * 8 // width
+        codes = plan.slots * plan.slot_bytes
+        others = {FORMATS[p.format].bits for p in plan.linears} - {width}
+        scales = codes + (plan.slots * plan.slot_bytes // BLOCK if width == 4 and others else 0)
+        k = linear.kt * linear.terms
+        return tensor(
+            Space.SLOT, linear.format, 0, (linear.nt, 1, k), (k, 0, 1), sbase=scales, step=step, wrap=plan.slots * step
+        )
+
+    def stage(self, fmt: str, ext: tuple[int, int, int], stride: tuple[int, int, int], *, xe: int = 0,
+              scales: bool = False) -> Descriptor:  # fmt: skip
+        """Describe the staging ring of two entries in a format."""
+        width = FORMATS[fmt].bits
+        step = stage_bytes(self.plan) * 8 // width
+        sbase = self.memory.spad[f"stage_scales{width}"] if scales else None
+        base = self.memory.spad["stage"]
+        return tensor(Space.SPAD, fmt, base, ext, stride, sbase=sbase, step=step, wrap=2 * step, xe=xe)
+
+    def ring(self, name: str, fmt: str, elements: int, ext: tuple[int, int, int], stride: tuple[int, int, int], *,
+             scales: bool = False, xe: int = 0) -> Descriptor:  # fmt: skip
+        """Describe a ring of two entries of a quantised format."""
+        step = ring_bytes(elements, fmt) * 8 // FORMATS[fmt].bits
+        sbase = self.memory.spad[f"{name}_scales"] if scales else None
+        return tensor(
+            Space.SPAD, fmt, self.memory.spad[name], ext, stride, sbase=sbase, step=step, wrap=2 * step, xe=xe
+        )
+
+    def words(self, name: str, fmt: str, count: int, ext: tuple[int, int, int], stride: tuple[int, int, int], *,
+              xe: int = 0) -> Descriptor:  # fmt: skip
+        """Describe a ring of two entries of `count` words or bytes (FP32, INT32, E8M0)."""
+        return tensor(Space.SPAD, fmt, self.memory.spad[name], ext, stride, step=count, wrap=2 * count, xe=xe)
+
+    def load_ring(self, d: int, descriptor: Descriptor, counter: int) -> None:
+        """D[d] = the entry of a ring that a register counts to."""
+        self.b.load(d, descriptor)
+        self.b.advance_r(d, 3, counter)
+
+    def bump(self, counter: int, by: int = 1) -> None:
+        """Count uses of a ring."""
+        self.b.alu(AluFn.ADD, counter, counter, by)
+
+    # ---- sizes -----------------------------------------------------------------------------------------------------
+
+    @property
+    def rows(self) -> int:
+        return self.plan.rows
+
+    @property
+    def hidden(self) -> int:
+        """Hidden dimension, padded."""
+        return padded(self.plan.model.hidden)
+
+    @property
+    def shard(self) -> int:
+        """Columns of the residual shard of the slice that has most."""
+        return self.plan.shard
+
+    # ---- control ---------------------------------------------------------------------------------------------------
+
+    def label(self) -> Label:
+        """Make a label."""
+        label = Label()
+        self.labels.append(label)
+        return label
+
+    @contextmanager
+    def cell_loop(self, cell: Cell) -> Iterator[int]:
+        """Repeat X[cell] times; gives the register that counts from 0."""
+        b = self.b
+        with b.registers(1) as (index,):
+            b.set(index, 0)
+            with b.registers(1) as (count,):
+                b.read(count, cell)
+                loop = b.loop_r(count)
+                loop.__enter__()  # the count is copied: its register is free inside
+            yield index
+            b.alu(AluFn.ADD, index, index, 1)
+            loop.__exit__(None, None, None)
+
+    @contextmanager
+    def stream(self, name: str, descriptor: Descriptor) -> Iterator[None]:
+        """Keep a descriptor that walks through a region as long as the program runs."""
+        self.streams[name] = self.b.descriptor()
+        yield
+        self.b._descriptors.append(self.streams.pop(name))
+
+
+def _scale_offset(offset: int, fmt: str) -> int:
+    """Scale bytes that lie before a byte offset in codes."""
+    return offset * 8 // FORMATS[fmt].bits // BLOCK

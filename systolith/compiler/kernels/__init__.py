@@ -1,0 +1,1 @@
+"""Kernels: Python that writes the instructions of one operator each, on a `Context`."""

@@ -1,0 +1,228 @@
+"""Attention of a step's segments over the KV cache: rule 7 of the numerics.
+
+A segment is a run of rows of one request inside one chunk of 256 positions. A unit is a KV head and an aligned group of
+lanes; a slice has one or a few. For each segment, unit and tile of query tokens: for each lane its chunks in ascending
+order, lanes merged by the tree, groups of slices exchanged and merged on, the sink last.
+"""
+
+from __future__ import annotations
+
+from systolith.compiler.context import Cell, Constant, Context, Counter
+from systolith.compiler.kernels.chunk import Tile, attend_chunk
+from systolith.compiler.kernels.dump import store_rows, tap
+from systolith.compiler.kernels.partial import Partial, merge, start_empty
+from systolith.compiler.kernels.segment import each_segment, each_unit
+from systolith.isa.instruction import Queue
+from systolith.isa.sequencer import AluFn, Cond
+from systolith.isa.vector import Func, Op1
+from systolith.spec.limits import CHUNK_TOKENS
+
+__all__ = ["attention"]
+
+
+def attention(ctx: Context) -> None:
+    """Attend all rows of the step and send the result to all slices as the operand of o."""
+    b = ctx.b
+    b.tensor_name = "attention"
+    b.sync(Queue.M, wait="operand")
+    with each_segment(ctx) as segment, each_unit(ctx) as unit, b.registers(2) as (first, tokens):
+        # first: token of the tile within the segment; tokens: of the tile.
+        b.set(first, 0)
+        b.set(tokens, ctx.plan.tile_tokens)
+        with segment.rows() as rows:
+            b.alu_r(AluFn.CEILDIV, rows, rows, tokens)
+            loop = b.loop_r(rows)
+            loop.__enter__()  # the count is copied: its register is free inside
+        with segment.rows() as rows:
+            b.alu_r(AluFn.SUB, tokens, rows, first)
+        b.alu(AluFn.MIN, tokens, tokens, ctx.plan.tile_tokens)
+        _attend(ctx, Tile(segment, unit, first, tokens))
+        b.alu_r(AluFn.ADD, first, first, tokens)
+        loop.__exit__(None, None, None)
+    b.arrive(ctx.nothing, "operand", Counter.OPERAND_ATTENTION)
+    b.tensor_name = ""
+
+
+def _attend(ctx: Context, tile: Tile) -> None:
+    """One tile of query tokens in one unit."""
+    b, plan = ctx.b, ctx.plan
+    done, no_lane = ctx.label(), ctx.label()
+    current = Partial(ctx, 0)
+    with b.registers(1) as (active,):
+        # Lanes of this unit that hold a chunk: min(max(chunks - first lane, 0), lanes).
+        with b.registers(1) as (first,):
+            tile.chunks(active)
+            b.alu(AluFn.MUL, first, tile.unit.group, plan.lanes_local)
+            b.alu_r(AluFn.MAX, active, active, first)
+            b.alu_r(AluFn.SUB, active, active, first)
+            b.alu(AluFn.MIN, active, active, plan.lanes_local)
+        b.branch(no_lane, Cond.EQ, active, 0)
+        with b.registers(1) as (index,):
+            b.set(index, 0)
+            if plan.lanes_local == 1:
+                _lane(ctx, tile, current, index)
+            else:
+                _lanes(ctx, tile, current, index, active)
+        b.branch(done)
+        b.place(no_lane)
+        start_empty(ctx, current, tile)
+        b.place(done)
+    if plan.group > 1:
+        current = _exchange(ctx, tile, current)
+    _finish(ctx, tile, current)
+
+
+def _lane(ctx: Context, tile: Tile, current: Partial, index: int) -> None:
+    """The chunks of the unit's lane R[index], ascending: lane, lane + R, ... of those that are there."""
+    b, lanes = ctx.b, ctx.plan.profile_lanes
+    start_empty(ctx, current, tile)
+    with b.registers(1) as (start,):
+        b.alu(AluFn.MUL, start, tile.unit.group, ctx.plan.lanes_local)
+        b.alu_r(AluFn.ADD, start, start, index)
+        with b.registers(2) as (count, stride):
+            tile.chunks(count)
+            b.set(stride, lanes)
+            b.alu_r(AluFn.SUB, count, count, start)
+            b.alu_r(AluFn.CEILDIV, count, count, stride)
+            loop = b.loop_r(count)
+            b.alu(AluFn.SHL, start, start, CHUNK_TOKENS.bit_length() - 1)
+            loop.__enter__()
+        attend_chunk(ctx, tile, current, start)
+        with b.registers(1) as (stride,):
+            b.set(stride, lanes * CHUNK_TOKENS)
+            b.alu_r(AluFn.ADD, start, start, stride)
+        loop.__exit__(None, None, None)
+
+
+def _lanes(ctx: Context, tile: Tile, current: Partial, index: int, active: int) -> None:
+    """All lanes of the unit, merged as the tree over lane numbers does: a partial of 2^k lanes waits in level k until
+    its sibling is complete; after the last lane all that wait are merged (an empty sibling changes nothing)."""
+    b, plan = ctx.b, ctx.plan
+    again, finished = ctx.label(), ctx.label()
+    b.place(again)
+    _lane(ctx, tile, current, index)
+    with b.registers(2) as (last, bit):
+        b.alu(AluFn.ADD, last, index, 1)
+        b.alu_r(AluFn.SUB, last, active, last)  # 0 at the last lane
+        stored = ctx.label()
+        for level in range(plan.merge_levels):
+            wait, join, after = Partial(ctx, 1 + level), ctx.label(), ctx.label()
+            b.alu(AluFn.SHR, bit, index, level)
+            b.alu(AluFn.AND, bit, bit, 1)
+            b.branch(join, Cond.NE, bit, 0)
+            b.branch(after, Cond.EQ, last, 0)
+            wait.copy_from(ctx, current, tile)
+            b.branch(stored)
+            b.place(join)
+            merge(ctx, tile, current, wait, current)
+            b.place(after)
+        b.place(stored)
+        b.branch(finished, Cond.EQ, last, 0)
+    b.alu(AluFn.ADD, index, index, 1)
+    b.branch(again)
+    b.place(finished)
+
+
+def _exchange(ctx: Context, tile: Tile, current: Partial) -> Partial:
+    """Send the partial to the slices that share this head and merge all of theirs; gives the merged one.
+
+    Two receive buffers take turns: who sends the next partial has merged all of this one.
+    """
+    b, plan = ctx.b, ctx.plan
+    odd, sent = ctx.label(), ctx.label()
+    with b.registers(2) as (parity, place):
+        b.alu(AluFn.AND, parity, ctx.r_exchange, 1)
+        b.alu(AluFn.MUL, place, parity, plan.group)
+        b.alu_r(AluFn.ADD, place, place, tile.unit.group)
+        b.sync(Queue.V, wait="stage_free", post="stage_full")
+        with b.descriptors(2) as (out, source):
+            parts = list(zip(current.parts(), Partial(ctx, 0, "exchange").parts(), strict=True))
+            for number, (mine, theirs) in enumerate(parts):
+                b.load(source, mine)
+                b.extent_r(source, 0, tile.tokens)
+                b.load(out, theirs)
+                b.extent_r(out, 0, tile.tokens)
+                b.advance_r(out, 3, place)
+                b.put(out, source, Cell.GROUP_RANK, plan.group, wait="" if number else "stage_full",
+                      post="stage_free" if number == 2 else "")  # fmt: skip
+        b.branch(odd, Cond.NE, parity, 0)
+        b.arrive(ctx.nothing, "partials", Counter.EXCHANGE, Cell.GROUP_RANK, plan.group)
+        b.branch(sent)
+        b.place(odd)
+        b.arrive(ctx.nothing, "partials", Counter.EXCHANGE + 1, Cell.GROUP_RANK, plan.group)
+        b.place(sent)
+        b.sync(Queue.V, wait="partials")
+        b.alu(AluFn.MUL, place, parity, plan.group)
+        b.alu(AluFn.ADD, ctx.r_exchange, ctx.r_exchange, 1)
+        for level in range(plan.group.bit_length() - 1):
+            for i in range(0, plan.group, 2 << level):
+                left = Partial(ctx, i, "exchange", parity, plan.group)
+                right = Partial(ctx, i + (1 << level), "exchange", parity, plan.group)
+                merge(ctx, tile, left, left, right)
+        # The merged partial comes back to `current`, whose address does not depend on the turn.
+        current.copy_from(ctx, Partial(ctx, 0, "exchange", parity, plan.group), tile)
+    return current
+
+
+def _finish(ctx: Context, tile: Tile, result: Partial) -> None:
+    """Merge the sink, divide by l, quantise and send: by the first slice of the group."""
+    b, plan = ctx.b, ctx.plan
+    model, g, dp, d = plan.model, plan.group_queries, plan.dp, plan.model.head_dim
+    fmt, tokens = plan.profile.activations, plan.tile_tokens
+    others = ctx.label()
+    if plan.group > 1:
+        b.branch(others, Cond.NE, tile.unit.group, 0)
+    if model.sinks is not None or plan.profile.sink is not None:
+        _sink(ctx, tile, result)
+    with b.descriptors(5) as (a, inverse, stage, out, wide):
+        result.load(ctx, a, "l")
+        b.extent_r(a, 0, tile.tokens)
+        b.load(inverse, ctx.spad("inverse", "FP32", (tokens, g, 1), (g, 1, 0)))
+        b.vec(inverse, a, func=Func.RCP)
+        result.load(ctx, a, "o")
+        b.extent_r(a, 0, tile.tokens)
+        ctx.load_ring(stage, ctx.stage(fmt, (tokens, g, dp), (g * dp, dp, 1), scales=True), ctx.r_stage)
+        b.extent_r(stage, 0, tile.tokens)
+        if tap(ctx):
+            view = ctx.spad("dump_head", "FP32", (tokens, g, d), (g * dp, dp, 1), step=0)
+            b.load(wide, view)
+            b.vec(wide, a, inverse, op1=Op1.MUL)
+            with tile.unit.head() as head, tile.segment.row() as row:
+                store_rows(ctx, "attention", view, step=g * dp, index=head, row=row, tile=tile.first,
+                           extent=tile.tokens)  # fmt: skip
+            b.extent_r(wide, 0, tile.tokens)
+            b.vec(stage, wide, wait="stage_free", post="stage_full")
+        else:
+            b.vec(stage, a, inverse, op1=Op1.MUL, wait="stage_free", post="stage_full")
+        width = model.heads * dp
+        b.load(
+            out,
+            ctx.spad("attention", fmt, (tokens, g, dp), (width, dp, 1), scales=plan.rows * width, step=g * dp),
+        )
+        with tile.unit.head() as head, tile.segment.row() as row:
+            b.advance_r(out, 0, row)
+            b.advance_r(out, 3, head)
+        b.advance_r(out, 0, tile.first)
+        b.extent_r(out, 0, tile.tokens)
+        b.put(out, stage, wait="stage_full", post="stage_free")
+    ctx.bump(ctx.r_stage)
+    b.place(others)
+
+
+def _sink(ctx: Context, tile: Tile, result: Partial) -> None:
+    """Merge the head's sink: M_s and l_s from the table, o = +0."""
+    b, plan = ctx.b, ctx.plan
+    g, heads = plan.group_queries, plan.model.heads
+    with b.pair() as exponents, b.descriptors(2) as (value, other), tile.unit.head() as head:
+        for part in ("o", "l"):
+            result.load(ctx, exponents, "m")
+            b.load(exponents + 1, ctx.spad("sinks", "INT32", (1, g, 1), (0, 1, 0), step=g))
+            b.advance_r(exponents + 1, 3, head)
+            if part == "o":
+                b.load(other, ctx.constant(Constant.ZERO))
+            else:
+                b.load(other, ctx.spad("sinks", "FP32", (1, g, 1), (0, 1, 0), offset=4 * heads, step=g))
+                b.advance_r(other, 3, head)
+            result.load(ctx, value, part)
+            b.extent_r(value, 0, tile.tokens)
+            b.vec(value, value, other, exponents, op1=Op1.SHIFTADD)

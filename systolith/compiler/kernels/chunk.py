@@ -1,0 +1,258 @@
+"""One chunk of 256 positions: scores, probabilities, weighted values, and the merge into the lane's partial.
+
+K and V come in parts of `part_tokens`; parts behind the last token are left out, they would be masked. Positions are
+absolute, so that a part, a page or a tile of another size gives the same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from systolith.compiler.context import SCRATCH, Constant, Context
+from systolith.compiler.kernels.partial import Partial
+from systolith.compiler.kernels.segment import Segment, Unit
+from systolith.isa.descriptor import Descriptor
+from systolith.isa.instruction import Queue
+from systolith.isa.sequencer import AluFn
+from systolith.isa.vector import Op1, Op2, Red
+from systolith.spec.limits import CHUNK_TOKENS
+
+__all__ = ["Tile", "attend_chunk", "page_list"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A tile of query tokens: its segment and unit; registers of its first token in the segment and their number."""
+
+    segment: Segment
+    unit: Unit
+    first: int
+    tokens: int
+
+    def chunks(self, r: int) -> None:
+        """R[r] = chunks up to the segment's."""
+        b = self.segment.ctx.b
+        b.alu(AluFn.SHR, r, self.segment.position, CHUNK_TOKENS.bit_length() - 1)
+        b.alu(AluFn.ADD, r, r, 1)
+
+
+def attend_chunk(ctx: Context, tile: Tile, current: Partial, start: int) -> None:
+    """Merge the chunk that starts at position R[start] into the partial."""
+    b, plan = ctx.b, ctx.plan
+    with b.registers(2) as (total, parts):
+        # total: tokens of the chunk that are there.
+        with tile.segment.rows() as rows:
+            b.alu_r(AluFn.ADD, total, tile.segment.position, rows)
+        b.alu_r(AluFn.SUB, total, total, start)
+        b.alu(AluFn.MIN, total, total, CHUNK_TOKENS)
+        b.set(parts, plan.part_tokens)
+        b.alu_r(AluFn.CEILDIV, parts, total, parts)
+        _scores(ctx, tile, start, total, parts)
+        _probabilities(ctx, tile, start, total, parts)
+        _values(ctx, tile, start, total, parts)
+    _merge(ctx, tile, current)
+
+
+def _tile_view(ctx: Context, buffer: str, fmt: str, width: int, stride: int, *, quantised: bool = False, step: int = 0,
+               columns: int = 1) -> Descriptor:  # fmt: skip
+    """Describe a work buffer [tokens, G, width] of the tile, rows `stride` elements apart."""
+    plan = ctx.plan
+    g, tokens = plan.group_queries, plan.tile_tokens
+    return ctx.spad(buffer, fmt, (tokens, g, width), (g * stride, stride, columns),
+                    scales=tokens * g * stride if quantised else None, step=step)  # fmt: skip
+
+
+def _maxima(ctx: Context) -> Descriptor:
+    return _tile_view(ctx, "chunk_lm", "INT32", 1, 1, columns=0)
+
+
+def _sums(ctx: Context) -> Descriptor:
+    g, tokens = ctx.plan.group_queries, ctx.plan.tile_tokens
+    return ctx.spad("chunk_lm", "FP32", (tokens, g, 1), (g, 1, 0), offset=4 * tokens * g)
+
+
+def _scores(ctx: Context, tile: Tile, start: int, total: int, parts: int) -> None:
+    """scores [tokens, G, columns] = fix(q k^T * c), masked; and the largest of each row."""
+    b, plan = ctx.b, ctx.plan
+    g, dp, part, fmt = plan.group_queries, plan.dp, plan.part_tokens, plan.profile.k
+    rows, heads = plan.rows, plan.model.heads
+    with b.registers(3) as (position, window, high), b.descriptors(5) as (q, weights, acc, out, scale):
+        b.move(position, start)
+        # Positions that the tile's first token sees: its own and those before.
+        b.alu_r(AluFn.ADD, high, tile.segment.position, tile.first)
+        b.alu(AluFn.ADD, high, high, 1)
+        if plan.model.window is not None:
+            b.set(window, plan.model.window)
+        with b.loop_r(parts):
+            source = ctx.dram("k_cache", fmt, (part, 1, dp), (dp, _unit_rows(ctx) * dp, 1), scales="k_scales",
+                              step=plan.units_local * _unit_rows(ctx) * dp)  # fmt: skip
+            view = ctx.ring("k_ring", fmt, part * dp, (part, 1, dp), (dp, 0, 1), scales=True)
+            _load_part(ctx, tile, source, view, position, start, total)
+            b.load(q, ctx.spad("q", fmt, (plan.tile_tokens, g, dp), (dp, rows * dp, 1), scales=heads * rows * dp,
+                               step=g * rows * dp))  # fmt: skip
+            with tile.segment.row() as row:
+                b.advance_r(q, 0, row)
+            with tile.unit.head() as head:
+                b.advance_r(q, 3, head)
+            b.advance_r(q, 0, tile.first)
+            b.extent_r(q, 0, tile.tokens)
+            ctx.load_ring(weights, view, ctx.r_kv)
+            ctx.bump(ctx.r_kv)
+            ctx.load_ring(acc, ctx.acc(plan.tile_tokens, part, group=g), ctx.r_acc)
+            ctx.bump(ctx.r_acc)
+            b.matmul(acc, q, weights, zero=1, wait="kv_full acc_free", post="kv_free acc_full")
+            b.extent_r(acc, 0, tile.tokens)
+            b.load(out, _tile_view(ctx, "scores", "INT32", part, CHUNK_TOKENS, step=1))
+            with b.registers(1) as (column,):
+                b.alu_r(AluFn.SUB, column, position, start)
+                b.advance_r(out, 3, column)
+            b.load(scale, ctx.constant(Constant.SCORE_SCALE))
+            b.vec_masked(out, acc, scale, op1=Op1.MUL, red=Red.NONE, j0=position,
+                         window=window if plan.model.window is not None else 0, high=high, group=g,
+                         wait="acc_full", post="acc_free")  # fmt: skip
+            b.alu(AluFn.ADD, position, position, part)
+
+
+def _probabilities(ctx: Context, tile: Tile, start: int, total: int, parts: int) -> None:
+    """M of each row; P = quantise(exp2fx(F - M) * 2^sv); l, the tree over the positions."""
+    b, plan = ctx.b, ctx.plan
+    fmt = plan.profile.p
+    with b.pair() as d, b.descriptors(4) as (scores, maxima, ring, source):
+        # V's scales of the chunk; the rest of the 256 is zero-filled.
+        ctx.load_ring(ring, ctx.words("vscale_ring", "E8M0", CHUNK_TOKENS, (CHUNK_TOKENS, 1, 1), (1, 0, 0)), ctx.r_load)
+        pages = page_list(ctx, tile.segment)
+        with pages as (index, advance):
+            advance(start)
+            b.load(source, ctx.dram("v_scales", "E8M0", (CHUNK_TOKENS, 1, 1), (1, _unit_rows(ctx), 0),
+                                    step=plan.units_local * _unit_rows(ctx), via=index, unit=_page_bits(ctx)))  # fmt: skip
+            b.advance_r(source, 1, tile.unit.number)
+            b.advance_r(source, 3, ctx.r_layer)
+            b.extent_r(source, 0, total)
+            b.copy(Queue.L, ring, source, wait="load_free", post="load_full")
+        b.load(scores, _tile_view(ctx, "scores", "INT32", CHUNK_TOKENS, CHUNK_TOKENS))
+        b.extent_r(scores, 0, tile.tokens)
+        with b.registers(1) as (columns,):
+            b.alu(AluFn.MUL, columns, parts, plan.part_tokens)
+            b.extent_r(scores, 2, columns)
+        b.load(SCRATCH, _maxima(ctx))
+        b.vec(0, scores, red=Red.CEILMAX)
+        b.load(maxima, _maxima(ctx))
+        b.load(d, _tile_view(ctx, "p", fmt, CHUNK_TOKENS, CHUNK_TOKENS, quantised=True))
+        b.load(d + 1, _sums(ctx))
+        ctx.load_ring(ring, ctx.words("vscale_ring", "E8M0", CHUNK_TOKENS, (1, 1, CHUNK_TOKENS), (0, 0, 1)), ctx.r_load)
+        b.vec(d, scores, maxima, ring, op1=Op1.EXP2, op2=Op2.MULM, red=Red.SUM, wait="load_full p_free",
+              post="load_free p_full")  # fmt: skip
+    ctx.bump(ctx.r_load)
+
+
+def _values(ctx: Context, tile: Tile, start: int, total: int, parts: int) -> None:
+    """acc [tokens, G, dp] = P times V, blocks ascending."""
+    b, plan = ctx.b, ctx.plan
+    g, dp, part = plan.group_queries, plan.dp, plan.part_tokens
+    b.sync(Queue.M, wait="p_full acc_free")
+    with b.registers(1) as (position,), b.descriptors(3) as (p, weights, acc):
+        b.move(position, start)
+        b.load(p, _tile_view(ctx, "p", plan.profile.p, part, CHUNK_TOKENS, quantised=True))
+        b.extent_r(p, 0, tile.tokens)
+        ctx.load_ring(acc, ctx.acc(plan.tile_tokens, dp, group=g), ctx.r_acc)
+        with b.loop_r(parts):
+            source = ctx.dram("v_cache", plan.profile.v, (part, 1, dp), (dp, _unit_rows(ctx) * dp, 1),
+                              step=plan.units_local * _unit_rows(ctx) * dp)  # fmt: skip
+            view = ctx.ring("v_ring", plan.profile.v, part * dp, (part, 1, dp), (dp, 0, 1))
+            _load_part(ctx, tile, source, view, position, start, total)
+            ctx.load_ring(weights, view, ctx.r_kv)
+            ctx.bump(ctx.r_kv)
+            b.matmul(acc, p, weights, zero=2, by_rows=True, wait="kv_full", post="kv_free")
+            b.advance(p, 2, part)
+            b.alu(AluFn.ADD, position, position, part)
+    b.sync(Queue.M, post="acc_full p_free")
+
+
+def _merge(ctx: Context, tile: Tile, current: Partial) -> None:
+    """Merge the chunk into the lane's partial: o from the accumulator, l and M from the work buffers."""
+    b, plan = ctx.b, ctx.plan
+    with b.pair() as exponents, b.descriptors(3) as (d, x, y):
+        current.load(ctx, exponents, "m")
+        b.load(exponents + 1, _maxima(ctx))
+        for name in ("o", "l"):
+            current.load(ctx, d, name)
+            current.load(ctx, x, name)
+            b.extent_r(x, 0, tile.tokens)
+            if name == "o":
+                ctx.load_ring(y, ctx.acc(plan.tile_tokens, plan.dp, group=plan.group_queries), ctx.r_acc)
+                ctx.bump(ctx.r_acc)
+                b.vec(d, x, y, exponents, op1=Op1.SHIFTADD, wait="acc_full", post="acc_free")
+            else:
+                b.load(y, _sums(ctx))
+                b.vec(d, x, y, exponents, op1=Op1.SHIFTADD)
+        current.load(ctx, d, "m")
+        current.load(ctx, x, "m")
+        b.extent_r(x, 0, tile.tokens)
+        b.vec(d, x, exponents + 1, op1=Op1.IMAX)
+
+
+# ---- the cache -----------------------------------------------------------------------------------------------------
+
+
+def _unit_rows(ctx: Context) -> int:
+    """Rows (tokens) of the pool of one layer and unit."""
+    return ctx.plan.pool_pages * ctx.plan.page_tokens
+
+
+def _page_bits(ctx: Context) -> int:
+    return ctx.plan.page_tokens.bit_length() - 1
+
+
+class page_list:  # noqa: N801  (used as a function)
+    """Take a descriptor of a request slot's page list; `advance(position)` moves it to the page of a position."""
+
+    def __init__(self, ctx: Context, segment: Segment) -> None:
+        self.ctx, self.segment = ctx, segment
+
+    def __enter__(self):  # type: ignore[no-untyped-def]
+        b, plan = self.ctx.b, self.ctx.plan
+        pages = plan.chunks * plan.pages_per_chunk
+        self._taken = b.descriptors(1)
+        (index,) = self._taken.__enter__()
+        b.load(index, self.ctx.spad("pages", "INT32", (pages, 1, 1), (1, 0, 0), step=pages))
+        with self.segment.slot() as slot:
+            b.advance_r(index, 3, slot)
+
+        def advance(position: int) -> None:
+            with b.registers(1) as (page,):
+                b.alu(AluFn.SHR, page, position, _page_bits(self.ctx))
+                b.advance_r(index, 0, page)
+
+        return index, advance
+
+    def __exit__(self, *error: object) -> None:
+        self._taken.__exit__(None, None, None)
+
+
+def _load_part(
+    ctx: Context, tile: Tile, source: Descriptor, view: Descriptor, position: int, start: int, total: int
+) -> None:
+    """Load the tokens from a position on, as many as there are, into the ring; the rest of the part is zero."""
+    b, plan = ctx.b, ctx.plan
+    part, page = plan.part_tokens, plan.page_tokens
+    with page_list(ctx, tile.segment) as (index, advance), b.descriptors(2) as (a, d), b.registers(1) as (count,):
+        advance(position)
+        b.load(a, _with_pages(source, index, _page_bits(ctx)))
+        b.advance_r(a, 1, tile.unit.number)
+        b.advance_r(a, 3, ctx.r_layer)
+        if part < page:
+            b.alu(AluFn.AND, count, position, page - 1)
+            b.advance_r(a, 0, count)
+        # Tokens of the part: min(total - (position - start), part).
+        b.alu_r(AluFn.SUB, count, position, start)
+        b.alu_r(AluFn.SUB, count, total, count)
+        b.alu(AluFn.MIN, count, count, part)
+        b.extent_r(a, 0, count)
+        ctx.load_ring(d, view, ctx.r_kv)
+        b.copy(Queue.L, d, a, wait="kv_free", post="kv_full")
+
+
+def _with_pages(source: Descriptor, index: int, unit: int) -> Descriptor:
+    from dataclasses import replace
+
+    return replace(source, via=index, unit=unit)

@@ -1,0 +1,44 @@
+"""Embedding: rows of the table by token, dequantised, as the first residual stream."""
+
+from __future__ import annotations
+
+from systolith.compiler.context import Cell, Context
+from systolith.compiler.kernels.dump import store_rows, tap
+from systolith.compiler.kernels.norm import finish_norm, load_gains, residual, send_tile, store_residual
+from systolith.isa.instruction import Queue
+
+__all__ = ["embed"]
+
+
+def embed(ctx: Context) -> None:
+    """x = table[ids], this slice's columns; then the first layer's norm. The ids lie in the step record."""
+    b, plan = ctx.b, ctx.plan
+    nt, rows, fmt = plan.o.nt, ctx.rows, plan.profile.embed
+    b.tensor_name = "embed"
+    load_gains(ctx)
+    with ctx.cell_loop(Cell.O_TILES) as tile, b.descriptors(5) as (ids, table, entry, x, codes):
+        b.load(ids, ctx.spad("record", "INT32", (rows, 1, 1), (1, 0, 0), offset=4 * ctx.memory.record.ids))
+        b.load(
+            table,
+            ctx.dram(
+                "table", fmt, (rows, 1, nt), (ctx.shard, 0, 1), scales="table_scales", step=nt, xe=Cell.ROWS, via=ids
+            ),
+        )
+        b.advance_r(table, 3, tile)
+        view = ctx.ring("embed_ring", fmt, rows * nt, (rows, 1, nt), (nt, 0, 1), scales=True, xe=Cell.ROWS)
+        ctx.load_ring(entry, view, ctx.r_load)
+        wait = "load_free" if plan.x_resident else "load_free residual"
+        b.copy(Queue.L, entry, table, wait=wait, post="load_full")
+        ctx.load_ring(codes, view, ctx.r_load)
+        ctx.bump(ctx.r_load)
+        residual(ctx, x, tile)
+        b.vec(x, codes, wait="load_full", post="load_free")
+        if tap(ctx):
+            stride = ctx.shard if plan.x_resident else nt
+            view = ctx.spad("x", "FP32", (rows, 1, nt), (stride, 0, 1), step=nt, xe=Cell.ROWS)
+            store_rows(ctx, "x0", view, first=Cell.O_FIRST, step=nt, index=tile, advance=tile if plan.x_resident else 0)
+        send_tile(ctx, "a", tile)
+        if not plan.x_resident:
+            store_residual(ctx, tile)
+    finish_norm(ctx, "a")
+    b.tensor_name = ""

@@ -1,0 +1,154 @@
+"""The matrix product of one tile of columns, and its sums as the vector unit sees them.
+
+Weights run through the slots in the order in which they lie in memory; the loop over K is a COPY into a slot and a
+MATMUL out of it. A span is one chain of adds in the accumulator; several spans are joined by the tree of rule 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from systolith.compiler.context import Context
+from systolith.compiler.plan import LinearPlan
+from systolith.isa.descriptor import Descriptor
+from systolith.isa.instruction import Queue
+from systolith.isa.vector import Op1
+
+__all__ = ["Sums", "bias_tile", "open_streams", "operand", "product", "sums"]
+
+
+def open_streams(ctx: Context) -> None:
+    """Take the descriptors that walk through the weights (and biases) of each class."""
+    for linear in ctx.plan.linears:
+        ctx.streams[linear.name] = ctx.b.descriptor()
+        if ctx.plan.model.bias(linear.name):
+            ctx.streams[f"bias_{linear.name}"] = ctx.b.descriptor()
+
+
+def rewind(ctx: Context) -> None:
+    """Point the streams at the first layer: once a step."""
+    for linear in ctx.plan.linears:
+        k = linear.kt * linear.terms
+        ctx.b.load(
+            ctx.streams[linear.name],
+            ctx.dram(f"w_{linear.name}", linear.format, (linear.nt, 1, k), (k, 0, 1), scales=f"ws_{linear.name}",
+                     step=linear.slot_elements),
+        )  # fmt: skip
+        if ctx.plan.model.bias(linear.name):
+            ctx.b.load(
+                ctx.streams[f"bias_{linear.name}"],
+                ctx.dram(f"bias_{linear.name}", "FP32", (1, 1, linear.nt), (0, 0, 1), step=linear.nt),
+            )
+
+
+def operand(ctx: Context, name: str, width: int, fmt: str, rows: int, xe: int) -> Descriptor:
+    """Describe a gathered operand [rows, 1, width] whose MATMULs take `kt` columns at a time (ext[2] is set later)."""
+    return ctx.spad(name, fmt, (rows, 1, width), (width, 0, 1), scales=rows * width, xe=xe)
+
+
+def product(ctx: Context, linear: LinearPlan, source: Descriptor, rows: int, xe: int) -> None:
+    """Multiply the operand by the next tile of a class: weights on W, sums into the next accumulator half on M."""
+    b = ctx.b
+    stream = ctx.streams[linear.name]
+    b.sync(Queue.M, wait="acc_free")
+    with b.descriptors(3) as (a, slot, acc):
+        for number, (start, length) in enumerate(linear.spans):
+            ctx.load_ring(slot, ctx.slot(linear), ctx.r_slot)
+            ctx.load_ring(acc, ctx.acc(rows, linear.nt, span=number, xe=xe), ctx.r_acc)
+            fmt = source.format.name
+            b.load(a, _columns(source, start, linear.kt, fmt))
+            slots = length // linear.kt
+            with b.loop(slots):
+                b.copy(Queue.W, slot, stream, wait="slot_free", post="slot_full")
+                b.matmul(acc, a, slot, zero=2, terms=linear.terms, wait="slot_full", post="slot_free")
+                b.advance(stream, 3, 1)
+                b.advance(slot, 3, 1)
+                b.advance(a, 2, linear.kt)
+            ctx.bump(ctx.r_slot, slots)
+    b.sync(Queue.M, post="acc_full")
+
+
+def _columns(source: Descriptor, start: int, count: int, fmt: str) -> Descriptor:
+    """The first `count` columns of an operand from column `start` on."""
+    moved = source.advance(2, start)
+    return moved.with_ext(2, count)
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """The sums of a tile, ready to be read as [rows, 1, nt].
+
+    d: descriptor register; wait, post: semaphores for the first instruction that reads them and the last one.
+    """
+
+    d: int
+    wait: str
+    post: str
+
+
+@contextmanager
+def sums(ctx: Context, linear: LinearPlan, rows: int, xe: int) -> Iterator[Sums]:
+    """Give the sums of the tile that `product` made; joins spans by the tree on V. Counts the accumulator on."""
+    b = ctx.b
+    with b.descriptors(1) as (d,):
+        if len(linear.spans) == 1:
+            ctx.load_ring(d, ctx.acc(rows, linear.nt, xe=xe), ctx.r_acc)
+            ctx.bump(ctx.r_acc)
+            yield Sums(d, "acc_full", "acc_free")
+        else:
+            _join(ctx, linear, rows, xe)
+            b.load(d, _joined(ctx, linear, rows, xe, 0))
+            ctx.bump(ctx.r_acc)
+            yield Sums(d, "", "")
+
+
+def _joined(ctx: Context, linear: LinearPlan, rows: int, xe: int, index: int) -> Descriptor:
+    n = linear.nt
+    return ctx.spad("spans", "FP32", (rows, 1, n), (n, 0, 1), offset=4 * index * rows * n, xe=xe)
+
+
+def _join(ctx: Context, linear: LinearPlan, rows: int, xe: int) -> None:
+    """Join the spans pairwise, level by level; an odd last one passes up. The first level reads the accumulator."""
+    b, count = ctx.b, len(linear.spans)
+    with b.descriptors(3) as (d, left, right):
+        for i in range(0, count, 2):
+            last = i + 2 >= count
+            wait, post = ("acc_full" if i == 0 else ""), ("acc_free" if last else "")
+            b.load(d, _joined(ctx, linear, rows, xe, i // 2))
+            ctx.load_ring(left, ctx.acc(rows, linear.nt, span=i, xe=xe), ctx.r_acc)
+            if i + 1 < count:
+                ctx.load_ring(right, ctx.acc(rows, linear.nt, span=i + 1, xe=xe), ctx.r_acc)
+                b.vec(d, left, right, op1=Op1.ADD, wait=wait, post=post)
+            else:
+                b.vec(d, left, wait=wait, post=post)
+        count = -(-count // 2)
+        while count > 1:
+            for i in range(0, count, 2):
+                b.load(d, _joined(ctx, linear, rows, xe, i // 2))
+                b.load(left, _joined(ctx, linear, rows, xe, i))
+                if i + 1 < count:
+                    b.load(right, _joined(ctx, linear, rows, xe, i + 1))
+                    b.vec(d, left, right, op1=Op1.ADD)
+                elif i:
+                    b.vec(d, left)
+            count = -(-count // 2)
+
+
+@contextmanager
+def bias_tile(ctx: Context, linear: LinearPlan) -> Iterator[int]:
+    """Load the next tile of a class's bias for V: gives a descriptor register, broadcast over rows.
+
+    The first reader waits for load_full, the last one posts load_free.
+    """
+    b = ctx.b
+    width = ctx.memory.spad_sizes["bias_ring"] // 8
+    with b.descriptors(2) as (d, view):
+        ctx.load_ring(d, ctx.words("bias_ring", "FP32", width, (1, 1, linear.nt), (0, 0, 1)), ctx.r_load)
+        ctx.load_ring(view, ctx.words("bias_ring", "FP32", width, (ctx.rows, 1, linear.nt), (0, 0, 1)), ctx.r_load)
+        stream = ctx.streams[f"bias_{linear.name}"]
+        b.copy(Queue.L, d, stream, wait="load_free", post="load_full")
+        b.advance(stream, 3, 1)
+        ctx.bump(ctx.r_load)
+        yield view

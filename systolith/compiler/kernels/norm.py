@@ -1,0 +1,162 @@
+"""RMSNorm: what a slice sends of its residual shard, and the factor r that the receivers apply.
+
+Rule 6: a block of 32 columns is sent as codes of x * g and one sum of squares; every slice adds the sums by the tree. A
+norm that is deferred multiplies the product by r; one that is not needs r before it quantises, so the sums travel first.
+"""
+
+from __future__ import annotations
+
+from systolith.compiler.context import SCRATCH, Cell, Constant, Context, Counter
+from systolith.compiler.kernels.dump import store_rows, tap
+from systolith.isa.instruction import Queue
+from systolith.isa.vector import Func, Op1, Op2, Red
+from systolith.spec.limits import BLOCK
+
+__all__ = ["finish_norm", "load_gains", "load_residual", "make_r", "residual", "send_tile", "store_residual"]
+
+
+def load_gains(ctx: Context) -> None:
+    """Load the next norm's gains of this slice's shard. V waits for them here and gives them back in `finish_norm`."""
+    b, shard = ctx.b, ctx.shard
+    stream = ctx.streams["g"]
+    with b.descriptors(1) as (d,):
+        b.load(d, ctx.spad("g", "FP32", (1, 1, shard), (0, 0, 1), offset=4 * shard * ctx.gain_parity))
+        b.copy(Queue.L, d, stream, wait="load_free", post="load_full")
+        b.advance(stream, 3, 1)
+    b.sync(Queue.V, wait="load_full")
+    ctx.gain_parity ^= 1
+
+
+def gain_offset(ctx: Context) -> int:
+    """Bytes of the gains that `load_gains` loaded last."""
+    return 4 * ctx.shard * (ctx.gain_parity ^ 1)
+
+
+def residual(ctx: Context, d: int, tile: int, *, blocks: bool = False) -> None:
+    """D[d] = the residual tile: [rows, 1, nt] or [rows, nt/32, 32]; `tile` is the register of its number."""
+    nt, rows = ctx.plan.o.nt, ctx.rows
+    stride = ctx.shard if ctx.plan.x_resident else nt
+    ext, strides = ((rows, nt // BLOCK, BLOCK), (stride, BLOCK, 1)) if blocks else ((rows, 1, nt), (stride, 0, 1))
+    ctx.b.load(d, ctx.spad("x", "FP32", ext, strides, step=nt, xe=Cell.ROWS))
+    if ctx.plan.x_resident:
+        ctx.b.advance_r(d, 3, tile)
+
+
+def send_tile(ctx: Context, which: str, tile: int, *, late: bool = False) -> None:
+    """Send the residual tile as operand `which` ("a" or "b"): codes of x * g and sums of squares, or only the sums where
+    the norm is not deferred; `late`: only the codes of x * r * g."""
+    b, plan = ctx.b, ctx.plan
+    nt, rows, fmt = plan.o.nt, ctx.rows, plan.profile.activations
+    codes = late or plan.profile.deferred_norm
+    blocks = nt // BLOCK
+    with b.pair() as d, b.descriptors(4) as (x, g, r, out):
+        residual(ctx, x, tile, blocks=True)
+        b.load(g, ctx.spad("g", "FP32", (rows, blocks, BLOCK), (0, BLOCK, 1), offset=gain_offset(ctx), step=nt))
+        b.advance_r(g, 3, tile)
+        b.load(r, ctx.spad("r", "FP32", (rows, blocks, BLOCK), (1, 0, 0)))
+        ctx.load_ring(d, ctx.stage(fmt, (rows, blocks, BLOCK), (nt, BLOCK, 1), scales=True), ctx.r_stage)
+        sums = ctx.words("stage_sums", "FP32", rows * blocks, (rows, blocks, 1), (blocks, 1, 0))
+        ctx.load_ring(d + 1, sums, ctx.r_stage)
+        if late:
+            b.vec(d, x, r, g, op1=Op1.MUL, op2=Op2.MUL, wait="stage_free", post="stage_full")
+        elif codes:
+            b.vec(d, x, g, op1=Op1.MUL, red=Red.SUMSQ, wait="stage_free", post="stage_full")
+        else:
+            ctx.load_ring(SCRATCH, sums, ctx.r_stage)
+            b.vec(0, x, red=Red.SUMSQ, wait="stage_free", post="stage_full")
+        # C: both go to every slice, at this shard's columns.
+        if codes:
+            width = ctx.hidden
+            ctx.load_ring(x, ctx.stage(fmt, (rows, 1, nt), (nt, 0, 1), scales=True, xe=Cell.ROWS), ctx.r_stage)
+            b.load(
+                out,
+                ctx.spad(
+                    which,
+                    fmt,
+                    (rows, 1, nt),
+                    (width, 0, 1),
+                    scales=rows * width,
+                    step=nt,
+                    xb=Cell.O_FIRST,
+                    xe=Cell.ROWS,
+                ),
+            )
+            b.advance_r(out, 3, tile)
+            b.put(out, x, wait="stage_full", post="stage_free" if late else "")
+        if not late:
+            width = plan.d_blocks
+            ctx.load_ring(
+                x, ctx.words("stage_sums", "FP32", rows * blocks, (rows, 1, blocks), (blocks, 0, 1), xe=Cell.ROWS),
+                ctx.r_stage,
+            )  # fmt: skip
+            b.load(
+                out,
+                ctx.spad(
+                    f"tb_{which}", "FP32", (rows, 1, blocks), (width, 0, 1), step=blocks, xb=Cell.O_FIRST, xe=Cell.ROWS
+                ),
+            )
+            b.advance_r(out, 3, tile)
+            b.put(out, x, wait="" if codes else "stage_full", post="stage_free")
+    ctx.bump(ctx.r_stage)
+
+
+def finish_norm(ctx: Context, which: str) -> None:
+    """Say that this slice's shard is sent; where the norm is not deferred, make r and send the codes first."""
+    b = ctx.b
+    sums_counter = Counter.SUMS_A if which == "a" else Counter.SUMS_B
+    codes_counter = Counter.OPERAND_A if which == "a" else Counter.OPERAND_B
+    b.arrive(ctx.nothing, "partials", sums_counter)
+    if not ctx.plan.profile.deferred_norm:
+        make_r(ctx, which)
+        with ctx.cell_loop(Cell.O_TILES) as tile:
+            if not ctx.plan.x_resident:
+                load_residual(ctx, tile)
+                b.sync(Queue.V, wait="load_full")
+            send_tile(ctx, which, tile, late=True)
+            if not ctx.plan.x_resident:
+                # The tile is unchanged; it only gives its buffer back.
+                b.sync(Queue.V, post="store_full")
+                b.sync(Queue.S, wait="store_full", post="residual")
+    b.arrive(ctx.nothing, "operand", codes_counter)
+    b.sync(Queue.V, post="load_free")
+
+
+def make_r(ctx: Context, which: str) -> None:
+    """r = rsqrt(t * c + eps) of every row, from the gathered sums of squares; V waits for them."""
+    b, rows = ctx.b, ctx.rows
+    with b.descriptors(4) as (t, mean, eps, r):
+        width = ctx.plan.d_blocks
+        b.load(t, ctx.spad(f"tb_{which}", "FP32", (rows, 1, width), (width, 0, 1), xe=Cell.ROWS))
+        b.load(SCRATCH, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
+        b.vec(0, t, red=Red.SUM, wait="partials")
+        b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0), xe=Cell.ROWS))
+        b.load(mean, ctx.constant(Constant.MEAN))
+        b.load(eps, ctx.constant(Constant.EPS))
+        b.vec(r, r, mean, eps, op1=Op1.MUL, op2=Op2.ADD, func=Func.RSQRT)
+    if tap(ctx):
+        store_rows(
+            ctx,
+            "r_attention" if which == "a" else "r_ffn",
+            ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 1), xe=Cell.ROWS),
+        )
+
+
+def load_residual(ctx: Context, tile: int) -> None:
+    """Load a residual tile that lives in DRAM; V waits for load_full, and `residual` comes back when it is stored."""
+    b, nt, rows = ctx.b, ctx.plan.o.nt, ctx.rows
+    with b.descriptors(2) as (d, source):
+        b.load(d, ctx.spad("x", "FP32", (rows, 1, nt), (nt, 0, 1), xe=Cell.ROWS))
+        b.load(source, ctx.dram("x", "FP32", (rows, 1, nt), (nt, 0, 1), step=rows * nt, xe=Cell.ROWS))
+        b.advance_r(source, 3, tile)
+        b.copy(Queue.L, d, source, wait="residual", post="load_full")
+
+
+def store_residual(ctx: Context, tile: int) -> None:
+    """Store the residual tile that V has just finished."""
+    b, nt, rows = ctx.b, ctx.plan.o.nt, ctx.rows
+    b.sync(Queue.V, post="store_full")
+    with b.descriptors(2) as (d, source):
+        b.load(source, ctx.spad("x", "FP32", (rows, 1, nt), (nt, 0, 1), xe=Cell.ROWS))
+        b.load(d, ctx.dram("x", "FP32", (rows, 1, nt), (nt, 0, 1), step=rows * nt, xe=Cell.ROWS))
+        b.advance_r(d, 3, tile)
+        b.copy(Queue.S, d, source, wait="store_full", post="residual")

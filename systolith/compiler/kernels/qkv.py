@@ -1,0 +1,138 @@
+"""Queries, keys and values: projection, deferred norm, rotary, quantisation, and the gather to all slices.
+
+A slice makes whole heads. A head's columns come in tiles; they are collected in FP32, turned, quantised and sent.
+"""
+
+from __future__ import annotations
+
+from systolith.compiler.context import Cell, Context, Counter
+from systolith.compiler.kernels.dump import store_rows, tap
+from systolith.compiler.kernels.linear import bias_tile, operand, product, sums
+from systolith.compiler.kernels.norm import make_r
+from systolith.compiler.plan import LinearPlan
+from systolith.isa.instruction import Queue
+from systolith.isa.sequencer import AluFn
+from systolith.isa.vector import Op1, Op2, Red
+
+__all__ = ["qkv"]
+
+_CELLS = {
+    "q": (Cell.Q_FIRST, Cell.Q_HEADS),
+    "k": (Cell.K_FIRST, Cell.K_HEADS),
+    "v": (Cell.V_FIRST, Cell.V_HEADS),
+}
+
+
+def qkv(ctx: Context) -> None:
+    """Make and send this slice's heads of q, k and v."""
+    b, plan = ctx.b, ctx.plan
+    b.tensor_name = "qkv"
+    b.sync(Queue.M, wait="operand")
+    if plan.profile.deferred_norm:
+        make_r(ctx, "a")
+    for linear in (plan.q, plan.k, plan.v):
+        b.tensor_name = linear.name
+        first, count = _CELLS[linear.name]
+        with ctx.cell_loop(count) as head:
+            _project_head(ctx, linear)
+            if linear.name == "v":
+                _send_values(ctx, first, head)
+            else:
+                _rotate(ctx)
+                if tap(ctx):
+                    _store(ctx, linear.name, first, head)
+                _send_codes(ctx, linear.name, first, head)
+    b.arrive(ctx.nothing, "operand", Counter.OPERAND_Q)
+    b.arrive(ctx.nothing, "kv_rows", Counter.KV)
+    b.tensor_name = ""
+
+
+def _project_head(ctx: Context, linear: LinearPlan) -> None:
+    """head_tile [rows, dp] = (a times w) * r + bias, FP32."""
+    b, plan = ctx.b, ctx.plan
+    rows, xe, dp = ctx.rows, Cell.ROWS, plan.dp
+    biased = plan.model.bias(linear.name)
+    with b.registers(1) as (tile,), b.descriptors(2) as (out, r):
+        b.set(tile, 0)
+        with b.loop(dp // linear.nt):
+            product(ctx, linear, operand(ctx, "a", ctx.hidden, plan.profile.activations, rows, xe), rows, xe)
+            b.load(out, ctx.spad("head_tile", "FP32", (rows, 1, linear.nt), (dp, 0, 1), step=linear.nt))
+            b.advance_r(out, 3, tile)
+            b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
+            with sums(ctx, linear, rows, xe) as s:
+                op1 = Op1.MUL if plan.profile.deferred_norm else Op1.NONE
+                left = r if plan.profile.deferred_norm else 0
+                if biased:
+                    with bias_tile(ctx, linear) as bias:
+                        b.vec(out, s.d, left, bias, op1=op1, op2=Op2.ADD, wait=f"{s.wait} load_full",
+                              post=f"{s.post} load_free")  # fmt: skip
+                else:
+                    b.vec(out, s.d, left, op1=op1, wait=s.wait, post=s.post)
+            b.alu(AluFn.ADD, tile, tile, 1)
+
+
+def _rotate(ctx: Context) -> None:
+    """head_tile = its rotation by the rows' positions: y1 = x1 cos - x2 sin, y2 = x2 cos + x1 sin."""
+    b, plan = ctx.b, ctx.plan
+    rows, xe, dp, half = ctx.rows, Cell.ROWS, plan.dp, plan.model.head_dim // 2
+    with b.descriptors(4) as (x, table, turned, y):
+        # turned [rows, 2, half] = (x2, x1) * sin
+        b.load(x, ctx.spad("head_tile", "FP32", (rows, 2, half), (dp, -half, 1), offset=4 * half, xe=xe))
+        b.load(table, ctx.spad("sin", "FP32", (rows, 2, half), (half, 0, 1)))
+        b.load(turned, ctx.spad("head_turned", "FP32", (rows, 2, half), (dp, half, 1)))
+        b.vec(turned, x, table, op1=Op1.MUL)
+        b.load(table, ctx.spad("cos", "FP32", (rows, 1, half), (half, 0, 1)))
+        for number, op2 in ((0, Op2.SUB), (1, Op2.ADD)):
+            part = 4 * half * number
+            b.load(x, ctx.spad("head_tile", "FP32", (rows, 1, half), (dp, 0, 1), offset=part, xe=xe))
+            b.load(y, ctx.spad("head_tile", "FP32", (rows, 1, half), (dp, 0, 1), offset=part))
+            b.load(turned, ctx.spad("head_turned", "FP32", (rows, 1, half), (dp, 0, 1), offset=part))
+            b.vec(y, x, table, turned, op1=Op1.MUL, op2=op2)
+
+
+def _send_codes(ctx: Context, name: str, first: Cell, head: int) -> None:
+    """Quantise head_tile by blocks along the head and send it to [heads, rows, dp]."""
+    b, plan = ctx.b, ctx.plan
+    rows, xe, dp, d = ctx.rows, Cell.ROWS, plan.dp, plan.model.head_dim
+    heads = plan.model.heads if name == "q" else plan.model.kv_heads
+    fmt = plan.profile.k
+    with b.descriptors(3) as (x, stage, out):
+        b.load(x, ctx.spad("head_tile", "FP32", (rows, 1, d), (dp, 0, 1), xe=xe))
+        ctx.load_ring(stage, ctx.stage(fmt, (rows, 1, dp), (dp, 0, 1), scales=True, xe=xe), ctx.r_stage)
+        b.vec(stage, x, wait="stage_free", post="stage_full")
+        b.load(
+            out,
+            ctx.spad(name, fmt, (rows, 1, dp), (dp, 0, 1), scales=heads * rows * dp, step=rows * dp, xb=first, xe=xe),
+        )
+        b.advance_r(out, 3, head)
+        b.put(out, stage, wait="stage_full", post="stage_free")
+    ctx.bump(ctx.r_stage)
+
+
+def _send_values(ctx: Context, first: Cell, head: int) -> None:
+    """Quantise head_tile with one scale a row; send codes to [heads, rows, dp] and scales to [heads, rows]."""
+    b, plan = ctx.b, ctx.plan
+    rows, xe, dp = ctx.rows, Cell.ROWS, plan.dp
+    fmt = plan.profile.v
+    if tap(ctx):
+        _store(ctx, "v", first, head)
+    with b.pair() as d, b.descriptors(2) as (x, out):
+        b.load(x, ctx.spad("head_tile", "FP32", (rows, 1, dp), (dp, 0, 1), xe=xe))
+        scales = ctx.words("stage_vscale", "E8M0", -(-rows // 4) * 4, (rows, 1, 1), (1, 0, 0), xe=xe)
+        ctx.load_ring(d, ctx.stage(fmt, (rows, 1, dp), (dp, 0, 1), xe=xe), ctx.r_stage)
+        ctx.load_ring(d + 1, scales, ctx.r_stage)
+        b.vec(d, x, red=Red.ROWSCALE, wait="stage_free", post="stage_full")
+        b.load(out, ctx.spad("v", fmt, (rows, 1, dp), (dp, 0, 1), step=rows * dp, xb=first, xe=xe))
+        b.advance_r(out, 3, head)
+        b.put(out, d, wait="stage_full")
+        b.load(out, ctx.spad("vscale", "E8M0", (rows, 1, 1), (1, 0, 0), step=rows, xb=first, xe=xe))
+        b.advance_r(out, 3, head)
+        b.put(out, d + 1, post="stage_free")
+    ctx.bump(ctx.r_stage)
+
+
+def _store(ctx: Context, name: str, first: Cell, head: int) -> None:
+    """Tap head_tile."""
+    rows, dp, d = ctx.rows, ctx.plan.dp, ctx.plan.model.head_dim
+    view = ctx.spad("head_tile", "FP32", (rows, 1, d), (dp, 0, 1), xe=Cell.ROWS)
+    store_rows(ctx, name, view, first=first, step=dp, index=head)

@@ -1,0 +1,108 @@
+"""Sampling on the device, and what follows from the token: position, stop, limit, the word to the host.
+
+Every slice samples every row, from the same logits and the same record: they agree without a word.
+"""
+
+from __future__ import annotations
+
+from systolith.compiler.context import SCRATCH, Cell, Constant, Context
+from systolith.compiler.memory import PARAM_WORDS, STATE_WORDS, STOPS
+from systolith.compiler.plan import padded
+from systolith.isa.descriptor import Descriptor
+from systolith.isa.instruction import Queue
+from systolith.isa.sequencer import AluFn, Cond
+from systolith.isa.vector import Func, Op1, Op2, Red
+
+__all__ = ["column", "sample"]
+
+TOKEN, POSITION, LIVE, SLOT = range(STATE_WORDS)
+
+
+def column(ctx: Context, which: int) -> Descriptor:
+    """A column of the request slots' state, [batch, 1, 1]."""
+    return ctx.spad("state", "INT32", (ctx.plan.options.batch, 1, 1), (STATE_WORDS, 0, 0), offset=4 * which)
+
+
+def sample(ctx: Context) -> None:
+    """Pick a token for each row of logits, tell the host, and find out who goes on."""
+    b = ctx.b
+    b.tensor_name = "sample"
+    b.sync(Queue.L, wait="logits")
+    first = ctx.label()
+    b.branch(first, Cond.EQ, ctx.r_decoding, 0)
+    # In a decode step the token to be made is one further on; a finished request stays where it is.
+    with b.descriptors(2) as (position, live):
+        b.load(position, column(ctx, POSITION))
+        b.load(live, column(ctx, LIVE))
+        b.vec(position, position, live, op1=Op1.IADD)
+    b.place(first)
+    with ctx.cell_loop(Cell.OUT_ROWS) as row:
+        _sample_row(ctx, row)
+    _update(ctx)
+    if ctx.plan.options.log_rows:
+        with b.registers(1) as (rows,):
+            b.read(rows, Cell.OUT_ROWS)
+            b.alu_r(AluFn.ADD, ctx.r_log, ctx.r_log, rows)
+    b.tensor_name = ""
+
+
+def _sample_row(ctx: Context, row: int) -> None:
+    b, plan = ctx.b, ctx.plan
+    vocab = plan.model.vocab
+    with b.registers(1) as (slot,), b.descriptors(3) as (a, d, source):
+        b.load(d, ctx.cell(Cell.OUT_SLOT))
+        b.load(a, ctx.spad("record", "INT32", (1, 1, 1), (0, 0, 1), offset=4 * ctx.memory.record.out_slots, step=1))
+        b.advance_r(a, 3, row)
+        b.copy(Queue.L, d, a, post="loaded")
+        b.read(slot, Cell.OUT_SLOT, wait="loaded")
+        b.load(d, ctx.spad("logits", "FP32", (1, 1, vocab), (0, 0, 1)))
+        b.load(source, ctx.dram("logits", "FP32", (1, 1, vocab), (padded(vocab), 0, 1)))
+        b.advance_r(source, 0, ctx.r_log)
+        b.advance_r(source, 0, row)
+        b.copy(Queue.L, d, source, post="load_full")
+        with b.pair() as w, b.pair() as record, b.descriptors(3) as (logits, largest, token):
+            b.load(logits, ctx.spad("logits", "FP32", (1, 1, vocab), (0, 0, 1)))
+            scale = ctx.spad("params", "FP32", (1, 1, 1), (0, 0, 0), offset=4 * 5, step=PARAM_WORDS)
+            b.load(token, scale)
+            b.advance_r(token, 3, slot)
+            b.load(w, ctx.spad("weights", "INT32", (1, 1, vocab), (0, 0, 1)))
+            b.load(w + 1, ctx.spad("max", "INT32", (1, 1, 1), (0, 0, 0)))
+            b.vec(w, logits, token, op1=Op1.MUL, func=Func.FIX, red=Red.CEILMAX, wait="load_full")
+            b.load(largest, ctx.spad("max", "INT32", (1, 1, 1), (0, 0, 0)))
+            b.vec(w, w, largest, op1=Op1.WEIGHT)
+            b.load(record, ctx.spad("params", "INT32", (1, 1, 5), (0, 0, 1), step=PARAM_WORDS))
+            b.advance_r(record, 3, slot)
+            state = ctx.spad("state", "INT32", (1, 1, 1), (0, 0, 1), offset=4 * POSITION, step=STATE_WORDS)
+            b.load(record + 1, state)
+            b.advance_r(record + 1, 3, slot)
+            b.load(token, ctx.spad("state", "INT32", (1, 1, 1), (0, 0, 1), offset=4 * TOKEN, step=STATE_WORDS))
+            b.advance_r(token, 3, slot)
+            b.pick(token, logits, w, record, post="store_full released")
+        b.load(a, ctx.spad("state", "INT32", (1, 1, STATE_WORDS), (0, 0, 1), step=STATE_WORDS))
+        b.advance_r(a, 3, slot)
+        b.ring(a, wait="store_full", post="store_free")
+        b.sync(Queue.V, wait="store_free")
+        # The row's buffer is free again.
+        b.sync(Queue.L, wait="released")
+
+
+def _update(ctx: Context) -> None:
+    """live = live and token is no stop token and position < limit; X[LIVE] = how many live."""
+    b, batch = ctx.b, ctx.plan.options.batch
+    flags = ctx.spad("flags", "INT32", (batch, 1, 1), (1, 0, 0))
+    with b.descriptors(4) as (a, x, y, d):
+        b.load(a, ctx.spad("stops", "INT32", (batch, 1, STOPS), (STOPS, 0, 1)))
+        b.load(x, column(ctx, TOKEN))
+        b.load(SCRATCH, flags)
+        b.vec(0, a, x, op1=Op1.IEQ, red=Red.IMAX)
+        b.load(a, ctx.spad("consts", "INT32", (batch, 1, 1), (0, 0, 0), offset=4 * Constant.INT_ONE))
+        b.load(x, flags)
+        b.load(y, column(ctx, LIVE))
+        b.vec(x, a, x, y, op1=Op1.ISUB, op2=Op2.IMIN)
+        b.load(a, column(ctx, POSITION))
+        b.load(y, ctx.spad("params", "INT32", (batch, 1, 1), (PARAM_WORDS, 0, 0), offset=4 * 6))
+        b.load(d, column(ctx, LIVE))
+        b.vec(d, a, y, x, op1=Op1.ILT, op2=Op2.IMIN)
+        b.load(a, ctx.spad("state", "INT32", (1, 1, batch), (0, 0, STATE_WORDS), offset=4 * LIVE))
+        b.load(SCRATCH, ctx.cell(Cell.LIVE))
+        b.vec(0, a, red=Red.ISUM, post="decided")

@@ -1,0 +1,181 @@
+"""The program around the layers: start, the endless loop of steps, and the end.
+
+A step is described by a record: how many rows, which tokens at which positions, which segments, which rows need logits.
+The host lays down the records of the prefill before it starts the chip, and one for decode steps, in which the device
+fills in tokens and positions itself. Between start and stop the host only reads the done-ring.
+"""
+
+from __future__ import annotations
+
+from systolith.compiler.builder import tensor
+from systolith.compiler.context import Cell, Context, Counter
+from systolith.compiler.kernels.attention import attention
+from systolith.compiler.kernels.cache import append
+from systolith.compiler.kernels.embed import embed
+from systolith.compiler.kernels.ffn import ffn
+from systolith.compiler.kernels.head import head
+from systolith.compiler.kernels.linear import open_streams, rewind
+from systolith.compiler.kernels.norm import make_r
+from systolith.compiler.kernels.project import project
+from systolith.compiler.kernels.qkv import qkv
+from systolith.compiler.kernels.sample import POSITION, TOKEN, column, sample
+from systolith.compiler.memory import HEADER_WORDS, PARAM_WORDS, SEGMENT_WORDS, STATE_WORDS, STOPS
+from systolith.isa.descriptor import Space
+from systolith.isa.instruction import Queue
+from systolith.isa.sequencer import AluFn, Cond
+
+__all__ = ["write_program"]
+
+
+def write_program(ctx: Context) -> None:
+    """Write the whole program."""
+    b, plan = ctx.b, ctx.plan
+    _start(ctx)
+    step, decode, run, no_logits, end = (ctx.label() for _ in range(5))
+    b.place(step)
+    b.branch(decode, Cond.EQ, ctx.r_steps, 0)
+    _load_record(ctx, wait="released")
+    b.alu(AluFn.SUB, ctx.r_steps, ctx.r_steps, 1)
+    b.branch(run)
+    b.place(decode)
+    if plan.options.every_row:
+        b.branch(end)
+    else:
+        _next_decode(ctx)
+    b.place(run)
+    _position_tables(ctx)
+    rewind(ctx)
+    b.load(ctx.streams["g"], ctx.dram("g", "FP32", (1, 1, ctx.shard), (0, 0, 1), step=ctx.shard))
+    ctx.gain_parity = 0
+    embed(ctx)
+    b.set(ctx.r_layer, 0)
+    with b.loop(plan.model.layers):
+        qkv(ctx)
+        append(ctx)
+        attention(ctx)
+        project(ctx, plan.o, "attention", "b")
+        ffn(ctx)
+        project(ctx, plan.down, "h", "a")
+        b.alu(AluFn.ADD, ctx.r_layer, ctx.r_layer, 1)
+    # The last gather brought the operand of the head.
+    b.sync(Queue.M, wait="operand")
+    if plan.profile.deferred_norm:
+        make_r(ctx, "a")
+    with b.registers(1) as (count,):
+        b.read(count, Cell.OUT_ROWS)
+        b.branch(no_logits, Cond.EQ, count, 0)
+    head(ctx)
+    if plan.options.every_row:
+        with b.registers(1) as (count,):
+            b.read(count, Cell.OUT_ROWS)
+            b.alu_r(AluFn.ADD, ctx.r_log, ctx.r_log, count)
+        b.sync(Queue.L, wait="logits")
+        b.sync(Queue.V, post="released")
+        b.branch(step)
+    else:
+        sample(ctx)
+        with b.registers(1) as (live,):
+            b.read(live, Cell.LIVE, wait="decided")
+            b.sync(Queue.V, post="released")
+            b.branch(step, Cond.NE, ctx.r_steps, 0)
+            b.branch(end, Cond.EQ, live, 0)
+            b.branch(step)
+    # Without logits the slices still meet, or a fast one would send the next step's operand into one that is being read.
+    b.place(no_logits)
+    b.sync(Queue.V, wait="stage_free", post="stage_full")
+    b.arrive(ctx.nothing, "logits", Counter.LOGITS, wait="stage_full", post="stage_free")
+    b.sync(Queue.L, wait="logits")
+    b.sync(Queue.V, post="released")
+    b.branch(step)
+    b.place(end)
+    b.halt()
+    b.resolve(ctx.labels)
+
+
+def _start(ctx: Context) -> None:
+    """Load what stays: constants, page lists, request slots, the slice's share of the work."""
+    b, plan, o = ctx.b, ctx.plan, ctx.plan.options
+    b.tensor_name = "start"
+    b.load(ctx.nothing, tensor(Space.SPAD, "INT8", 0, (0, 0, 0), (0, 0, 0)))
+    open_streams(ctx)
+    for name in ("g", "record"):
+        ctx.streams[name] = b.descriptor()
+    tables = [
+        ("consts", "INT32", 16), ("pages", "INT32", o.batch * plan.chunks * plan.pages_per_chunk),
+        ("state", "INT32", STATE_WORDS * o.batch), ("params", "INT32", PARAM_WORDS * o.batch),
+        ("stops", "INT32", STOPS * o.batch),
+    ]  # fmt: skip
+    if "sinks" in ctx.memory.spad:
+        tables.append(("sinks", "INT32", 2 * plan.model.heads))
+    with b.descriptors(2) as (d, a):
+        for name, fmt, count in tables:
+            b.load(d, ctx.spad(name, fmt, (1, 1, count), (0, 0, 1)))
+            b.load(a, ctx.dram(name, fmt, (1, 1, count), (0, 0, 1)))
+            b.copy(Queue.L, d, a, post="load_full" if name == tables[-1][0] else "")
+        b.sync(Queue.V, wait="load_full")
+        b.load(d, ctx.cell(Cell.O_FIRST, 16))
+        b.load(a, ctx.dram("ranks", "INT32", (1, 1, 16), (0, 0, 1)))
+        b.copy(Queue.L, d, a, post="loaded")
+    b.read(ctx.r_steps, Cell.STEPS, wait="loaded")
+    for register in (
+        ctx.r_decoding,
+        ctx.r_log,
+        ctx.r_exchange,
+        ctx.r_slot,
+        ctx.r_acc,
+        ctx.r_stage,
+        ctx.r_load,
+        ctx.r_kv,
+    ):
+        b.set(register, 0)
+    words = ctx.memory.record.words
+    b.load(ctx.streams["record"], ctx.dram("steps", "INT32", (1, 1, words), (0, 0, 1), step=words))
+    b.tensor_name = ""
+
+
+def _load_record(ctx: Context, wait: str) -> None:
+    """Load the next step record and its head into cells."""
+    b = ctx.b
+    words = ctx.memory.record.words
+    with b.descriptors(2) as (d, a):
+        b.load(d, ctx.spad("record", "INT32", (1, 1, words), (0, 0, 1)))
+        b.copy(Queue.L, d, ctx.streams["record"], wait=wait)
+        b.advance(ctx.streams["record"], 3, 1)
+        b.load(d, ctx.cell(Cell.ROWS, HEADER_WORDS))
+        b.load(a, ctx.spad("record", "INT32", (1, 1, HEADER_WORDS), (0, 0, 1)))
+        b.copy(Queue.L, d, a, post="loaded")
+    with b.registers(1) as (rows,):
+        b.read(rows, Cell.ROWS, wait="loaded")
+
+
+def _next_decode(ctx: Context) -> None:
+    """One row for each request slot: the token it made last, at its position. The first time the record is loaded."""
+    b, batch = ctx.b, ctx.plan.options.batch
+    record = ctx.memory.record
+    again = ctx.label()
+    b.sync(Queue.L, wait="released")
+    b.branch(again, Cond.NE, ctx.r_decoding, 0)
+    _load_record(ctx, wait="")
+    b.set(ctx.r_decoding, 1)
+    b.place(again)
+    b.sync(Queue.L, post="load_full")
+    with b.descriptors(2) as (d, a):
+        for number, (which, offset, stride) in enumerate((
+            (TOKEN, record.ids, 1), (POSITION, record.positions, 1), (POSITION, record.segments + 3, SEGMENT_WORDS),
+        )):  # fmt: skip
+            b.load(a, column(ctx, which))
+            b.load(d, ctx.spad("record", "INT32", (batch, 1, 1), (stride, 0, 0), offset=4 * offset))
+            b.vec(d, a, wait="" if number else "load_full", post="released" if number == 2 else "")
+    b.sync(Queue.L, wait="released")
+
+
+def _position_tables(ctx: Context) -> None:
+    """Gather cosines and sines of the rows' positions."""
+    b, rows, half = ctx.b, ctx.rows, ctx.plan.model.head_dim // 2
+    with b.descriptors(3) as (index, d, a):
+        b.load(index, ctx.spad("record", "INT32", (rows, 1, 1), (1, 0, 0), offset=4 * ctx.memory.record.positions))
+        for name in ("cos", "sin"):
+            b.load(d, ctx.spad(name, "FP32", (rows, 1, half), (half, 0, 1), xe=Cell.ROWS))
+            b.load(a, ctx.dram(name, "FP32", (rows, 1, half), (half, 0, 1), xe=Cell.ROWS, via=index))
+            b.copy(Queue.L, d, a, post="load_full" if name == "sin" else "")
+    b.sync(Queue.V, wait="load_full")

@@ -1,0 +1,289 @@
+"""Addresses: the memory map of a slice's DRAM, and the scratchpad packed by lifetime.
+
+Both are the same on every slice. Scratchpad buffers name the phases in which they hold something; two buffers may share
+bytes when no phase has both. That is safe without a barrier because a phase begins with a gather of all slices' results
+of the phase before: who works in phase p + 1 knows that all work of phase p is done (docs/decisions/0004-compiler.md);
+the sanitizer proves it for each program. Buffers that the load queue fills ahead of time live in all phases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from systolith.compiler.plan import Plan, padded
+from systolith.numerics.formats import FORMATS
+from systolith.spec.errors import CapacityError
+from systolith.spec.limits import BLOCK, CHUNK_TOKENS
+
+__all__ = ["HEADER_WORDS", "PARAM_WORDS", "STATE_WORDS", "STOPS", "Memory", "Phase", "Record", "lay_out"]
+
+STATE_WORDS = 4
+"""A request slot's state: token, position, live, slot."""
+PARAM_WORDS = 8
+"""A request slot's sampling record: k, P low, P high, seed low, seed high, log2(e)/T, limit, 0."""
+STOPS = 8
+"""Stop tokens of a request slot; unused entries hold -1."""
+HEADER_WORDS = 8
+"""Head of a step record: rows, segments, output rows, sample, 0 ..."""
+SEGMENT_WORDS = 4
+"""A segment: request slot, first row, rows, first position. Its rows lie in one chunk of 256 tokens."""
+
+ALIGN = 32
+
+
+class Phase(IntEnum):
+    """Stretches of a step; the layer's five repeat."""
+
+    QKV = 0
+    ATTENTION = 1
+    O = 2  # noqa: E741  (the field's name for the output projection)
+    FFN = 3
+    DOWN = 4
+    HEAD = 5
+    START = 6
+
+
+ALL = tuple(Phase)
+Q, A, O_, F, D_, H, S_ = Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Layout of a step record, in words from its start."""
+
+    ids: int
+    positions: int
+    segments: int
+    out_rows: int
+    out_slots: int
+    words: int
+    max_segments: int
+
+
+@dataclass
+class Memory:
+    """Base addresses in bytes by name. `dram`, `spad`: of buffers. `*_bytes`: used."""
+
+    dram: dict[str, int] = field(default_factory=dict)
+    dram_bytes: int = 0
+    spad: dict[str, int] = field(default_factory=dict)
+    spad_sizes: dict[str, int] = field(default_factory=dict)
+    spad_bytes: int = 0
+    record: Record = Record(0, 0, 0, 0, 0, 0, 0)
+
+    def reserve(self, name: str, count: int, align: int = 64) -> int:
+        """Add a DRAM region of `count` bytes."""
+        base = padded(self.dram_bytes, align)
+        self.dram[name] = base
+        self.dram_bytes = base + count
+        return base
+
+
+def record_layout(plan: Plan) -> Record:
+    """Layout of the step records of a plan. A step has a segment for each request slot and chunk it touches."""
+    segments = 2 * plan.options.batch + 2
+    ids = HEADER_WORDS
+    positions = ids + padded(plan.rows, 8)
+    seg = positions + padded(plan.rows, 8)
+    rows = seg + SEGMENT_WORDS * segments
+    slots = rows + padded(plan.out_rows, 8)
+    return Record(ids, positions, seg, rows, slots, slots + padded(plan.out_rows, 8), segments)
+
+
+def _codes(count: int, fmt: str) -> int:
+    return count * FORMATS[fmt].bits // 8
+
+
+def _blocks(count: int, fmt: str) -> int:
+    """Bytes of codes and scales of `count` elements, the scales behind the codes."""
+    return padded(_codes(count, fmt), 4) + count // BLOCK
+
+
+def ring_bytes(elements: int, fmt: str) -> int:
+    """Bytes of codes of one entry of a ring: whole blocks of the widest format, so that every format can step by it."""
+    return padded(_codes(elements, fmt), ALIGN)
+
+
+def stage_bytes(plan: Plan) -> int:
+    """Bytes of one of the two staging buffers, for all that the vector unit sends."""
+    p, rows = plan.profile, plan.rows
+    return padded(
+        max(
+            _codes(rows * max(plan.o.nt, plan.gate.nt), p.activations),
+            _codes(plan.tile_tokens * plan.group_queries * plan.dp, p.activations),
+            _codes(rows * plan.dp, p.k),
+            _codes(rows * plan.dp, p.v),
+            plan.out_rows * plan.head.nt * 4,
+        ),
+        4 * BLOCK,
+    )
+
+
+def scratchpad(plan: Plan) -> list[tuple[str, int, tuple[Phase, ...]]]:
+    """Buffers (name, bytes, phases). Codes and their scales are one buffer, the scales at the end: `scales_at`."""
+    m, p, o = plan.model, plan.profile, plan.options
+    rows, g = plan.rows, plan.group_queries
+    hidden, inner = padded(m.hidden), padded(m.inner)
+    shard = plan.shard
+    tq = plan.tile_tokens * g
+    partial = tq * (plan.dp + 2) * 4
+    spans = [len(x.spans) * x.nt * rows * 4 for x in plan.linears if len(x.spans) > 1]
+    rec = record_layout(plan)
+    table: list[tuple[str, int, tuple[Phase, ...]]] = [
+        ("consts", 4 * 16, ALL),
+        ("pages", 4 * o.batch * plan.chunks * plan.pages_per_chunk, ALL),
+        ("state", 4 * STATE_WORDS * o.batch, ALL),
+        ("params", 4 * PARAM_WORDS * o.batch, ALL),
+        ("stops", 4 * STOPS * o.batch, ALL),
+        ("flags", 4 * 2 * o.batch, ALL),
+        ("record", 4 * rec.words, ALL),
+        ("cos", 4 * rows * m.head_dim // 2, ALL),
+        ("sin", 4 * rows * m.head_dim // 2, ALL),
+        ("g", 2 * 4 * shard, ALL),
+        ("vscale_ring", 2 * CHUNK_TOKENS, ALL),
+        ("k_ring", 2 * ring_bytes(plan.part_tokens * plan.dp, p.k), ALL),
+        ("k_ring_scales", 2 * ring_bytes(plan.part_tokens * plan.dp, p.k) * 8 // FORMATS[p.k].bits // BLOCK, ALL),
+        ("v_ring", 2 * ring_bytes(plan.part_tokens * plan.dp, p.v), ALL),
+        ("stage", 2 * stage_bytes(plan), ALL),
+        ("stage_scales8", 2 * stage_bytes(plan) // BLOCK, ALL),
+        ("stage_scales4", 2 * stage_bytes(plan) * 2 // BLOCK, ALL),
+        ("stage_sums", 2 * rows * (plan.o.nt // BLOCK) * 4, ALL),
+        ("stage_vscale", 2 * padded(rows, 4), ALL),
+        ("r", 4 * rows, ALL),
+        ("x", 4 * rows * (shard if plan.x_resident else plan.o.nt), ALL),
+        ("a", _blocks(rows * hidden, p.activations), (S_, D_, Q, H)),
+        ("tb_a", 4 * rows * plan.d_blocks, (S_, D_, Q, H)),
+        ("b", _blocks(rows * hidden, p.activations), (O_, F)),
+        ("tb_b", 4 * rows * plan.d_blocks, (O_, F)),
+        ("q", _blocks(rows * m.heads * plan.dp, p.k), (Q, A)),
+        ("k", _blocks(rows * m.kv_heads * plan.dp, p.k), (Q, A)),
+        ("v", padded(_codes(rows * m.kv_heads * plan.dp, p.v), 4), (Q, A)),
+        ("vscale", rows * m.kv_heads, (Q, A)),
+        ("attention", _blocks(rows * m.heads * plan.dp, p.activations), (A, O_)),
+        ("h", _blocks(rows * inner, p.activations), (F, D_)),
+        ("head_tile", 4 * rows * plan.dp, (Q,)),
+        ("head_turned", 4 * rows * plan.dp, (Q,)),
+        ("scores", 4 * tq * CHUNK_TOKENS, (A,)),
+        ("p", _blocks(tq * CHUNK_TOKENS, p.p), (A,)),
+        ("chunk_lm", 4 * 2 * tq, (A,)),
+        ("partial", partial * (1 + plan.merge_levels), (A,)),
+        ("inverse", 4 * tq, (A,)),
+        ("exp_tile", 4 * rows * plan.gate.nt, (F,)),
+        ("gate_tile", 4 * rows * plan.gate.nt, (F,)),
+        ("embed_ring", 2 * ring_bytes(rows * plan.o.nt, p.embed), (S_,)),
+        ("embed_ring_scales", 2 * ring_bytes(rows * plan.o.nt, p.embed) * 8 // FORMATS[p.embed].bits // BLOCK, (S_,)),
+        ("picked", _blocks(plan.out_rows * hidden, p.activations), (H,)),
+        ("r_picked", 4 * plan.out_rows, (H,)),
+    ]
+    if not o.every_row:
+        table += [("logits", 4 * padded(m.vocab), (H,)), ("weights", 4 * padded(m.vocab), (H,)), ("max", 4, (H,))]
+    if m.sinks is not None or p.sink is not None:
+        table.append(("sinks", 2 * 4 * m.heads, ALL))
+    if plan.group > 1:
+        table.append(("exchange", 2 * plan.group * partial, (A,)))
+    if not p.deferred_norm:
+        table.append(("x_late", 4, ALL))
+    if spans:
+        table.append(("spans", max(spans), ALL))
+    if any(m.bias(x.name) for x in plan.linears):
+        table.append(
+            ("bias_ring", 2 * 4 * max(plan.o.nt, plan.gate.nt, plan.q.nt, plan.k.nt, plan.v.nt, plan.down.nt), ALL)
+        )
+    if o.dump:
+        table.append(("dump", 4 * rows * max(plan.dp, plan.o.nt, plan.gate.nt), ALL))
+        table.append(("dump_head", 4 * tq * plan.dp, ALL))
+    return table
+
+
+def pack(buffers: Iterable[tuple[str, int, tuple[Phase, ...]]]) -> tuple[dict[str, int], int]:
+    """Place buffers, the largest first, each at the lowest address free of all it shares a phase with."""
+    placed: list[tuple[int, int, frozenset[Phase]]] = []
+    bases: dict[str, int] = {}
+    for name, count, phases in sorted(buffers, key=lambda b: (-len(b[2]), -b[1], b[0])):
+        size, live = padded(count, ALIGN), frozenset(phases)
+        base = 0
+        for start, end, other in sorted(placed):
+            if live & other and base < end and start < base + size:
+                base = end
+        placed.append((base, base + size, live))
+        bases[name] = base
+    return bases, max((end for _, end, _ in placed), default=0)
+
+
+def lay_out(plan: Plan) -> Memory:
+    """Give every buffer its address. Raises CapacityError where scratchpad, slots or DRAM are too small."""
+    memory = Memory(record=record_layout(plan))
+    buffers = scratchpad(plan)
+    memory.spad_sizes = {name: count for name, count, _ in buffers}
+    memory.spad, memory.spad_bytes = pack(buffers)
+    chip, name = plan.chip, plan.model.name
+    if memory.spad_bytes > chip.scratchpad_bytes:
+        raise CapacityError(
+            f"{chip.name}: scratchpad_bytes={chip.scratchpad_bytes} is too small for {name}, which needs "
+            f"{memory.spad_bytes} with {plan.rows} row(s) a step; take a larger chip, a smaller batch or context"
+        )
+    if plan.slots < 2:
+        raise CapacityError(
+            f"{chip.name}: slots_bytes={chip.slots_bytes} must hold two weight tiles of {plan.slot_bytes} bytes for "
+            f"{name}; take a larger chip"
+        )
+    _dram(plan, memory)
+    if memory.dram_bytes > chip.dram_bytes:
+        raise CapacityError(
+            f"{chip.name}: dram_bytes={chip.dram_bytes} a slice is too small for {name}, which needs {memory.dram_bytes} "
+            f"a slice at batch {plan.options.batch} and context {plan.options.context}; take a larger chip or a smaller "
+            "batch or context"
+        )
+    return memory
+
+
+def _dram(plan: Plan, memory: Memory) -> None:
+    """Lay out the memory of a slice: what the host writes, tables, weights, KV cache, results."""
+    m, p, o = plan.model, plan.profile, plan.options
+    reserve = memory.reserve
+    reserve("ranks", 4 * 32)
+    reserve("consts", 4 * 16)
+    reserve("pages", 4 * o.batch * plan.chunks * plan.pages_per_chunk)
+    reserve("state", 4 * STATE_WORDS * o.batch)
+    reserve("params", 4 * PARAM_WORDS * o.batch)
+    reserve("stops", 4 * STOPS * o.batch)
+    reserve("steps", 4 * memory.record.words * o.steps)
+    reserve("cos", 4 * o.context * (m.head_dim // 2))
+    reserve("sin", 4 * o.context * (m.head_dim // 2))
+    shard = plan.shard
+    reserve("g", 4 * shard * (2 * m.layers + 1))
+    if m.sinks is not None or p.sink is not None:
+        reserve("sinks", 2 * 4 * m.heads * (m.layers if m.sinks is not None else 1))
+    reserve("table", _codes(m.vocab * shard, p.embed))
+    reserve("table_scales", m.vocab * shard // BLOCK)
+    for linear in plan.linears:
+        layers = 1 if linear.name == "head" else m.layers
+        elements = layers * plan.most_tiles(linear) * linear.slots_per_tile * linear.slot_elements
+        reserve(f"w_{linear.name}", _codes(elements, linear.format))
+        reserve(f"ws_{linear.name}", elements // BLOCK)
+        if m.bias(linear.name):
+            reserve(f"bias_{linear.name}", 4 * layers * plan.most_tiles(linear) * linear.nt)
+    rows = m.layers * plan.units_local * plan.pool_pages * plan.page_tokens
+    reserve("k_cache", _codes(rows * plan.dp, p.k))
+    reserve("k_scales", rows * plan.dp // BLOCK)
+    reserve("v_cache", _codes(rows * plan.dp, p.v))
+    reserve("v_scales", rows)
+    if not plan.x_resident:
+        reserve("x", 4 * plan.rows * shard)
+    reserve("logits", 4 * padded(m.vocab) * max(o.log_rows, plan.out_rows))
+    if o.dump:
+        tokens = max(o.log_rows, plan.rows)
+        for name, width in dump_widths(plan).items():
+            reserve(f"dump_{name}", 4 * tokens * width * (m.layers + 1))  # the last norm counts as one of a layer more
+        reserve("dump_x0", 4 * tokens * padded(m.hidden))
+
+
+def dump_widths(plan: Plan) -> dict[str, int]:
+    """FP32 words of one token and layer of each dumped tensor."""
+    m, dp = plan.model, plan.dp
+    return {
+        "r_attention": 1, "r_ffn": 1, "q": m.heads * dp, "k": m.kv_heads * dp, "v": m.kv_heads * dp,
+        "attention": m.heads * dp, "h": padded(m.inner), "x_attention": padded(m.hidden), "x_ffn": padded(m.hidden),
+    }  # fmt: skip

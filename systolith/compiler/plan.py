@@ -1,0 +1,303 @@
+"""The plan of a program: how one model lies on one chip. Numbers only; `memory` gives them addresses.
+
+Dimensions: D hidden, H query heads, KV key-value heads, G = H / KV, d and dp a head unpadded and padded to whole
+blocks, FF the inner size of the feed-forward, V vocabulary, S slices. "Blocks" are 32 elements.
+
+What is split over slices: every matrix by whole tiles of columns, so that a shard is whole blocks and is quantised where
+it is made; attention by `units`, each one KV head and an aligned group of lanes, so that the tree over lanes is cut at
+whole subtrees (docs/decisions/0004-compiler.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from systolith.compiler.model import DecoderModel
+from systolith.models.profile import TWO_TERMS, Profile
+from systolith.numerics.formats import FORMATS
+from systolith.spec.chip import Chip
+from systolith.spec.errors import CapacityError
+from systolith.spec.limits import BLOCK, CHUNK_TOKENS
+
+__all__ = ["LinearPlan", "Options", "Plan", "candidates", "padded", "share"]
+
+MAX_ROWS = 256
+"""Most rows of a step: one chunk of attention. More rows reuse weights better only where arithmetic does not bind."""
+
+
+def padded(count: int, unit: int = BLOCK) -> int:
+    """Round up to a multiple of `unit`."""
+    return -(-count // unit) * unit
+
+
+def share(items: int, slices: int, rank: int) -> tuple[int, int]:
+    """First item and number of items of a rank, when `items` are dealt out in runs whose lengths differ by one at most."""
+    first = rank * items // slices
+    return first, (rank + 1) * items // slices - first
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user chooses. batch: request slots; context: most tokens of a sequence; page_tokens: 32..256, a power of two;
+    steps: most prefill steps the program can walk through; log_rows: rows of logits that are kept (0: the last step's);
+    every_row: logits of every row of a prompt; dump: keep intermediates; rows: most rows of a step (None: what fits)."""
+
+    batch: int = 1
+    context: int = 512
+    page_tokens: int = 64
+    steps: int = 64
+    log_rows: int = 0
+    every_row: bool = False
+    dump: bool = False
+    rows: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LinearPlan:
+    """How one class of matrices is cut. name: class of the profile; n, k: padded columns and contraction, elements;
+    nt: columns of a tile; kt: elements of K in one weight slot; spans: (first element, elements) of each span that holds
+    elements; terms: 1 or 2; format: of the weights; tiles: over all slices."""
+
+    name: str
+    n: int
+    k: int
+    nt: int
+    kt: int
+    spans: tuple[tuple[int, int], ...]
+    terms: int
+    format: str
+    tiles: int
+
+    @property
+    def slot_elements(self) -> int:
+        """Weight elements of one slot."""
+        return self.nt * self.kt * self.terms
+
+    @property
+    def slots_per_tile(self) -> int:
+        """Weight slots that one tile of columns takes, over all of K."""
+        return sum(length for _, length in self.spans) // self.kt
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """See the module. rows: rows of a step; x_resident: the residual shard stays in the scratchpad; tile_tokens,
+    part_tokens: tokens of queries and of keys that attention takes at a time; group: slices that share the lanes of a
+    head; lanes_local: lanes of a unit; units: over all slices."""
+
+    model: DecoderModel
+    profile: Profile
+    chip: Chip
+    options: Options
+    rows: int
+    x_resident: bool
+    tile_tokens: int
+    part_tokens: int
+    dp: int
+    lanes: int
+    group: int
+    lanes_local: int
+    q: LinearPlan
+    k: LinearPlan
+    v: LinearPlan
+    o: LinearPlan
+    gate: LinearPlan
+    up: LinearPlan
+    down: LinearPlan
+    head: LinearPlan
+
+    # Sizes that many kernels need.
+    @property
+    def slices(self) -> int:
+        return self.chip.slices
+
+    @property
+    def group_queries(self) -> int:
+        """Query heads of a KV head."""
+        return self.model.heads // self.model.kv_heads
+
+    @property
+    def units(self) -> int:
+        """Attention units over all slices."""
+        return self.model.kv_heads * self.group
+
+    @property
+    def units_local(self) -> int:
+        """Most units of a slice."""
+        return -(-self.units // self.slices)
+
+    def unit_share(self, rank: int) -> tuple[int, int]:
+        """First unit and number of units of a rank. Where there are slices enough, unit u is rank u, so that a head's
+        group is a run of ranks."""
+        if self.units <= self.slices:
+            return (rank, 1) if rank < self.units else (0, 0)
+        return share(self.units, self.slices, rank)
+
+    def head_shares(self, rank: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """First and number of the heads of q, k and v that a rank makes: one run over all heads in that order."""
+        h, kv = self.model.heads, self.model.kv_heads
+        first, count = share(h + 2 * kv, self.slices, rank)
+        shares = []
+        for start, heads in ((0, h), (h, kv), (h + kv, kv)):
+            low, high = max(first, start), min(first + count, start + heads)
+            shares.append((low - start, high - low) if high > low else (0, 0))
+        return shares[0], shares[1], shares[2]
+
+    def tile_share(self, linear: LinearPlan, rank: int) -> tuple[int, int]:
+        """First tile and number of tiles of a rank; whole heads of q, k and v."""
+        if linear.name in "qkv":
+            first, count = self.head_shares(rank)["qkv".index(linear.name)]
+            tiles = self.dp // linear.nt
+            return first * tiles, count * tiles
+        return share(linear.tiles, self.slices, rank)
+
+    def most_tiles(self, linear: LinearPlan) -> int:
+        """Tiles of the slice that has most."""
+        return max(self.tile_share(linear, rank)[1] for rank in range(self.slices))
+
+    @property
+    def shard(self) -> int:
+        """Columns of the residual stream of the slice that has most."""
+        return self.most_tiles(self.o) * self.o.nt
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of a sequence of the full context."""
+        return -(-self.options.context // CHUNK_TOKENS)
+
+    @property
+    def page_tokens(self) -> int:
+        return self.options.page_tokens
+
+    @property
+    def pages_per_chunk(self) -> int:
+        return CHUNK_TOKENS // self.options.page_tokens
+
+    @property
+    def pool_pages(self) -> int:
+        """Pages of one layer and unit: all slots at full context, for the lane group that gets most chunks."""
+        group = self.lanes_local
+        most = max(
+            sum(1 for c in range(self.chunks) if (c % self.profile_lanes) // group == j) for j in range(self.group)
+        )
+        return max(1, most) * self.pages_per_chunk * self.options.batch
+
+    @property
+    def profile_lanes(self) -> int:
+        """R of the numerics."""
+        assert self.profile.lanes is not None
+        return self.profile.lanes
+
+    @property
+    def merge_levels(self) -> int:
+        """Partials that wait while a unit's lanes are merged."""
+        return self.lanes_local.bit_length() - 1
+
+    @property
+    def d_blocks(self) -> int:
+        """Blocks of the hidden dimension."""
+        return padded(self.model.hidden) // BLOCK
+
+    @property
+    def acc_half_words(self) -> int:
+        return self.chip.accumulator_words // 2
+
+    @property
+    def out_rows(self) -> int:
+        """Most rows of a step that need logits."""
+        return self.rows if self.options.every_row else min(self.rows, self.options.batch)
+
+    @property
+    def linears(self) -> tuple[LinearPlan, ...]:
+        return (self.q, self.k, self.v, self.o, self.gate, self.up, self.down, self.head)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of codes of a weight slot, the same for every class."""
+        return padded(max(p.slot_elements * FORMATS[p.format].bits // 8 for p in self.linears), 64)
+
+    @property
+    def slots(self) -> int:
+        """Weight slots; a semaphore counts them. Scales lie apart, for 8-bit and 4-bit codes each: a byte for 32 codes."""
+        widths = {FORMATS[p.format].bits for p in self.linears}
+        each = self.slot_bytes + sum(self.slot_bytes * 8 // bits // BLOCK for bits in widths)
+        return min(self.chip.slots_bytes // each, 128)
+
+
+def _divisor(count: int, most: int) -> int:
+    """Largest divisor of `count` that is at most `most`, at least 1."""
+    return max(i for i in range(1, max(1, min(count, most)) + 1) if count % i == 0)
+
+
+def _linear(chip: Chip, profile: Profile, name: str, n: int, k: int, rows: int, unit: int = BLOCK) -> LinearPlan:
+    """Cut one class. n: columns, padded to blocks; unit: columns that must stay in one run of tiles (a head)."""
+    chosen = profile.head if name == "head" else profile.weights
+    terms = 2 if chosen == TWO_TERMS else 1
+    fmt = FORMATS["INT8" if chosen == TWO_TERMS else chosen]
+    spans = profile.spans[name]
+    blocks = k // BLOCK
+    run = -(-blocks // spans)
+    lengths = [min(run, blocks - i * run) for i in range(spans) if i * run < blocks]
+    # Widest tile that the accumulator, the arrays and an even share allow.
+    most = chip.accumulator_words // 2 // (rows * len(lengths)) // BLOCK
+    per_slice = max(1, min(unit, n) // BLOCK if unit > BLOCK else n // BLOCK // chip.slices)
+    nt = BLOCK * _divisor(per_slice, min(most, max(1, chip.columns // BLOCK), 16))
+    # A slot holds whole blocks of K of a tile; four slots at least, so that weights run ahead.
+    per_block = nt * terms * (BLOCK * fmt.bits // 8 + 1)
+    kt = _divisor(math.gcd(*lengths), max(1, chip.slots_bytes // 4 // per_block)) * BLOCK
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    cuts = tuple((BLOCK * s, BLOCK * length) for s, length in zip(starts, lengths, strict=True))
+    return LinearPlan(name, n, k, nt, kt, cuts, terms, fmt.name, n // nt)
+
+
+def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Options) -> Iterator[Plan]:
+    """Plans from the one with most rows a step downwards; the first that fits in memory is taken.
+
+    Raises CapacityError where not even the accumulator holds one row.
+    """
+    dp = padded(model.head_dim)
+    half = chip.accumulator_words // 2
+    spans = max(profile.spans.values())
+    group_queries = model.heads // model.kv_heads
+    lanes = profile.lanes
+    assert lanes is not None
+    active = 1 << (min(lanes, -(-options.context // CHUNK_TOKENS)) - 1).bit_length()
+    share_slices = 1 << (max(1, chip.slices // model.kv_heads).bit_length() - 1)
+    group = min(active, share_slices)
+    top = min(MAX_ROWS, half // (BLOCK * spans), options.rows or MAX_ROWS)
+    if top < 1 or half < max(dp, BLOCK) * group_queries:
+        raise CapacityError(
+            f"{chip.name}: accumulator_bytes={chip.accumulator_bytes} is too small for {model.name}: two halves must each "
+            f"hold {max(dp, BLOCK) * group_queries} sums ({group_queries} query heads of {dp}); take a larger chip"
+        )
+    sizes = {top >> i for i in range(top.bit_length())} | {top}
+    for rows in sorted(sizes, reverse=True):
+        base = Plan(
+            model, profile, chip, options, rows, True, 1, BLOCK, dp, lanes, group, active // group,
+            q=_linear(chip, profile, "q", model.heads * dp, padded(model.hidden), rows, dp),
+            k=_linear(chip, profile, "k", model.kv_heads * dp, padded(model.hidden), rows, dp),
+            v=_linear(chip, profile, "v", model.kv_heads * dp, padded(model.hidden), rows, dp),
+            o=_linear(chip, profile, "o", padded(model.hidden), model.heads * dp, rows),
+            gate=_linear(chip, profile, "gate", padded(model.inner), padded(model.hidden), rows),
+            up=_linear(chip, profile, "up", padded(model.inner), padded(model.hidden), rows),
+            down=_linear(chip, profile, "down", padded(model.hidden), padded(model.inner), rows),
+            head=_linear(chip, profile, "head", padded(model.vocab), padded(model.hidden), rows),
+        )  # fmt: skip
+        # One tile of columns of the hidden dimension serves o and down (the residual shard), one of FF gate and up.
+        base = replace(base, **_common(chip, profile, base))
+        for resident in (True, False):
+            for tokens in sorted({1 << i for i in range(6) if 1 << i <= rows}, reverse=True):
+                for part in (256, 128, 64, 32):
+                    if tokens * group_queries * max(part, dp) <= half:
+                        yield replace(base, x_resident=resident, tile_tokens=tokens, part_tokens=part)
+
+
+def _common(chip: Chip, profile: Profile, plan: Plan) -> dict[str, LinearPlan]:
+    """Give o and down, gate and up, the narrower tile of the two."""
+    chosen: dict[str, LinearPlan] = {}
+    for a, b in ((plan.o, plan.down), (plan.gate, plan.up)):
+        nt = min(a.nt, b.nt)
+        chosen |= {p.name: replace(p, nt=nt, tiles=p.n // nt) for p in (a, b)}
+    return chosen

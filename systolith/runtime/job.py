@@ -1,0 +1,220 @@
+"""What the host lays down before it starts the chip: requests, page lists, step records.
+
+The records of the prefill say which rows a step holds; the last record is the pattern of the decode steps, in which the
+device fills in tokens and positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from systolith.compiler.memory import HEADER_WORDS, PARAM_WORDS, SEGMENT_WORDS, STATE_WORDS, STOPS
+from systolith.isa.program import Program
+from systolith.numerics import constants, fp32
+from systolith.numerics.choose import top_p_fixed
+from systolith.spec.errors import CapacityError, ModelError
+from systolith.spec.limits import CHUNK_TOKENS
+
+__all__ = ["Layout", "Request", "Sampling", "Step", "layout", "write_job"]
+
+Words = NDArray[np.uint32]
+NO_TOKEN = 0xFFFFFFFE
+NO_STOP = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """temperature 0: the best token. top_k 0: all. top_p 1: all. seed: 64 bits."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        faults = []
+        if not 0.0 <= self.temperature < float("inf"):
+            faults.append(f"temperature={self.temperature} must be 0 or a positive number")
+        if not 0 <= self.top_k < 1 << 31:
+            faults.append(f"top_k={self.top_k} must be 0 (all tokens) or a positive number below 2^31")
+        if not 0.0 <= self.top_p <= 1.0:
+            faults.append(f"top_p={self.top_p} must be 0..1")
+        if not 0 <= self.seed < 1 << 64:
+            faults.append(f"seed={self.seed} must be 0..2^64-1")
+        if faults:
+            raise ModelError("; ".join(faults) + "; correct the option")
+
+    def words(self, limit: int) -> list[int]:
+        """The slot's sampling record; limit: last position that may be made."""
+        p = top_p_fixed(self.top_p)
+        greedy = self.temperature == 0
+        scale = constants.temperature_scale(1.0 if greedy else self.temperature)
+        top_k = 1 if greedy else self.top_k
+        return [top_k, p & 0xFFFFFFFF, p >> 32, self.seed & 0xFFFFFFFF, self.seed >> 32, fp32.to_bits(scale), limit, 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt and how to go on. stops: tokens that end it."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int = 1
+    sampling: Sampling = Sampling()
+    stops: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Step:
+    """Rows of one step: (request slot, position) each, and the slots whose last prompt row is among them."""
+
+    rows: list[tuple[int, int]] = field(default_factory=list)
+    outputs: list[tuple[int, int]] = field(default_factory=list)
+    """(row, slot)"""
+
+    def segments(self) -> list[tuple[int, int, int, int]]:
+        """Runs of consecutive rows of one slot inside one chunk: (slot, first row, rows, first position)."""
+        runs: list[tuple[int, int, int, int]] = []
+        for row, (slot, position) in enumerate(self.rows):
+            if runs:
+                s, r, n, p = runs[-1]
+                if s == slot and p + n == position and position % CHUNK_TOKENS:
+                    runs[-1] = (s, r, n + 1, p)
+                    continue
+            runs.append((slot, row, 1, position))
+        return runs
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Steps of a job for one program; positions whose logits are kept, in the order in which the device keeps them."""
+
+    steps: tuple[Step, ...]
+    decode: Step
+
+
+def layout(program: Program, requests: Sequence[Request], prefill_chunk: int | None = None) -> Layout:
+    """Pack the prompts into steps: at most `rows` rows, at most `prefill_chunk` of a request, as many segments as fit."""
+    meta: dict[str, Any] = program.meta
+    rows, options, record = meta["rows"], meta["options"], meta["record"]
+    if len(requests) != options["batch"]:
+        raise CapacityError(
+            f"the program has {options['batch']} request slots and {len(requests)} prompts were given; compile it for them"
+        )
+    for number, request in enumerate(requests):
+        need = len(request.prompt) + request.max_tokens - 1
+        vocab = meta["model"]["vocab"]
+        wrong = next((t for t in request.prompt if not 0 <= t < vocab), None)
+        if not request.prompt:
+            raise ModelError(f"prompt {number} is empty; give at least one token")
+        if wrong is not None:
+            raise ModelError(
+                f"prompt {number}: token {wrong} must be 0..{vocab - 1}; give ids of this model's vocabulary"
+            )
+        if need > options["context"]:
+            raise ModelError(
+                f"prompt {number} has {len(request.prompt)} tokens and {request.max_tokens} are to be made, together more than "
+                f"the context of {options['context']}; shorten the prompt or ask for fewer tokens"
+            )
+    chunk = min(prefill_chunk or rows, rows)
+    steps: list[Step] = []
+    done = [0] * len(requests)
+    while any(d < len(r.prompt) for d, r in zip(done, requests, strict=True)):
+        step = Step()
+        for slot, request in enumerate(requests):
+            left = min(len(request.prompt) - done[slot], chunk, rows - len(step.rows))
+            while left and len(step.segments()) < record["max_segments"]:
+                # Up to the next chunk of attention, so that a segment more is known to fit.
+                take = min(left, CHUNK_TOKENS - done[slot] % CHUNK_TOKENS)
+                step.rows += [(slot, done[slot] + i) for i in range(take)]
+                done[slot] += take
+                left -= take
+            if (
+                step.rows
+                and step.rows[-1][0] == slot
+                and done[slot] == len(request.prompt)
+                and not options["every_row"]
+            ):
+                step.outputs.append((len(step.rows) - 1, slot))
+        if options["every_row"]:
+            step.outputs = [(row, slot) for row, (slot, _) in enumerate(step.rows)]
+        steps.append(step)
+    decode = Step(
+        rows=[(slot, len(r.prompt)) for slot, r in enumerate(requests)],
+        outputs=[(slot, slot) for slot in range(len(requests))],
+    )
+    if len(steps) + 1 > options["steps"]:
+        raise CapacityError(
+            f"the prompts take {len(steps)} steps and the program holds {options['steps'] - 1}; compile it for longer prompts"
+        )
+    return Layout(tuple(steps), decode)
+
+
+def _record(program: Program, step: Step, requests: Sequence[Request], sample: bool) -> Words:
+    at = program.meta["record"]
+    words = np.zeros(at["words"], np.uint32)
+    segments = step.segments()
+    words[:4] = (len(step.rows), len(segments), len(step.outputs), int(sample))
+    assert HEADER_WORDS == at["ids"]
+    for row, (slot, position) in enumerate(step.rows):
+        prompt = requests[slot].prompt
+        words[at["ids"] + row] = prompt[position] if position < len(prompt) else 0
+        words[at["positions"] + row] = position
+    for i, segment in enumerate(segments):
+        words[at["segments"] + SEGMENT_WORDS * i :][:SEGMENT_WORDS] = segment
+    for i, (row, slot) in enumerate(step.outputs):
+        words[at["out_rows"] + i] = row
+        words[at["out_slots"] + i] = slot
+    return words
+
+
+def _pages(program: Program, requests: Sequence[Request]) -> Words:
+    """Give every chunk of every slot its pages, from the pool of its lane group, in an order that is not ascending."""
+    meta = program.meta
+    pages, chunks, pool = (meta["pages"][key] for key in ("tokens", "chunks", "pool"))
+    per_chunk = CHUNK_TOKENS // pages
+    lanes = meta["profile"]["lanes"]
+    local, groups = meta["lanes_local"], meta["group"]
+    free = [list(np.random.default_rng(group).permutation(pool)) for group in range(groups)]
+    table = np.zeros((len(requests), chunks, per_chunk), np.uint32)
+    for slot in range(len(requests)):
+        for chunk in range(chunks):
+            group = (chunk % lanes) // local
+            table[slot, chunk] = [free[group].pop() for _ in range(per_chunk)]
+    return table
+
+
+def write_job(machine: Any, program: Program, requests: Sequence[Request], plan: Layout) -> None:
+    """Write a job into the DRAM of every slice of a machine."""
+    meta = program.meta
+    dram, options = meta["dram"], meta["options"]
+    sample = not options["every_row"]
+    state = np.zeros((len(requests), STATE_WORDS), np.uint32)
+    params = np.zeros((len(requests), PARAM_WORDS), np.uint32)
+    stops = np.full((len(requests), STOPS), NO_STOP, np.uint32)
+    for slot, request in enumerate(requests):
+        length = len(request.prompt)
+        state[slot] = (NO_TOKEN, length, 1, slot)
+        params[slot] = request.sampling.words(length + request.max_tokens - 1)
+        if len(request.stops) > STOPS:
+            raise ModelError(f"{len(request.stops)} stop tokens were given, at most {STOPS} are allowed; give fewer")
+        stops[slot, : len(request.stops)] = request.stops
+    records = [_record(program, step, requests, sample) for step in plan.steps]
+    if sample:
+        records.append(_record(program, plan.decode, requests, sample))
+    blobs = {
+        "pages": _pages(program, requests),
+        "state": state,
+        "params": params,
+        "stops": stops,
+        "steps": np.stack(records),
+    }
+    steps = np.array([len(plan.steps)], np.uint32)
+    for rank in range(program.requires.slices):
+        for name, words in blobs.items():
+            machine.write_dram(rank, dram[name], words.tobytes())
+        machine.write_dram(rank, dram["ranks"] + 4 * 15, steps.tobytes())
