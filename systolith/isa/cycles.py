@@ -1,4 +1,4 @@
-"""The cycle rule of every instruction: what work its resolved row asks of its unit. docs/decisions/0003-timing.md has the reasons.
+"""The cycle rule of every instruction: what work its resolved row asks of its unit. docs/decisions/0004-timing.md has the reasons.
 
 Plain integer functions of `facts(chip)` and a row of `resolved`; `Instruction.latency_cycles` reads them as they are and
 `timing` compiles the same functions, so that there is one rule. Nothing here knows a kernel or a named chip.

@@ -1,4 +1,4 @@
-"""Cycles of a program: event-driven, per queue, from the resolved stream alone. docs/decisions/0003-timing.md has the rules."""
+"""Cycles of a program: event-driven, per queue, from the resolved stream alone. docs/decisions/0004-timing.md has the rules."""
 
 from .machine import Executor, RingEvent, TimingMachine, TimingResult, simulate
 from .path import EDGE, PARTS, WHY

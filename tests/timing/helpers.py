@@ -6,7 +6,7 @@ import numpy as np
 
 from systolith.isa import Copy, Desc, Descriptor, Format, Halt, Instruction, Program, Requires, Space
 from systolith.isa.execute import Machine
-from systolith.isa.resolved import COLS, SLICE
+from systolith.isa.resolved import SLICE
 from systolith.spec import Chip, load
 from systolith.timing import TimingResult, simulate
 
