@@ -62,7 +62,7 @@ def make_program(rng: random.Random, chip: Chip, slices: int, chunks: int = 3) -
         maker = Maker(rng, chip, slices, constants)
         body = _body(maker, barrier=16 + chunk % 7)
         code += maker.loads
-        code.append(Loop(count=rng.randint(8, 14), len=len(body)))
+        code.append(Loop(count=rng.randint(12, 18), len=len(body)))
         code += [replace(i, target=len(code) + n + 2) if isinstance(i, Br) else i for n, i in enumerate(body)]
     code.append(Halt(cause=rng.randrange(1 << 16)))
     return Program(

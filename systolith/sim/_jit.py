@@ -17,7 +17,7 @@ import numba
 from systolith.isa import resolved
 from systolith.spec import limits
 
-__all__ = ["F32", "F64", "I16", "I32", "I64", "I64_2D", "U8", "Array", "Scalar", "kernel"]
+__all__ = ["F32", "F64", "I16", "I16_2D", "I32", "I32_2D", "I64", "I64_2D", "U8", "Array", "Scalar", "kernel"]
 
 Array: TypeAlias = Any
 """A NumPy array inside a kernel; its type stands in the signature."""
@@ -27,7 +27,9 @@ Scalar: TypeAlias = Any
 
 U8 = "uint8[::1]"
 I16 = "int16[::1]"
+I16_2D = "int16[:,::1]"
 I32 = "int32[::1]"
+I32_2D = "int32[:,::1]"
 I64 = "int64[::1]"
 I64_2D = "int64[:,::1]"
 F32 = "float32[::1]"

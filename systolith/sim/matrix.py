@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._jit import F32, F64, I16, I32, I64_2D, U8, Array, Scalar, kernel
+from ._jit import F32, F64, I16, I16_2D, I32, I32_2D, I64_2D, U8, Array, Scalar, kernel
 from ._operands import check, row0
 from ._state import (
     ACC,
@@ -78,37 +78,38 @@ def decode32(o: Array, k: Scalar, at: Scalar, n: Scalar, m8: Array, units: Array
     return nans
 
 
-@kernel(f"void({I16}, {I16}, int64, int64, {F64})")
-def sums16(a: Array, w: Array, blocks: Scalar, terms: Scalar, out: Array) -> None:
-    """Exact sums of `blocks` blocks of one column; with two terms (terms = 1) two blocks meet each block of a."""
-    for j in range(blocks):
-        left = a[32 * (j >> terms) : 32 * (j >> terms) + 32]
-        right = w[32 * j : 32 * j + 32]
+@kernel(f"void({I16_2D}, {I16_2D}, int64, int64, {F64})")
+def sums16(a: Array, w: Array, terms: Scalar, width: Scalar, out: Array) -> None:
+    """Exact sums of the blocks of one column [blocks, 32]; with two terms (terms = 1) two blocks meet each block of a.
+
+    width is 32. It is no constant, because LLVM would unroll the loop and then not vectorise it (7 times slower).
+    """
+    for j in range(w.shape[0]):
+        i = j >> terms
         total = np.int32(0)
-        for k in range(32):
-            total = np.int32(total + np.int32(np.int32(left[k]) * np.int32(right[k])))
+        for k in range(width):
+            total = np.int32(total + np.int32(np.int32(a[i, k]) * np.int32(w[j, k])))
         out[j] = np.float64(total)
 
 
-@kernel(f"void({I32}, {I32}, int64, int64, int64, {F64})")
-def sums32(a: Array, w: Array, blocks: Scalar, terms: Scalar, nans: Scalar, out: Array) -> None:
+@kernel(f"void({I32_2D}, {I32_2D}, int64, int64, int64, {F64})")
+def sums32(a: Array, w: Array, terms: Scalar, width: Scalar, nans: Scalar, out: Array) -> None:
     """As sums16 in 64 bits; with NaN codes about, one that meets a code that is not zero makes the sum NaN."""
-    for j in range(blocks):
-        left = a[32 * (j >> terms) : 32 * (j >> terms) + 32]
-        right = w[32 * j : 32 * j + 32]
+    for j in range(w.shape[0]):
+        i = j >> terms
         total = np.int64(0)
         if nans == 0:
-            for k in range(32):
-                total += np.int64(left[k]) * np.int64(right[k])
+            for k in range(width):
+                total += np.int64(a[i, k]) * np.int64(w[j, k])
             out[j] = np.float64(total)
         else:
             met = 0
-            for k in range(32):
-                if left[k] != 0 and right[k] != 0:
-                    if left[k] == NAN_UNITS or right[k] == NAN_UNITS:
+            for k in range(width):
+                if a[i, k] != 0 and w[j, k] != 0:
+                    if a[i, k] == NAN_UNITS or w[j, k] == NAN_UNITS:
                         met += 1
                     else:
-                        total += np.int64(left[k]) * np.int64(right[k])
+                        total += np.int64(a[i, k]) * np.int64(w[j, k])
             out[j] = np.nan if met > 0 else np.float64(total)
 
 
@@ -222,6 +223,7 @@ def matmul(
     wide = 1 if o[OA, O_FORMAT] == E4M3 or o[OB, O_FORMAT] == E4M3 else 0
     unit_a, unit_w = unit_of(o[OA, O_FORMAT]), unit_of(o[OB, O_FORMAT])
     blocks = KT >> 5
+    width = KT // blocks
     target = (o[OD, O_ABS] + o[OD, O_BASE]) >> 2
     group = max(1, min(N, CAPACITY // KT))
     for column in range(0, N, group):
@@ -244,11 +246,14 @@ def matmul(
                     decode16(o, OA, at, K, m8, units, a16)
                 scales(o, OA, at, K >> 5, m8, powers, unit_a, pa)
                 d = row_d + i1 * o[OD, O_STRIDE + 1]
+                rows16, rows32 = a16[:K].reshape(K >> 5, width), a32[:K].reshape(K >> 5, width)
                 for n in range(count):
                     if wide != 0:
-                        sums32(a32, w32[n * KT : n * KT + KT], blocks, terms, nans, sums)
+                        column32 = w32[n * KT : n * KT + KT].reshape(blocks, width)
+                        sums32(rows32, column32, terms, width, nans, sums)
                     else:
-                        sums16(a16, w16[n * KT : n * KT + KT], blocks, terms, sums)
+                        column16 = w16[n * KT : n * KT + KT].reshape(blocks, width)
+                        sums16(rows16, column16, terms, width, sums)
                     acc = np.float32(0.0) if zero != 0 else mf[d + n * o[OD, O_STRIDE + 2]]
                     acc = accumulate(acc, sums, pa, pw[n * blocks : n * blocks + blocks], blocks, terms)
                     if acc != acc:
