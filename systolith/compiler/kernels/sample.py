@@ -60,15 +60,19 @@ def _sample_row(ctx: Context, row: int) -> None:
         b.advance_r(source, 0, ctx.r_log)
         b.advance_r(source, 0, row)
         b.copy(Queue.L, d, source, post="load_full")
-        with b.pair() as w, b.pair() as record, b.descriptors(3) as (logits, largest, token):
+        with b.descriptors(5) as (w, logits, largest, token, one), b.pair() as record:
             b.load(logits, ctx.spad("logits", "FP32", (1, 1, vocab), (0, 0, 1)))
             scale = ctx.spad("params", "FP32", (1, 1, 1), (0, 0, 0), offset=4 * 5, step=PARAM_WORDS)
             b.load(token, scale)
             b.advance_r(token, 3, slot)
             b.load(w, ctx.spad("weights", "INT32", (1, 1, vocab), (0, 0, 1)))
-            b.load(w + 1, ctx.spad("max", "INT32", (1, 1, 1), (0, 0, 0)))
-            b.vec(w, logits, token, op1=Op1.MUL, func=Func.FIX, red=Red.CEILMAX, wait="load_full")
+            b.vec(w, logits, token, op1=Op1.MUL, func=Func.FIX, wait="load_full")
+            # The largest that is no NaN: F + 1 puts NaN (2^31 - 1) below everything.
+            b.load(one, ctx.constant(Constant.INT_ONE, "INT32"))
+            b.load(SCRATCH, ctx.spad("max", "INT32", (1, 1, 1), (0, 0, 0)))
+            b.vec(0, w, one, op1=Op1.IADD, red=Red.IMAX)
             b.load(largest, ctx.spad("max", "INT32", (1, 1, 1), (0, 0, 0)))
+            b.vec(0, largest, one, op1=Op1.ISUB, red=Red.CEILMAX)
             b.vec(w, w, largest, op1=Op1.WEIGHT)
             b.load(record, ctx.spad("params", "INT32", (1, 1, 5), (0, 0, 1), step=PARAM_WORDS))
             b.advance_r(record, 3, slot)
