@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from systolith.compiler.builder import Builder, Label, tensor
-from systolith.compiler.memory import Memory, ring_bytes, stage_bytes
+from systolith.compiler.memory import Memory, stage_bytes
 from systolith.compiler.plan import LinearPlan, Plan, padded
 from systolith.isa.descriptor import Descriptor, Space
 from systolith.isa.sequencer import AluFn
@@ -162,10 +162,10 @@ class Context:
         base = self.memory.spad["stage"]
         return tensor(Space.SPAD, fmt, base, ext, stride, sbase=sbase, step=step, wrap=2 * step, xe=xe)
 
-    def ring(self, name: str, fmt: str, elements: int, ext: tuple[int, int, int], stride: tuple[int, int, int], *,
+    def ring(self, name: str, fmt: str, pitch: int, ext: tuple[int, int, int], stride: tuple[int, int, int], *,
              scales: bool = False, xe: int = 0) -> Descriptor:  # fmt: skip
-        """Describe a ring of two entries of a quantised format."""
-        step = ring_bytes(elements, fmt) * 8 // FORMATS[fmt].bits
+        """Describe a ring of two entries, `pitch` bytes of codes apart, in a quantised format."""
+        step = pitch * 8 // FORMATS[fmt].bits
         sbase = self.memory.spad[f"{name}_scales"] if scales else None
         return tensor(
             Space.SPAD, fmt, self.memory.spad[name], ext, stride, sbase=sbase, step=step, wrap=2 * step, xe=xe

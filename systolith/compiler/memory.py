@@ -8,7 +8,7 @@ the sanitizer proves it for each program. Buffers that the load queue fills ahea
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import random
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -47,6 +47,10 @@ class Phase(IntEnum):
 
 ALL = tuple(Phase)
 Q, A, O_, F, D_, H, S_ = Phase
+
+
+Buffer = tuple[str, int, tuple[Phase, ...]]
+"""A scratchpad buffer: name, bytes, phases in which it holds something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,11 @@ def ring_bytes(elements: int, fmt: str) -> int:
     return padded(_codes(elements, fmt), ALIGN)
 
 
+def kv_bytes(plan: Plan) -> int:
+    """Bytes of codes of a part of K or V: they share a ring, as M takes them in the order in which L loads them."""
+    return max(ring_bytes(plan.part_tokens * plan.dp, fmt) for fmt in (plan.profile.k, plan.profile.v))
+
+
 def stage_bytes(plan: Plan) -> int:
     """Bytes of one of the two staging buffers, for all that the vector unit sends."""
     p, rows = plan.profile, plan.rows
@@ -121,7 +130,7 @@ def stage_bytes(plan: Plan) -> int:
     )
 
 
-def scratchpad(plan: Plan) -> list[tuple[str, int, tuple[Phase, ...]]]:
+def scratchpad(plan: Plan) -> list[Buffer]:
     """Buffers (name, bytes, phases). Codes and their scales are one buffer, the scales at the end: `scales_at`."""
     m, p, o = plan.model, plan.profile, plan.options
     rows, g = plan.rows, plan.group_queries
@@ -131,7 +140,7 @@ def scratchpad(plan: Plan) -> list[tuple[str, int, tuple[Phase, ...]]]:
     partial = tq * (plan.dp + 2) * 4
     spans = [len(x.spans) * x.nt * rows * 4 for x in plan.linears if len(x.spans) > 1]
     rec = record_layout(plan)
-    table: list[tuple[str, int, tuple[Phase, ...]]] = [
+    table: list[Buffer] = [
         ("consts", 4 * 16, ALL),
         ("pages", 4 * o.batch * plan.chunks * plan.pages_per_chunk, ALL),
         ("state", 4 * STATE_WORDS * o.batch, ALL),
@@ -143,9 +152,8 @@ def scratchpad(plan: Plan) -> list[tuple[str, int, tuple[Phase, ...]]]:
         ("sin", 4 * rows * m.head_dim // 2, ALL),
         ("g", 2 * 4 * shard, ALL),
         ("vscale_ring", 2 * CHUNK_TOKENS, ALL),
-        ("k_ring", 2 * ring_bytes(plan.part_tokens * plan.dp, p.k), ALL),
-        ("k_ring_scales", 2 * ring_bytes(plan.part_tokens * plan.dp, p.k) * 8 // FORMATS[p.k].bits // BLOCK, ALL),
-        ("v_ring", 2 * ring_bytes(plan.part_tokens * plan.dp, p.v), ALL),
+        ("kv_ring", 2 * kv_bytes(plan), ALL),
+        ("kv_ring_scales", 2 * kv_bytes(plan) * 8 // FORMATS[p.k].bits // BLOCK, ALL),
         ("stage", 2 * stage_bytes(plan), ALL),
         ("stage_scales8", 2 * stage_bytes(plan) // BLOCK, ALL),
         ("stage_scales4", 2 * stage_bytes(plan) * 2 // BLOCK, ALL),
@@ -164,14 +172,13 @@ def scratchpad(plan: Plan) -> list[tuple[str, int, tuple[Phase, ...]]]:
         ("attention", _blocks(rows * m.heads * plan.dp, p.activations), (A, O_)),
         ("h", _blocks(rows * inner, p.activations), (F, D_)),
         ("head_tile", 4 * rows * plan.dp, (Q,)),
-        ("head_turned", 4 * rows * plan.dp, (Q,)),
+        ("head_turned", 4 * rows * (plan.dp if plan.turn_whole else m.head_dim // 2), (Q,)),
         ("scores", 4 * tq * CHUNK_TOKENS, (A,)),
         ("p", _blocks(tq * CHUNK_TOKENS, p.p), (A,)),
         ("chunk_lm", 4 * 2 * tq, (A,)),
         ("partial", partial * (1 + plan.merge_levels), (A,)),
         ("inverse", 4 * tq, (A,)),
         ("exp_tile", 4 * rows * plan.gate.nt, (F,)),
-        ("gate_tile", 4 * rows * plan.gate.nt, (F,)),
         ("embed_ring", 2 * ring_bytes(rows * plan.o.nt, p.embed), (S_,)),
         ("embed_ring_scales", 2 * ring_bytes(rows * plan.o.nt, p.embed) * 8 // FORMATS[p.embed].bits // BLOCK, (S_,)),
         ("picked", _blocks(plan.out_rows * hidden, p.activations), (H,)),
@@ -183,28 +190,50 @@ def scratchpad(plan: Plan) -> list[tuple[str, int, tuple[Phase, ...]]]:
         table.append(("sinks", 2 * 4 * m.heads, ALL))
     if plan.group > 1:
         table.append(("exchange", 2 * plan.group * partial, (A,)))
-    if not p.deferred_norm:
-        table.append(("x_late", 4, ALL))
     if spans:
         table.append(("spans", max(spans), ALL))
+    if plan.gate_apart:
+        table.append(("gate_tile", 4 * rows * plan.gate.nt, (F,)))
     if any(m.bias(x.name) for x in plan.linears):
         table.append(
             ("bias_ring", 2 * 4 * max(plan.o.nt, plan.gate.nt, plan.q.nt, plan.k.nt, plan.v.nt, plan.down.nt), ALL)
         )
     if o.dump:
-        table.append(("dump", 4 * rows * max(plan.dp, plan.o.nt, plan.gate.nt), ALL))
         table.append(("dump_head", 4 * tq * plan.dp, ALL))
     return table
 
 
-def pack(buffers: Iterable[tuple[str, int, tuple[Phase, ...]]]) -> tuple[dict[str, int], int]:
-    """Place buffers, the largest first, each at the lowest address free of all it shares a phase with."""
+def pack(buffers: list[Buffer], room: int) -> tuple[dict[str, int], int]:
+    """Place buffers, each at the lowest address free of all it shares a phase with, in the order of several that packs
+    best; stops at the first that fits in `room` bytes."""
+    always = [b for b in buffers if len(b[2]) == len(ALL)]
+    rest = [b for b in buffers if len(b[2]) < len(ALL)]
+    orders = [
+        sorted(rest, key=lambda b: (-len(b[2]), -b[1], b[0])),
+        sorted(rest, key=lambda b: (-b[1], b[0])),
+        sorted(rest, key=lambda b: (-b[1] * len(b[2]), b[0])),
+    ]
+    generator = random.Random(0)
+    orders += [sorted(rest, key=lambda b: -b[1] * generator.uniform(0.3, 1.0)) for _ in range(40)]
+    best: tuple[dict[str, int], int] | None = None
+    for order in orders:
+        placed = _place([*sorted(always, key=lambda b: (-b[1], b[0])), *order])
+        if best is None or placed[1] < best[1]:
+            best = placed
+        if best[1] <= room:
+            break
+    assert best is not None
+    return best
+
+
+def _place(buffers: list[Buffer]) -> tuple[dict[str, int], int]:
+    """First fit in the order given: addresses, and the end of the highest."""
     placed: list[tuple[int, int, frozenset[Phase]]] = []
     bases: dict[str, int] = {}
-    for name, count, phases in sorted(buffers, key=lambda b: (-len(b[2]), -b[1], b[0])):
+    for name, count, phases in buffers:
         size, live = padded(count, ALIGN), frozenset(phases)
         base = 0
-        for start, end, other in sorted(placed):
+        for start, end, other in sorted(placed, key=lambda p: p[:2]):
             if live & other and base < end and start < base + size:
                 base = end
         placed.append((base, base + size, live))
@@ -217,7 +246,7 @@ def lay_out(plan: Plan) -> Memory:
     memory = Memory(record=record_layout(plan))
     buffers = scratchpad(plan)
     memory.spad_sizes = {name: count for name, count, _ in buffers}
-    memory.spad, memory.spad_bytes = pack(buffers)
+    memory.spad, memory.spad_bytes = pack(buffers, plan.chip.scratchpad_bytes)
     chip, name = plan.chip, plan.model.name
     if memory.spad_bytes > chip.scratchpad_bytes:
         raise CapacityError(

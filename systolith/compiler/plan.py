@@ -210,6 +210,16 @@ class Plan:
         return self.rows if self.options.every_row else min(self.rows, self.options.batch)
 
     @property
+    def turn_whole(self) -> bool:
+        """Whether rotary collects whole heads in FP32: where a half is no whole blocks, or is to be stored."""
+        return self.options.dump or self.model.head_dim // 2 % BLOCK != 0
+
+    @property
+    def gate_apart(self) -> bool:
+        """Whether the gate's sums are kept in FP32; else they are read from the accumulator twice."""
+        return self.options.dump or self.model.bias("gate") or self.model.bias("up") or len(self.gate.spans) > 1
+
+    @property
     def linears(self) -> tuple[LinearPlan, ...]:
         return (self.q, self.k, self.v, self.o, self.gate, self.up, self.down, self.head)
 

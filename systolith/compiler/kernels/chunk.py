@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from systolith.compiler.context import SCRATCH, Constant, Context
 from systolith.compiler.kernels.partial import Partial
 from systolith.compiler.kernels.segment import Segment, Unit
+from systolith.compiler.memory import kv_bytes
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn
@@ -86,7 +87,7 @@ def _scores(ctx: Context, tile: Tile, start: int, total: int, parts: int) -> Non
         with b.loop_r(parts):
             source = ctx.dram("k_cache", fmt, (part, 1, dp), (dp, _unit_rows(ctx) * dp, 1), scales="k_scales",
                               step=plan.units_local * _unit_rows(ctx) * dp)  # fmt: skip
-            view = ctx.ring("k_ring", fmt, part * dp, (part, 1, dp), (dp, 0, 1), scales=True)
+            view = ctx.ring("kv_ring", fmt, kv_bytes(plan), (part, 1, dp), (dp, 0, 1), scales=True)
             _load_part(ctx, tile, source, view, position, start, total)
             b.load(q, ctx.spad("q", fmt, (plan.tile_tokens, g, dp), (dp, rows * dp, 1), scales=heads * rows * dp,
                                step=g * rows * dp))  # fmt: skip
@@ -158,7 +159,7 @@ def _values(ctx: Context, tile: Tile, start: int, total: int, parts: int) -> Non
         with b.loop_r(parts):
             source = ctx.dram("v_cache", plan.profile.v, (part, 1, dp), (dp, _unit_rows(ctx) * dp, 1),
                               step=plan.units_local * _unit_rows(ctx) * dp)  # fmt: skip
-            view = ctx.ring("v_ring", plan.profile.v, part * dp, (part, 1, dp), (dp, 0, 1))
+            view = ctx.ring("kv_ring", plan.profile.v, kv_bytes(plan), (part, 1, dp), (dp, 0, 1))
             _load_part(ctx, tile, source, view, position, start, total)
             ctx.load_ring(weights, view, ctx.r_kv)
             ctx.bump(ctx.r_kv)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from systolith.compiler.context import Cell, Context
 from systolith.compiler.kernels.dump import store_rows, tap
 from systolith.compiler.kernels.norm import finish_norm, load_gains, residual, send_tile, store_residual
+from systolith.compiler.memory import ring_bytes
 from systolith.isa.instruction import Queue
 
 __all__ = ["embed"]
@@ -25,7 +26,7 @@ def embed(ctx: Context) -> None:
             ),
         )
         b.advance_r(table, 3, tile)
-        view = ctx.ring("embed_ring", fmt, rows * nt, (rows, 1, nt), (nt, 0, 1), scales=True, xe=Cell.ROWS)
+        view = ctx.ring("embed_ring", fmt, ring_bytes(rows * nt, fmt), (rows, 1, nt), (nt, 0, 1), scales=True, xe=Cell.ROWS)
         ctx.load_ring(entry, view, ctx.r_load)
         wait = "load_free" if plan.x_resident else "load_free residual"
         b.copy(Queue.L, entry, table, wait=wait, post="load_full")

@@ -39,21 +39,35 @@ def _tile(ctx: Context, name: str, fmt: str = "FP32", xe: int = 0) -> Descriptor
 
 
 def _silu_of_gate(ctx: Context) -> None:
-    """gate_tile = g * rcp(1 + exp2fx(fix(-g log2 e))), g = sums * r + bias."""
+    """exp_tile = silu(g) = g * rcp(1 + exp2fx(fix(-g log2 e))), g = sums * r + bias.
+
+    g is read from the accumulator twice, unless it has a bias or is kept for another reason (`Plan.gate_apart`).
+    """
     b, plan = ctx.b, ctx.plan
     rows, xe = ctx.rows, Cell.ROWS
-    with b.descriptors(6) as (gate, exp, minus, one, r, zero):
-        with sums(ctx, plan.gate, rows, xe) as s:
-            b.load(gate, _tile(ctx, "gate_tile", xe=xe))
-            _finish_sums(ctx, plan.gate, gate, s.d, s.wait, s.post, r)
+    deferred = plan.profile.deferred_norm
+    with b.descriptors(6) as (gate, exp, minus, one, r, zero), sums(ctx, plan.gate, rows, xe) as s:
         b.load(exp, _tile(ctx, "exp_tile", "INT32", xe))
         b.load(minus, ctx.constant(Constant.MINUS_LOG2E))
-        b.vec(exp, gate, minus, op1=Op1.MUL, func=Func.FIX)
+        if plan.gate_apart:
+            b.load(gate, _tile(ctx, "gate_tile", xe=xe))
+            _finish_sums(ctx, plan.gate, gate, s.d, s.wait, s.post, r)
+            b.vec(exp, gate, minus, op1=Op1.MUL, func=Func.FIX)
+        elif deferred:
+            b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
+            b.vec(exp, s.d, r, minus, op1=Op1.MUL, op2=Op2.MUL, func=Func.FIX, wait=s.wait)
+        else:
+            b.vec(exp, s.d, minus, op1=Op1.MUL, func=Func.FIX, wait=s.wait)
         b.load(zero, ctx.constant(Constant.ZERO, "INT32"))
         b.load(one, ctx.constant(Constant.ONE))
-        b.load(r, _tile(ctx, "exp_tile"))
-        b.vec(r, exp, zero, one, op1=Op1.EXP2, op2=Op2.ADD, func=Func.RCP)
-        b.vec(gate, gate, r, op1=Op1.MUL)
+        b.load(minus, _tile(ctx, "exp_tile", xe=xe))
+        b.vec(minus, exp, zero, one, op1=Op1.EXP2, op2=Op2.ADD, func=Func.RCP)
+        if plan.gate_apart:
+            b.vec(minus, gate, minus, op1=Op1.MUL)
+        elif deferred:
+            b.vec(minus, s.d, r, minus, op1=Op1.MUL, op2=Op2.MUL, post=s.post)
+        else:
+            b.vec(minus, s.d, minus, op1=Op1.MUL, post=s.post)
 
 
 def _times_up(ctx: Context, tile: int) -> None:
@@ -62,13 +76,13 @@ def _times_up(ctx: Context, tile: int) -> None:
     rows, xe, nt, fmt = ctx.rows, Cell.ROWS, plan.up.nt, plan.profile.activations
     with b.descriptors(5) as (stage, silu, r, up, out), sums(ctx, plan.up, rows, xe) as s:
         ctx.load_ring(stage, ctx.stage(fmt, (rows, 1, nt), (nt, 0, 1), scales=True, xe=xe), ctx.r_stage)
-        b.load(silu, _tile(ctx, "gate_tile", xe=xe))
+        b.load(silu, _tile(ctx, "exp_tile", xe=xe))
         if tap(ctx) or plan.model.bias("up"):
-            b.load(up, _tile(ctx, "exp_tile", xe=xe))
+            b.load(up, _tile(ctx, "gate_tile", xe=xe))
             _finish_sums(ctx, plan.up, up, s.d, s.wait, s.post, r)
             b.vec(up, up, silu, op1=Op1.MUL)
             if tap(ctx):
-                store_rows(ctx, "h", _tile(ctx, "exp_tile", xe=xe), first=Cell.FFN_FIRST, step=nt, index=tile)
+                store_rows(ctx, "h", _tile(ctx, "gate_tile", xe=xe), first=Cell.FFN_FIRST, step=nt, index=tile)
             b.vec(stage, up, wait="stage_free", post="stage_full")
         elif plan.profile.deferred_norm:
             b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))

@@ -10,6 +10,7 @@ from systolith.compiler.kernels.dump import store_rows, tap
 from systolith.compiler.kernels.linear import bias_tile, operand, product, sums
 from systolith.compiler.kernels.norm import make_r
 from systolith.compiler.plan import LinearPlan
+from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn
 from systolith.isa.vector import Op1, Op2, Red
@@ -38,9 +39,6 @@ def qkv(ctx: Context) -> None:
             if linear.name == "v":
                 _send_values(ctx, first, head)
             else:
-                _rotate(ctx)
-                if tap(ctx):
-                    _store(ctx, linear.name, first, head)
                 _send_codes(ctx, linear.name, first, head)
     b.arrive(ctx.nothing, "operand", Counter.OPERAND_Q)
     b.arrive(ctx.nothing, "kv_rows", Counter.KV)
@@ -83,23 +81,53 @@ def _rotate(ctx: Context) -> None:
         b.vec(turned, x, table, op1=Op1.MUL)
         b.load(table, ctx.spad("cos", "FP32", (rows, 1, half), (half, 0, 1)))
         for number, op2 in ((0, Op2.SUB), (1, Op2.ADD)):
-            part = 4 * half * number
-            b.load(x, ctx.spad("head_tile", "FP32", (rows, 1, half), (dp, 0, 1), offset=part, xe=xe))
-            b.load(y, ctx.spad("head_tile", "FP32", (rows, 1, half), (dp, 0, 1), offset=part))
-            b.load(turned, ctx.spad("head_turned", "FP32", (rows, 1, half), (dp, 0, 1), offset=part))
+            b.load(x, _half(ctx, number))
+            b.load(y, _half(ctx, number, every=True))
+            b.load(turned, ctx.spad("head_turned", "FP32", (rows, 1, half), (dp, 0, 1), offset=4 * half * number))
             b.vec(y, x, table, turned, op1=Op1.MUL, op2=op2)
 
 
+def _rotate_and_quantise(ctx: Context, stage: int) -> None:
+    """The same, half by half, straight into the staged codes: halves are whole blocks."""
+    b, rows, half = ctx.b, ctx.rows, ctx.plan.model.head_dim // 2
+    with b.descriptors(3) as (x, table, turned):
+        b.load(turned, ctx.spad("head_turned", "FP32", (rows, 1, half), (half, 0, 1)))
+        for number, op2 in ((0, Op2.SUB), (1, Op2.ADD)):
+            b.load(x, _half(ctx, 1 - number))
+            b.load(table, ctx.spad("sin", "FP32", (rows, 1, half), (half, 0, 1)))
+            b.vec(turned, x, table, op1=Op1.MUL)
+            b.load(x, _half(ctx, number))
+            b.load(table, ctx.spad("cos", "FP32", (rows, 1, half), (half, 0, 1)))
+            b.vec(stage, x, table, turned, op1=Op1.MUL, op2=op2, wait="" if number else "stage_free",
+                  post="stage_full" if number else "")  # fmt: skip
+            b.advance(stage, 2, half)
+
+
+def _half(ctx: Context, number: int, *, every: bool = False) -> Descriptor:
+    """A half of head_tile's columns [rows, 1, d / 2]; `every`: as a result, whose rows the source counts."""
+    dp, half = ctx.plan.dp, ctx.plan.model.head_dim // 2
+    return ctx.spad("head_tile", "FP32", (ctx.rows, 1, half), (dp, 0, 1), offset=4 * half * number,
+                    xe=0 if every else Cell.ROWS)  # fmt: skip
+
+
 def _send_codes(ctx: Context, name: str, first: Cell, head: int) -> None:
-    """Quantise head_tile by blocks along the head and send it to [heads, rows, dp]."""
+    """Rotate head_tile, quantise it by blocks along the head and send it to [heads, rows, dp]."""
     b, plan = ctx.b, ctx.plan
     rows, xe, dp, d = ctx.rows, Cell.ROWS, plan.dp, plan.model.head_dim
     heads = plan.model.heads if name == "q" else plan.model.kv_heads
     fmt = plan.profile.k
     with b.descriptors(3) as (x, stage, out):
-        b.load(x, ctx.spad("head_tile", "FP32", (rows, 1, d), (dp, 0, 1), xe=xe))
-        ctx.load_ring(stage, ctx.stage(fmt, (rows, 1, dp), (dp, 0, 1), scales=True, xe=xe), ctx.r_stage)
-        b.vec(stage, x, wait="stage_free", post="stage_full")
+        view = ctx.stage(fmt, (rows, 1, dp), (dp, 0, 1), scales=True, xe=xe)
+        ctx.load_ring(stage, view, ctx.r_stage)
+        if plan.turn_whole:
+            _rotate(ctx)
+            if tap(ctx):
+                _store(ctx, name, first, head)
+            b.load(x, ctx.spad("head_tile", "FP32", (rows, 1, d), (dp, 0, 1), xe=xe))
+            b.vec(stage, x, wait="stage_free", post="stage_full")
+        else:
+            _rotate_and_quantise(ctx, stage)
+            ctx.load_ring(stage, view, ctx.r_stage)
         b.load(
             out,
             ctx.spad(name, fmt, (rows, 1, dp), (dp, 0, 1), scales=heads * rows * dp, step=rows * dp, xb=first, xe=xe),
