@@ -5,18 +5,18 @@ A kernel calls the methods here in program order. Every word remembers the kerne
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from systolith.isa.collective import Put
 from systolith.isa.descriptor import Descriptor, Format, Space
 from systolith.isa.dma import Copy
 from systolith.isa.host import Ring
 from systolith.isa.instruction import Instruction, Queue
-from systolith.isa.matrix import Matmul
+from systolith.isa.matrix import Matmul, Zero
 from systolith.isa.sequencer import Adv, Alu, AluFn, Br, Cond, Desc, Halt, Loop, Readx, Set, Sync
 from systolith.isa.vector import Func, Op1, Op2, Pick, Red, Vec
 from systolith.spec.errors import ProgramError
@@ -49,7 +49,10 @@ SEMAPHORE = {
 
 assert len(SEMAPHORE) <= SEMAPHORES
 
-_HERE = os.path.dirname(os.path.abspath(__file__))
+_HELPERS = ("builder.py", "context.py", "contextlib.py")
+"""Files that write words for a kernel: not the source line a reader wants."""
+
+_HERE = Path(__file__).resolve().parent
 
 
 def mask(names: str) -> int:
@@ -101,16 +104,19 @@ class Builder:
     tensor_name: str = ""
     """Named in the source line beside the kernel."""
 
+    def reserve(self, d: int) -> None:
+        """Keep a descriptor register out of the pool."""
+        self._descriptors.remove(d)
+
     # ---- words -----------------------------------------------------------------------------------------------------
 
     def emit(self, instruction: Instruction) -> int:
         """Add a word; give its place."""
         frame = sys._getframe(1)
-        while frame.f_code.co_filename == __file__ and frame.f_back is not None:
+        while frame.f_back is not None and frame.f_code.co_filename.endswith(_HELPERS):
             frame = frame.f_back
-        file = os.path.relpath(frame.f_code.co_filename, _HERE).replace(os.sep, "/")
-        if file.startswith(".."):
-            file = os.path.basename(file)
+        path = Path(frame.f_code.co_filename)
+        file = path.relative_to(_HERE).as_posix() if path.is_relative_to(_HERE) else path.name
         self.instructions.append(instruction)
         self.lines.append(f"{file}:{frame.f_lineno}{' ' + self.tensor_name if self.tensor_name else ''}")
         return len(self.instructions) - 1
@@ -203,21 +209,23 @@ class Builder:
     @contextmanager
     def loop(self, count: int) -> Iterator[None]:
         """Repeat what is written inside."""
-        if count == 1:
-            place = self.emit(Loop(count=1, len=1))
-        else:
-            place = self.emit(Loop(count=count, len=1))
+        place = self.emit(Loop(count=count, len=1))
         yield
-        self._close(place)
+        self.close_loop(place)
 
     @contextmanager
     def loop_r(self, r: int) -> Iterator[None]:
         """Repeat what is written inside R[r] times."""
-        place = self.emit(Loop(use_reg=1, r=r, len=1))
+        place = self.open_loop(r)
         yield
-        self._close(place)
+        self.close_loop(place)
 
-    def _close(self, place: int) -> None:
+    def open_loop(self, r: int) -> int:
+        """Begin what is repeated R[r] times. The count is copied: the register is free inside."""
+        return self.emit(Loop(use_reg=1, r=r, len=1))
+
+    def close_loop(self, place: int) -> None:
+        """End what `open_loop` began."""
         old = self.instructions[place]
         assert isinstance(old, Loop)
         length = len(self.instructions) - place - 1
@@ -247,7 +255,9 @@ class Builder:
                post: str = "") -> None:  # fmt: skip
         """MATMUL. zero: 0 add, 1 from +0, 2 from +0 in the first iteration of the innermost loop."""
         self.emit(
-            Matmul(d=d, a=a, b=w, zero=zero, by_rows=int(by_rows), terms=terms - 1, wait=mask(wait), post=mask(post))
+            Matmul(
+                d=d, a=a, b=w, zero=Zero(zero), by_rows=int(by_rows), terms=terms - 1, wait=mask(wait), post=mask(post)
+            )
         )
 
     def vec(self, d: int, a: int, b: int = 0, c: int = 0, *, op1: Op1 = Op1.NONE, op2: Op2 = Op2.NONE,
@@ -293,7 +303,7 @@ class Builder:
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 
-    def resolve(self, labels: Iterator[Label] | list[Label]) -> None:
+    def resolve(self, labels: list[Label]) -> None:
         """Write the targets of labels into their branches."""
         for label in labels:
             assert label.target is not None

@@ -14,9 +14,10 @@ from systolith.compiler.weights import images
 from systolith.isa.program import Program, Requires
 from systolith.models.checkpoint import Checkpoint
 from systolith.models.profile import Profile
+from systolith.numerics.formats import FORMATS
 from systolith.spec.chip import Chip
 from systolith.spec.errors import CapacityError, ModelError
-from systolith.spec.limits import SEMAPHORES
+from systolith.spec.limits import BLOCK, SEMAPHORES
 
 __all__ = ["Compiled", "compile_model", "plan_model"]
 
@@ -84,9 +85,7 @@ def compile_model(checkpoint: Checkpoint, chip: Chip, profile: Profile, options:
 
 
 def _slot_bytes(plan: Plan) -> int:
-    from systolith.numerics.formats import FORMATS
-    from systolith.spec.limits import BLOCK
-
+    """Bytes of codes and scales of all slots."""
     widths = {FORMATS[p.format].bits for p in plan.linears}
     return plan.slots * (plan.slot_bytes + sum(plan.slot_bytes * 8 // w // BLOCK for w in widths))
 

@@ -18,7 +18,7 @@ from systolith.isa.sequencer import AluFn
 from systolith.numerics.formats import FORMATS
 from systolith.spec.limits import BLOCK
 
-__all__ = ["Cell", "Constant", "Context", "Counter", "SCRATCH"]
+__all__ = ["SCRATCH", "Cell", "Constant", "Context", "Counter"]
 
 SCRATCH = 1
 """Descriptor register that takes a reduction whose instruction has no elementwise result (D[0 + 1])."""
@@ -93,7 +93,7 @@ class Context:
 
     def __post_init__(self) -> None:
         b = self.b
-        b._descriptors.remove(SCRATCH)
+        b.reserve(SCRATCH)
         # Rings: weight slots, accumulator halves, stages, loads, parts of K and V.
         self.r_slot, self.r_acc, self.r_stage, self.r_load, self.r_kv = (b.register() for _ in range(5))
         self.r_steps, self.r_decoding, self.r_log, self.r_layer, self.r_exchange = (b.register() for _ in range(5))
@@ -189,6 +189,7 @@ class Context:
 
     @property
     def rows(self) -> int:
+        """Rows of a step."""
         return self.plan.rows
 
     @property
@@ -217,18 +218,10 @@ class Context:
             b.set(index, 0)
             with b.registers(1) as (count,):
                 b.read(count, cell)
-                loop = b.loop_r(count)
-                loop.__enter__()  # the count is copied: its register is free inside
+                place = b.open_loop(count)
             yield index
             b.alu(AluFn.ADD, index, index, 1)
-            loop.__exit__(None, None, None)
-
-    @contextmanager
-    def stream(self, name: str, descriptor: Descriptor) -> Iterator[None]:
-        """Keep a descriptor that walks through a region as long as the program runs."""
-        self.streams[name] = self.b.descriptor()
-        yield
-        self.b._descriptors.append(self.streams.pop(name))
+            b.close_loop(place)
 
 
 def _scale_offset(offset: int, fmt: str) -> int:

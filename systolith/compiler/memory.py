@@ -38,7 +38,7 @@ class Phase(IntEnum):
 
     QKV = 0
     ATTENTION = 1
-    O = 2  # noqa: E741  (the field's name for the output projection)
+    O = 2
     FFN = 3
     DOWN = 4
     HEAD = 5

@@ -111,6 +111,7 @@ class Plan:
     # Sizes that many kernels need.
     @property
     def slices(self) -> int:
+        """Slices of the chip."""
         return self.chip.slices
 
     @property
@@ -169,10 +170,12 @@ class Plan:
 
     @property
     def page_tokens(self) -> int:
+        """Tokens of a page of the KV cache."""
         return self.options.page_tokens
 
     @property
     def pages_per_chunk(self) -> int:
+        """Pages of a chunk of attention."""
         return CHUNK_TOKENS // self.options.page_tokens
 
     @property
@@ -202,6 +205,7 @@ class Plan:
 
     @property
     def acc_half_words(self) -> int:
+        """FP32 sums of half the accumulator."""
         return self.chip.accumulator_words // 2
 
     @property
@@ -296,7 +300,11 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
             head=_linear(chip, profile, "head", padded(model.vocab), padded(model.hidden), rows),
         )  # fmt: skip
         # One tile of columns of the hidden dimension serves o and down (the residual shard), one of FF gate and up.
-        base = replace(base, **_common(chip, profile, base))
+        o_nt, ffn_nt = min(base.o.nt, base.down.nt), min(base.gate.nt, base.up.nt)
+        base = replace(
+            base, o=_narrow(base.o, o_nt), down=_narrow(base.down, o_nt), gate=_narrow(base.gate, ffn_nt),
+            up=_narrow(base.up, ffn_nt),
+        )  # fmt: skip
         for resident in (True, False):
             for tokens in sorted({1 << i for i in range(6) if 1 << i <= rows}, reverse=True):
                 for part in (256, 128, 64, 32):
@@ -304,10 +312,6 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
                         yield replace(base, x_resident=resident, tile_tokens=tokens, part_tokens=part)
 
 
-def _common(chip: Chip, profile: Profile, plan: Plan) -> dict[str, LinearPlan]:
-    """Give o and down, gate and up, the narrower tile of the two."""
-    chosen: dict[str, LinearPlan] = {}
-    for a, b in ((plan.o, plan.down), (plan.gate, plan.up)):
-        nt = min(a.nt, b.nt)
-        chosen |= {p.name: replace(p, nt=nt, tiles=p.n // nt) for p in (a, b)}
-    return chosen
+def _narrow(linear: LinearPlan, nt: int) -> LinearPlan:
+    """The same with tiles of `nt` columns."""
+    return replace(linear, nt=nt, tiles=linear.n // nt)

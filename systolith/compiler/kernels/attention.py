@@ -31,14 +31,13 @@ def attention(ctx: Context) -> None:
         b.set(tokens, ctx.plan.tile_tokens)
         with segment.rows() as rows:
             b.alu_r(AluFn.CEILDIV, rows, rows, tokens)
-            loop = b.loop_r(rows)
-            loop.__enter__()  # the count is copied: its register is free inside
+            place = b.open_loop(rows)
         with segment.rows() as rows:
             b.alu_r(AluFn.SUB, tokens, rows, first)
         b.alu(AluFn.MIN, tokens, tokens, ctx.plan.tile_tokens)
         _attend(ctx, Tile(segment, unit, first, tokens))
         b.alu_r(AluFn.ADD, first, first, tokens)
-        loop.__exit__(None, None, None)
+        b.close_loop(place)
     b.arrive(ctx.nothing, "operand", Counter.OPERAND_ATTENTION)
     b.tensor_name = ""
 
@@ -84,14 +83,13 @@ def _lane(ctx: Context, tile: Tile, current: Partial, index: int) -> None:
             b.set(stride, lanes)
             b.alu_r(AluFn.SUB, count, count, start)
             b.alu_r(AluFn.CEILDIV, count, count, stride)
-            loop = b.loop_r(count)
             b.alu(AluFn.SHL, start, start, CHUNK_TOKENS.bit_length() - 1)
-            loop.__enter__()
+            place = b.open_loop(count)
         attend_chunk(ctx, tile, current, start)
         with b.registers(1) as (stride,):
             b.set(stride, lanes * CHUNK_TOKENS)
             b.alu_r(AluFn.ADD, start, start, stride)
-        loop.__exit__(None, None, None)
+        b.close_loop(place)
 
 
 def _lanes(ctx: Context, tile: Tile, current: Partial, index: int, active: int) -> None:

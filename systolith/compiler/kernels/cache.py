@@ -41,7 +41,7 @@ def _append_unit(ctx: Context, segment: Segment, unit: Unit) -> None:
     pool = plan.pool_pages * plan.page_tokens
     layer = plan.units_local * pool
     bits = plan.page_tokens.bit_length() - 1
-    with page_list(ctx, segment) as (index, _), b.descriptors(2) as (a, d):
+    with page_list(ctx, segment) as pages, b.descriptors(2) as (a, d):
         for name, fmt, width, scaled in (
             ("k", plan.profile.k, dp, True), ("v", plan.profile.v, dp, False), ("vscale", "E8M0", 1, False),
         ):  # fmt: skip
@@ -58,7 +58,7 @@ def _append_unit(ctx: Context, segment: Segment, unit: Unit) -> None:
             b.load(
                 d,
                 ctx.dram(region, fmt, (rows, 1, width), (width, pool * width, inner), scales="k_scales" if scaled else "",
-                         step=layer * width, xb=Cell.SEGMENT + 3, via=index, unit=bits),
+                         step=layer * width, xb=Cell.SEGMENT + 3, via=pages.d, unit=bits),
             )  # fmt: skip
             b.advance_r(d, 1, unit.number)
             b.advance_r(d, 3, ctx.r_layer)

@@ -6,7 +6,9 @@ absolute, so that a part, a page or a tile of another size gives the same bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from systolith.compiler.context import SCRATCH, Constant, Context
 from systolith.compiler.kernels.partial import Partial
@@ -121,11 +123,10 @@ def _probabilities(ctx: Context, tile: Tile, start: int, total: int, parts: int)
     with b.pair() as d, b.descriptors(4) as (scores, maxima, ring, source):
         # V's scales of the chunk; the rest of the 256 is zero-filled.
         ctx.load_ring(ring, ctx.words("vscale_ring", "E8M0", CHUNK_TOKENS, (CHUNK_TOKENS, 1, 1), (1, 0, 0)), ctx.r_load)
-        pages = page_list(ctx, tile.segment)
-        with pages as (index, advance):
-            advance(start)
+        with page_list(ctx, tile.segment) as pages:
+            pages.advance(start)
             b.load(source, ctx.dram("v_scales", "E8M0", (CHUNK_TOKENS, 1, 1), (1, _unit_rows(ctx), 0),
-                                    step=plan.units_local * _unit_rows(ctx), via=index, unit=_page_bits(ctx)))  # fmt: skip
+                                    step=plan.units_local * _unit_rows(ctx), via=pages.d, unit=_page_bits(ctx)))  # fmt: skip
             b.advance_r(source, 1, tile.unit.number)
             b.advance_r(source, 3, ctx.r_layer)
             b.extent_r(source, 0, total)
@@ -204,30 +205,31 @@ def _page_bits(ctx: Context) -> int:
     return ctx.plan.page_tokens.bit_length() - 1
 
 
-class page_list:  # noqa: N801  (used as a function)
-    """Take a descriptor of a request slot's page list; `advance(position)` moves it to the page of a position."""
+@dataclass(frozen=True, slots=True)
+class PageList:
+    """The page list of a request slot: descriptor register `d`."""
 
-    def __init__(self, ctx: Context, segment: Segment) -> None:
-        self.ctx, self.segment = ctx, segment
+    ctx: Context
+    d: int
 
-    def __enter__(self):  # type: ignore[no-untyped-def]
-        b, plan = self.ctx.b, self.ctx.plan
-        pages = plan.chunks * plan.pages_per_chunk
-        self._taken = b.descriptors(1)
-        (index,) = self._taken.__enter__()
-        b.load(index, self.ctx.spad("pages", "INT32", (pages, 1, 1), (1, 0, 0), step=pages))
-        with self.segment.slot() as slot:
-            b.advance_r(index, 3, slot)
+    def advance(self, position: int) -> None:
+        """Move to the page of position R[position]."""
+        b = self.ctx.b
+        with b.registers(1) as (page,):
+            b.alu(AluFn.SHR, page, position, _page_bits(self.ctx))
+            b.advance_r(self.d, 0, page)
 
-        def advance(position: int) -> None:
-            with b.registers(1) as (page,):
-                b.alu(AluFn.SHR, page, position, _page_bits(self.ctx))
-                b.advance_r(index, 0, page)
 
-        return index, advance
-
-    def __exit__(self, *error: object) -> None:
-        self._taken.__exit__(None, None, None)
+@contextmanager
+def page_list(ctx: Context, segment: Segment) -> Iterator[PageList]:
+    """Take the page list of a segment's request slot."""
+    b, plan = ctx.b, ctx.plan
+    pages = plan.chunks * plan.pages_per_chunk
+    with b.descriptors(1) as (d,):
+        b.load(d, ctx.spad("pages", "INT32", (pages, 1, 1), (1, 0, 0), step=pages))
+        with segment.slot() as slot:
+            b.advance_r(d, 3, slot)
+        yield PageList(ctx, d)
 
 
 def _load_part(
@@ -236,9 +238,9 @@ def _load_part(
     """Load the tokens from a position on, as many as there are, into the ring; the rest of the part is zero."""
     b, plan = ctx.b, ctx.plan
     part, page = plan.part_tokens, plan.page_tokens
-    with page_list(ctx, tile.segment) as (index, advance), b.descriptors(2) as (a, d), b.registers(1) as (count,):
-        advance(position)
-        b.load(a, _with_pages(source, index, _page_bits(ctx)))
+    with page_list(ctx, tile.segment) as pages, b.descriptors(2) as (a, d), b.registers(1) as (count,):
+        pages.advance(position)
+        b.load(a, replace(source, via=pages.d, unit=_page_bits(ctx)))
         b.advance_r(a, 1, tile.unit.number)
         b.advance_r(a, 3, ctx.r_layer)
         if part < page:
@@ -251,9 +253,3 @@ def _load_part(
         b.extent_r(a, 0, count)
         ctx.load_ring(d, view, ctx.r_kv)
         b.copy(Queue.L, d, a, wait="kv_free", post="kv_full")
-
-
-def _with_pages(source: Descriptor, index: int, unit: int) -> Descriptor:
-    from dataclasses import replace
-
-    return replace(source, via=index, unit=unit)
