@@ -32,14 +32,16 @@ class Compiled:
 
 
 def plan_model(checkpoint: Checkpoint, chip: Chip, profile: Profile, options: Options) -> tuple[Plan, Memory]:
-    """Choose the plan with most rows a step that fits. Raises CapacityError in one sentence, ModelError for a graph that
-    has no kernels."""
+    """Choose the plan with most rows a step that fits.
+
+    Raises CapacityError in one sentence, ModelError for a graph that has no kernels.
+    """
     profile = profile.resolved(checkpoint.graph)
     model = match(profile.apply(checkpoint.graph))
     if not 1 <= options.context <= model.context:
         raise ModelError(
-            f"{checkpoint.path}: context={options.context} must be 1..{model.context} (max_position_embeddings); ask for "
-            "fewer tokens"
+            f"{checkpoint.path}: context={options.context} must be 1..{model.context} (max_position_embeddings); ask "
+            "for fewer tokens"
         )
     reason: CapacityError | None = None
     for plan in candidates(model, profile, chip, options):

@@ -119,7 +119,8 @@ class Context:
         )  # fmt: skip
 
     def dram(self, name: str, fmt: str, ext: tuple[int, int, int], stride: tuple[int, int, int], *, scales: str = "",
-             offset: int = 0, step: int = 0, xb: int = 0, xe: int = 0, via: int = 0, unit: int = 0) -> Descriptor:  # fmt: skip
+             offset: int = 0, step: int = 0, xb: int = 0, xe: int = 0, via: int = 0,
+             unit: int = 0) -> Descriptor:  # fmt: skip
         """Describe a part of a DRAM region; `scales` names the region of the scales."""
         sbase = self.memory.dram[scales] if scales else None
         base = self.memory.dram[name] + offset

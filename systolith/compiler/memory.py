@@ -261,9 +261,9 @@ def lay_out(plan: Plan) -> Memory:
     _dram(plan, memory)
     if memory.dram_bytes > chip.dram_bytes:
         raise CapacityError(
-            f"{chip.name}: dram_bytes={chip.dram_bytes} a slice is too small for {name}, which needs {memory.dram_bytes} "
-            f"a slice at batch {plan.options.batch} and context {plan.options.context}; take a larger chip or a smaller "
-            "batch or context"
+            f"{chip.name}: dram_bytes={chip.dram_bytes} a slice is too small for {name}, which needs "
+            f"{memory.dram_bytes} a slice at batch {plan.options.batch} and context {plan.options.context}; take a "
+            "larger chip or a smaller batch or context"
         )
     return memory
 

@@ -3,9 +3,9 @@
 Dimensions: D hidden, H query heads, KV key-value heads, G = H / KV, d and dp a head unpadded and padded to whole
 blocks, FF the inner size of the feed-forward, V vocabulary, S slices. "Blocks" are 32 elements.
 
-What is split over slices: every matrix by whole tiles of columns, so that a shard is whole blocks and is quantised where
-it is made; attention by `units`, each one KV head and an aligned group of lanes, so that the tree over lanes is cut at
-whole subtrees (docs/decisions/0004-compiler.md).
+What is split over slices: every matrix by whole tiles of columns, so that a shard is whole blocks and is quantised
+where it is made; attention by `units`, each one KV head and an aligned group of lanes, so that the tree over lanes is
+cut at whole subtrees (docs/decisions/0004-compiler.md).
 """
 
 from __future__ import annotations
@@ -33,16 +33,19 @@ def padded(count: int, unit: int = BLOCK) -> int:
 
 
 def share(items: int, slices: int, rank: int) -> tuple[int, int]:
-    """First item and number of items of a rank, when `items` are dealt out in runs whose lengths differ by one at most."""
+    """First item and number of items of a rank; `items` are dealt out in runs whose lengths differ by one at most."""
     first = rank * items // slices
     return first, (rank + 1) * items // slices - first
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a user chooses. batch: request slots; context: most tokens of a sequence; page_tokens: 32..256, a power of two;
-    steps: most prefill steps the program can walk through; log_rows: rows of logits that are kept (0: the last step's);
-    every_row: logits of every row of a prompt; dump: keep intermediates; rows: most rows of a step (None: what fits)."""
+    """What a user chooses.
+
+    batch: request slots; context: most tokens of a sequence; page_tokens: 32..256, a power of two; steps: most step
+    records the program can walk through; log_rows: rows of logits that are kept (0: the last step's); every_row: logits
+    of every row of a prompt; dump: keep intermediates; rows: most rows of a step (None: what fits).
+    """
 
     batch: int = 1
     context: int = 512
@@ -56,9 +59,12 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class LinearPlan:
-    """How one class of matrices is cut. name: class of the profile; n, k: padded columns and contraction, elements;
-    nt: columns of a tile; kt: elements of K in one weight slot; spans: (first element, elements) of each span that holds
-    elements; terms: 1 or 2; format: of the weights; tiles: over all slices."""
+    """How one class of matrices is cut.
+
+    name: class of the profile; n, k: padded columns and contraction, elements; nt: columns of a tile; kt: elements of K
+    in one weight slot; spans: (first element, elements) of each span that holds any; terms: 1 or 2; format: of the
+    weights; tiles: over all slices.
+    """
 
     name: str
     n: int
@@ -225,6 +231,7 @@ class Plan:
 
     @property
     def linears(self) -> tuple[LinearPlan, ...]:
+        """All classes of matrices, in the order of their use."""
         return (self.q, self.k, self.v, self.o, self.gate, self.up, self.down, self.head)
 
     @property
@@ -234,7 +241,7 @@ class Plan:
 
     @property
     def slots(self) -> int:
-        """Weight slots; a semaphore counts them. Scales lie apart, for 8-bit and 4-bit codes each: a byte for 32 codes."""
+        """Weight slots; a semaphore counts them. Scales lie apart, for 8-bit and 4-bit codes each."""
         widths = {FORMATS[p.format].bits for p in self.linears}
         each = self.slot_bytes + sum(self.slot_bytes * 8 // bits // BLOCK for bits in widths)
         return min(self.chip.slots_bytes // each, 128)
@@ -283,8 +290,8 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
     top = min(MAX_ROWS, half // (BLOCK * spans), options.rows or MAX_ROWS)
     if top < 1 or half < max(dp, BLOCK) * group_queries:
         raise CapacityError(
-            f"{chip.name}: accumulator_bytes={chip.accumulator_bytes} is too small for {model.name}: two halves must each "
-            f"hold {max(dp, BLOCK) * group_queries} sums ({group_queries} query heads of {dp}); take a larger chip"
+            f"{chip.name}: accumulator_bytes={chip.accumulator_bytes} is too small for {model.name}: two halves must "
+            f"each hold {max(dp, BLOCK) * group_queries} sums ({group_queries} query heads of {dp}); take a larger chip"
         )
     sizes = {top >> i for i in range(top.bit_length())} | {top}
     for rows in sorted(sizes, reverse=True):

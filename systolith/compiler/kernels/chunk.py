@@ -125,8 +125,9 @@ def _probabilities(ctx: Context, tile: Tile, start: int, total: int, parts: int)
         ctx.load_ring(ring, ctx.words("vscale_ring", "E8M0", CHUNK_TOKENS, (CHUNK_TOKENS, 1, 1), (1, 0, 0)), ctx.r_load)
         with page_list(ctx, tile.segment) as pages:
             pages.advance(start)
-            b.load(source, ctx.dram("v_scales", "E8M0", (CHUNK_TOKENS, 1, 1), (1, _unit_rows(ctx), 0),
-                                    step=plan.units_local * _unit_rows(ctx), via=pages.d, unit=_page_bits(ctx)))  # fmt: skip
+            pool = _unit_rows(ctx)
+            b.load(source, ctx.dram("v_scales", "E8M0", (CHUNK_TOKENS, 1, 1), (1, pool, 0),
+                                    step=plan.units_local * pool, via=pages.d, unit=_page_bits(ctx)))  # fmt: skip
             b.advance_r(source, 1, tile.unit.number)
             b.advance_r(source, 3, ctx.r_layer)
             b.extent_r(source, 0, total)

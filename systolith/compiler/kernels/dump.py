@@ -1,6 +1,7 @@
 """Taps: the same program with intermediates stored in FP32, for `logits --dump`. Nothing else of it changes.
 
-A tap waits until its store is done, so that it needs no buffer of its own; a program with taps is slower, not different.
+A tap waits until its store is done, so that it needs no buffer of its own: a program with taps is slower, and computes
+the same.
 """
 
 from __future__ import annotations

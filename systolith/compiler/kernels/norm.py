@@ -1,7 +1,7 @@
 """RMSNorm: what a slice sends of its residual shard, and the factor r that the receivers apply.
 
-Rule 6: a block of 32 columns is sent as codes of x * g and one sum of squares; every slice adds the sums by the tree. A
-norm that is deferred multiplies the product by r; one that is not needs r before it quantises, so the sums travel first.
+Rule 6: a block of 32 columns is sent as codes of x * g and one sum of squares; every slice adds the sums by the tree.
+A norm that is deferred multiplies the product by r; one that is not needs r before it quantises: the sums travel first.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ def residual(ctx: Context, d: int, tile: int, *, blocks: bool = False) -> None:
 
 
 def send_tile(ctx: Context, which: str, tile: int, *, late: bool = False) -> None:
-    """Send the residual tile as operand `which` ("a" or "b"): codes of x * g and sums of squares, or only the sums where
-    the norm is not deferred; `late`: only the codes of x * r * g."""
+    """Send the residual tile as operand `which`, "a" or "b".
+
+    Codes of x * g and sums of squares; only the sums where the norm is not deferred; `late`: only codes of x * r * g.
+    """
     b, plan = ctx.b, ctx.plan
     nt, rows, fmt = plan.o.nt, ctx.rows, plan.profile.activations
     codes = late or plan.profile.deferred_norm

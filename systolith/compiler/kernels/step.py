@@ -80,7 +80,7 @@ def write_program(ctx: Context) -> None:
             b.branch(step, Cond.NE, ctx.r_steps, 0)
             b.branch(end, Cond.EQ, live, 0)
             b.branch(step)
-    # Without logits the slices still meet, or a fast one would send the next step's operand into one that is being read.
+    # Without logits the slices still meet, or a fast one would send the next step's operand into one being read.
     b.place(no_logits)
     b.sync(Queue.V, wait="stage_free", post="stage_full")
     b.arrive(ctx.nothing, "logits", Counter.LOGITS, wait="stage_full", post="stage_free")
