@@ -6,7 +6,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from systolith.isa import Adv, Copy, Desc, Descriptor, Format, Halt, Loop, Matmul, Program, Put, Queue, Requires, Space, Vec
+from systolith.isa import (
+    Adv,
+    Copy,
+    Desc,
+    Descriptor,
+    Format,
+    Halt,
+    Loop,
+    Matmul,
+    Program,
+    Put,
+    Queue,
+    Requires,
+    Space,
+    Vec,
+)
 from systolith.isa.resolved import COLS
 from systolith.sim import FastMachine
 from systolith.spec import Chip, load
@@ -16,10 +31,10 @@ from systolith.timing import TimingMachine
 def layer(chip: Chip, rounds: int) -> Program:
     """A linear layer's shape, again and again: four weight copies and products, a vector pass, a PUT, three ADV."""
 
-    def tensor(space: Space, ext: tuple[int, int, int], format: Format, base: int = 0, scale: int = 0) -> Descriptor:
-        e0, e1, e2 = ext
+    def tensor(space: Space, ext: tuple[int, int, int], fmt: Format, base: int = 0, scale: int = 0) -> Descriptor:
+        _, e1, e2 = ext
         return Descriptor(
-            space=space, format=format, base=base, ext=ext, stride=(e1 * e2, e2, 1), scale=scale, sbase=base + 4096
+            space=space, format=fmt, base=base, ext=ext, stride=(e1 * e2, e2, 1), scale=scale, sbase=base + 4096
         )
 
     constants = [

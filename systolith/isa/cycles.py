@@ -1,21 +1,56 @@
-"""The cycle rule of every instruction: what work its resolved row asks of its unit. docs/decisions/0004-timing.md has the reasons.
+"""The cycle rule of every instruction: the work that its resolved row asks of its unit.
 
-Plain integer functions of `facts(chip)` and a row of `resolved`; `Instruction.latency_cycles` reads them as they are and
-`timing` compiles the same functions, so that there is one rule. Nothing here knows a kernel or a named chip.
+docs/decisions/0004-timing.md has the reasons. Integer functions of `facts.facts(chip)` and a row of `resolved`;
+`Instruction.latency_cycles` and `timing` read the same ones. Nothing here knows a kernel or a named chip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any, Final, TypeAlias, TypeVar
+from collections.abc import Sequence
+from typing import Final
 
-import numba
 import numpy as np
-import numpy.typing as npt
 
-from systolith.spec import QUEUES, Chip
+from systolith.spec import Chip
 
+from .compiled import STAMP, TYPES, Ints, compiled, rule
+from .facts import (
+    ACC_INTERVAL,
+    ADD,
+    BANK,
+    BANK_BYTES,
+    BANK_SIZE,
+    BLOCKS,
+    BRANCH,
+    BURST,
+    BURST_UNITS,
+    BY_ROWS,
+    COLUMNS,
+    CONVERT,
+    DMA,
+    DRAM_LATENCY,
+    FUNC,
+    FUNCTION,
+    ISSUE,
+    LANES,
+    LOAD_BYTES,
+    MULTIPLY,
+    NET_DEN,
+    NET_LATENCY,
+    NET_NUM,
+    NORMALISE,
+    OP1,
+    OP2,
+    OUTSTANDING,
+    PASSES,
+    RATE,
+    RED,
+    ROWS,
+    SKEW,
+    TERMS,
+    UNITS_PER_CYCLE,
+    facts,
+)  # fmt: skip
 from .resolved import (
     BASE,
     COUNT,
@@ -27,39 +62,22 @@ from .resolved import (
     FORMAT,
     OP,
     QUEUE,
-    SBASE,
     SCALE,
     SLICE,
     SPACE,
     STRIDE0,
     STRIDE1,
     STRIDE2,
+    TAKEN,
     VIA,
     A,
     B,
     D,
     E,
-)
-
-__all__ = ["FACTS", "WORK", "WORK_COLS", "Ints", "alone", "facts", "interval", "work", "work_of"]
-
-Ints: TypeAlias = Any
-"""int64 array, or any sequence of integers."""
-
-# What `facts` holds of a chip, by index. Cycles and bytes unless the name says otherwise.
-(
-    SLICES, ROWS, COLUMNS, LOAD_BYTES, PASSES, BLOCKS, SKEW, ACC_INTERVAL, UNITS_PER_CYCLE, BURST_UNITS, DRAM_LATENCY,
-    BURST, OUTSTANDING, BANK_BYTES, BANK_SIZE, LANES, LOG2_LANES, NET_NUM, NET_DEN, NET_LATENCY, ISSUE, BRANCH,
-    SEMAPHORE, BANK, DMA, NORMALISE, ADD, MULTIPLY, FUNCTION, CONVERT, DEPTH, RATE, SHIFT,
-) = (*range(31), 31 + len(QUEUES), 31 + len(QUEUES) + 9)  # fmt: skip
-# DEPTH + queue: entries. RATE + 3 * format of A + format of the weights: cycles of a row in a pass. SHIFT + i: bit i of _SHIFTS.
-_SHIFTS: Final = (
-    ("MATMUL", "by_rows"), ("MATMUL", "terms"), ("VEC", "op1"), ("VEC", "op2"), ("VEC", "func"), ("VEC", "red"),
-    ("PUT", "sem"), ("PUT", "counter"), ("PUT", "expect"), ("PUT", "arrive"), ("LOOP", "len"),
 )  # fmt: skip
-BY_ROWS, TERMS, OP1, OP2, FUNC, RED, PUT_SEM, PUT_COUNTER, PUT_EXPECT, PUT_ARRIVE, LOOP_LEN = range(SHIFT, SHIFT + 11)
-FACTS: Final = SHIFT + len(_SHIFTS)
-"""Length of `facts`."""
+from .runs import bits_of, ceil_div, runs
+
+__all__ = ["WORK", "WORK_COLS", "alone", "interval", "work", "work_of"]
 
 # What `work` says of an instruction, by index.
 (KIND, LEAD, HOLD, LAST, TAIL, BURSTS, OWN, BYTES, FLAGS, COPIES) = range(10)
@@ -67,7 +85,7 @@ WORK_COLS: Final = 10
 WORK: Final = {
     "kind": "one of the kinds below",
     "lead": "cycles from start to the first use of what is shared: array, memory requests, network",
-    "hold": "cycles it keeps that: passes of the array, beats of the vector unit, request cycles of a DMA, flits of a PUT",
+    "hold": "cycles it keeps that: passes of the array, beats of vectors, requests of a DMA, flits of a PUT",
     "last": "cycles of the last pass, during which the array loads the next instruction's first weights",
     "tail": "cycles from the end of its use to all writes visible",
     "bursts": "memory bursts",
@@ -94,59 +112,9 @@ CARRY_ROWS: Final = 32
 """Rows of wide partial sums that an array shorter than a block carries from pass to pass."""
 
 _MATMUL, _VEC, _PICK, _PUT, _COPY, _RING, _SYNC = 10, 11, 12, 13, 9, 15, 14
+_LOOP, _BR, _READX = 5, 6, 7
 _DRAM, _SPAD, _SLOT, _ACC, _CELL = range(5)
 _LOAD, _WEIGHTS = 1, 0
-
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-_I: Final = numba.int64
-_TYPES: Final = {"int": _I, "bool": numba.boolean, "Ints": _I[::1], "None": numba.void}
-
-
-def rule(function: _F) -> _F:
-    """Compile a rule for the types that its annotations name; the plain function stays as `py_func`."""
-    return _compile(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-
-
-def _compile(function: _F, **options: bool) -> _F:
-    """Compile; nothing here allocates, so reference counts are left out, which halves the time of it."""
-    types = [_TYPES[str(name)] for name in function.__annotations__.values()]
-    compiled: _F = numba.njit(types[-1](*types[:-1]), cache=True, error_model="numpy", _nrt=False, **options)(function)
-    return compiled
-
-
-@lru_cache(maxsize=64)
-def facts(chip: Chip) -> npt.NDArray[np.int64]:
-    """Collect what the rules read of a chip, int64 [FACTS]."""
-    from .registry import BY_NAME  # the records import this module
-
-    c = chip
-    out = np.zeros(FACTS, np.int64)
-    bandwidth, ingress = c.dram_bytes_per_cycle, c.ingress_bytes_per_cycle
-    out[:DEPTH] = (
-        c.slices, c.array_rows, c.columns, c.weight_load_bytes, c.passes_per_block, c.blocks_per_pass,
-        c.array_skew_cycles, c.accumulator_interval_cycles, bandwidth.numerator,
-        c.dram_burst_bytes * bandwidth.denominator, c.dram_latency_cycles, c.dram_burst_bytes, c.dram_outstanding,
-        c.bank_bytes, c.bank_size_bytes, c.lanes, c.log2_lanes, ingress.numerator, ingress.denominator,
-        c.network_latency_cycles, c.issue_cycles, c.branch_cycles, c.semaphore_cycles, c.bank_cycles, c.dma_cycles,
-        c.normalise_cycles, c.fp32_add_cycles, c.fp32_multiply_cycles, c.function_cycles, c.convert_cycles,
-    )  # fmt: skip
-    for i, queue in enumerate(QUEUES):
-        out[DEPTH + i] = c.queue_depth(queue)
-    out[RATE : RATE + 9] = 1
-    for i, pair in enumerate(("E2M1xE2M1", "E4M3xE2M1", "INT8xE2M1", "E4M3xE4M3", "INT8xINT8")):
-        out[RATE + (0, 3, 6, 4, 8)[i]] = (1 / c.rate(pair)).numerator
-    for i, (name, field) in enumerate(_SHIFTS):
-        out[SHIFT + i] = next(bits.low for bits in BY_NAME[name].LAYOUT if bits.name == field)
-    return out
-
-
-@rule
-def ceil_div(a: int, b: int) -> int:
-    """Round a / b up."""
-    return -(-a // b)
 
 
 @rule
@@ -156,18 +124,6 @@ def log2_up(n: int) -> int:
     while (1 << levels) < n:
         levels += 1
     return levels
-
-
-@rule
-def is_empty(row: Ints, at: int) -> bool:
-    """Whether an operand has an extent of 0."""
-    return bool(row[at + EXT0] * row[at + EXT1] * row[at + EXT2] == 0)
-
-
-@rule
-def bits_of(code: int) -> int:
-    """Storage bits of an element by its format's number."""
-    return 4 if code == 0 else 32 if code == 3 or code == 4 else 8
 
 
 # --- matrix ---
@@ -327,73 +283,6 @@ def vector(f: Ints, row: Ints, out: Ints) -> None:
 
 
 @rule
-def span(base: int, length: int, stride: int, count: int, grain: int) -> int:
-    """Aligned pieces of `grain` bytes that `count` runs of `length` bytes touch, `stride` bytes apart."""
-    if count <= 0 or length <= 0:
-        return 0
-    if stride % grain == 0:
-        return int(count * ((base + length - 1) // grain - base // grain + 1))
-    total = 0
-    for i in range(count):
-        at = base + i * stride
-        total += (at + length - 1) // grain - at // grain + 1
-    return int(total)
-
-
-@rule
-def runs(row: Ints, at: int, e0: int, e1: int, e2: int, grain: int, aligned: bool, out: Ints) -> None:
-    """Count the pieces of `grain` bytes (out[0]) and the contiguous runs (out[1]) of an operand's codes and scales.
-
-    aligned : whether pieces lie on multiples of `grain` (memory) or begin with the run (a bank, read at any byte).
-    """
-    out[0] = 0
-    out[1] = 0
-    out[2] = 0
-    if e0 * e1 * e2 == 0:
-        return
-    bits = bits_of(row[at + FORMAT])
-    s0, s1, s2 = row[at + STRIDE0], row[at + STRIDE1], row[at + STRIDE2]
-    length, n1, n0 = e2, e1, e0
-    if s2 != 1 and e2 > 1:  # Every element is a run of its own.
-        length, n1, s1 = 1, e1 * e2, s2
-    elif s1 == e2 or e1 == 1:
-        length, n1 = e1 * e2, 1
-    if row[at + VIA] > 0:
-        unit = 1 << (row[at + VIA] - 1)
-        if n1 == 1 and s0 == length:
-            length *= min(unit, e0)
-            n0 = ceil_div(e0, unit)
-            s0 *= unit
-    elif n1 == 1 and (s0 == length or e0 == 1):
-        length, n0 = length * e0, 1
-    for part in range(1 + row[at + SCALE]):
-        base = row[at + (BASE if part == 0 else SBASE)]
-        size = ceil_div(length * bits, 8) if part == 0 else ceil_div(length, 32)
-        b0 = s0 * bits // 8 if part == 0 else s0 // 32
-        b1 = s1 * bits // 8 if part == 0 else s1 // 32
-        out[1] += n0 * n1
-        out[2] += n0 * n1 * size
-        if not aligned:
-            out[0] += n0 * n1 * ceil_div(size, grain)
-        elif b0 % grain == 0 or n0 == 1:
-            out[0] += n0 * span(base, size, b1, n1, grain)
-        else:
-            for i in range(n0):
-                out[0] += span(base + i * b0, size, b1, n1, grain)
-
-
-@rule
-def beats_of(f: Ints, row: Ints, at: int, e0: int, e1: int, e2: int, out: Ints) -> int:
-    """Cycles that the memory on the chip needs for one side of a copy."""
-    space = row[at + SPACE]
-    if space == _DRAM:
-        return 0
-    width = f[LOAD_BYTES] if space == _SLOT else 4 if space == _CELL else f[BANK_BYTES]
-    runs(row, at, e0, e1, e2, width, False, out)
-    return int(out[0])
-
-
-@rule
 def burst_time(f: Ints, bursts: int, cycles: int) -> int:
     """Time of one of `bursts` that together take at least `cycles`, in 1/UNITS_PER_CYCLE cycles."""
     own = max(f[BURST_UNITS], ceil_div(cycles * f[UNITS_PER_CYCLE], bursts))
@@ -401,41 +290,25 @@ def burst_time(f: Ints, bursts: int, cycles: int) -> int:
 
 
 @rule
-def copy(f: Ints, row: Ints, out: Ints) -> None:
+def copy(f: Ints, row: Ints, read: int, write: int, bursts: int, requests: int, out: Ints) -> None:
     """COPY: runs of bursts on the memory's side, beats on the chip's side, the slower of both."""
-    if is_empty(row, D):
-        return
-    d0, d1, d2 = row[D + EXT0], row[D + EXT1], row[D + EXT2]
-    a0, a1, a2 = min(d0, row[A + EXT0]), min(d1, row[A + EXT1]), min(d2, row[A + EXT2])
-    queue, source, target = row[QUEUE], row[A + SPACE], row[D + SPACE]
-    read = beats_of(f, row, A, a0, a1, a2, out)
-    write = beats_of(f, row, D, d0, d1, d2, out)
+    source, target = row[A + SPACE], row[D + SPACE]
     beats = max(read, write)
-    if source == _DRAM:
-        runs(row, A, a0, a1, a2, f[BURST], True, out)
-    elif target == _DRAM:
-        runs(row, D, d0, d1, d2, f[BURST], True, out)
-    else:
-        out[0] = 0
-        out[1] = 0
-        if source == target and row[A + BASE] // f[BANK_SIZE] == row[D + BASE] // f[BANK_SIZE]:
-            beats = read + write
-    bursts, requests = out[0], out[1]
-    out[LAST] = 0
     out[LEAD] = f[DMA] + (f[BANK] if source != _DRAM else 0)
     out[TAIL] = f[BANK]
-    out[BURSTS] = bursts
-    out[FLAGS] = 0
-    if queue == _LOAD and (source != _DRAM or row[A + VIA] > 0 or row[D + VIA] > 0):
+    if row[QUEUE] == _LOAD and (source != _DRAM or row[A + VIA] > 0 or row[D + VIA] > 0):
         out[FLAGS] = ORDERED
     if target == _CELL:
         out[FLAGS] |= BARRIER
     if bursts == 0:
+        if source == target and row[A + BASE] // f[BANK_SIZE] == row[D + BASE] // f[BANK_SIZE]:
+            beats = read + write  # one bank
         out[KIND] = FIXED
         out[HOLD] = beats
         return
     out[KIND] = READ if source == _DRAM else WRITE
     out[HOLD] = requests
+    out[BURSTS] = bursts
     out[OWN] = burst_time(f, bursts, max(requests, beats))
     out[BYTES] = bursts * f[BURST]
     if source != _DRAM:
@@ -443,41 +316,69 @@ def copy(f: Ints, row: Ints, out: Ints) -> None:
 
 
 @rule
-def put(f: Ints, row: Ints, out: Ints) -> None:
+def put(f: Ints, row: Ints, read: int, bursts: int, size: int, out: Ints) -> None:
     """PUT: flits at the network's rate or the bank's, at least one, so that an empty one still counts as arrived."""
-    e0, e1, e2 = row[A + EXT0], row[A + EXT1], row[A + EXT2]
-    beats = beats_of(f, row, A, e0, e1, e2, out)
-    size = out[2]
-    flits = max(1, beats, ceil_div(size * f[NET_DEN], f[NET_NUM]))
-    bursts = 0
-    if row[D + SPACE] == _DRAM:
-        runs(row, D, e0, e1, e2, f[BURST], True, out)
-        bursts = out[0]
+    flits = max(1, read, ceil_div(size * f[NET_DEN], f[NET_NUM]))
     out[KIND] = SEND
     out[LEAD] = f[BANK]
     out[HOLD] = flits
-    out[LAST] = 0
     out[TAIL] = f[BANK]
-    out[BURSTS] = bursts
-    out[OWN] = burst_time(f, bursts, flits) if bursts else 0
     out[BYTES] = size
-    out[FLAGS] = TO_DRAM if bursts else 0
+    if bursts > 0:
+        out[BURSTS] = bursts
+        out[OWN] = burst_time(f, bursts, flits)
+        out[FLAGS] = TO_DRAM
 
 
-@_compile
-def work(f: Ints, row: Ints, out: Ints) -> None:
+@rule
+def transfer(f: Ints, row: Ints, out: Ints) -> None:
+    """COPY and PUT: count both sides, then leave the rest to `copy` and `put`."""
+    if row[OP] == _COPY and row[D + EXT0] * row[D + EXT1] * row[D + EXT2] == 0:
+        return
+    read, write, bursts, requests, size = 0, 0, 0, 0, 0
+    for side in range(2):
+        at = A if side == 0 else D
+        e0, e1, e2 = row[A + EXT0], row[A + EXT1], row[A + EXT2]
+        if row[OP] == _COPY:
+            e0, e1, e2 = row[D + EXT0], row[D + EXT1], row[D + EXT2]
+            if side == 0:  # what lies outside A is written as zeros and not read
+                e0, e1, e2 = min(e0, row[A + EXT0]), min(e1, row[A + EXT1]), min(e2, row[A + EXT2])
+        space = row[at + SPACE]
+        width = f[BANK_BYTES]
+        if space == _DRAM:
+            width = f[BURST]
+        elif space == _SLOT:
+            width = f[LOAD_BYTES]
+        elif space == _CELL:
+            width = 4
+        runs(row, at, e0, e1, e2, width, space == _DRAM, out)
+        if space == _DRAM:
+            bursts, requests = out[0], out[1]
+        elif side == 0:
+            read = out[0]
+        else:
+            write = out[0]
+        if side == 0:
+            size = out[2]
+    for i in range(3):
+        out[i] = 0
+    if row[OP] == _COPY:
+        copy(f, row, read, write, bursts, requests, out)
+    else:
+        put(f, row, read, bursts, size, out)
+
+
+def _work(f: Ints, row: Ints, out: Ints) -> None:
     """Fill `out` [WORK_COLS] with the work of a row. Cycles, bytes; times of bursts in 1/UNITS_PER_CYCLE cycles."""
     for i in range(WORK_COLS):
         out[i] = 0
     op = row[OP]
     if op == _MATMUL:
         matmul(f, row, out)
-    elif op == _VEC or op == _PICK:
+    elif op in (_VEC, _PICK):
         vector(f, row, out)
-    elif op == _COPY:
-        copy(f, row, out)
-    elif op == _PUT:
-        put(f, row, out)
+    elif op in (_COPY, _PUT):
+        transfer(f, row, out)
     elif op == _RING:
         words = row[A + EXT0] * row[A + EXT1] * row[A + EXT2]
         if words > 0:
@@ -493,6 +394,9 @@ def work(f: Ints, row: Ints, out: Ints) -> None:
     out[COPIES] = copies
 
 
+work = compiled(_work, TYPES, STAMP, inner=False)
+
+
 def work_of(chip: Chip, row: Sequence[int]) -> list[int]:
     """Give the work of a resolved row as a list; `WORK` names its entries."""
     out = np.zeros(WORK_COLS, np.int64)
@@ -505,7 +409,8 @@ def alone(chip: Chip, row: Sequence[int]) -> int:
     f, w = facts(chip), work_of(chip, row)
     kind = w[KIND]
     if kind == SEQUENCER:
-        return int(f[ISSUE])
+        jumps = (row[OP] == _BR and row[TAKEN]) or (row[OP] == _LOOP and not row[TAKEN])
+        return int(f[ISSUE] + (f[BRANCH] if jumps else f[BANK] if row[OP] == _READX else 0))
     if kind == NOTHING:
         return 1
     if kind in (READ, WRITE):

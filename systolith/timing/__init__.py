@@ -1,4 +1,7 @@
-"""Cycles of a program: event-driven, per queue, from the resolved stream alone. docs/decisions/0004-timing.md has the rules."""
+"""Cycles of a program: event-driven, per queue, from the resolved stream alone.
+
+docs/decisions/0004-timing.md has the rules as hardware.
+"""
 
 from .machine import Executor, RingEvent, TimingMachine, TimingResult, simulate
 from .path import EDGE, PARTS, WHY

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from systolith.isa import cycles
+from systolith.isa import cycles, facts
 
 from .state import (
     AT_ONCE,
@@ -57,7 +57,7 @@ def port_of(q: int) -> int:
 
 @kernel
 def tokens_ready(st: State, s: int, mask: int) -> tuple[int, int]:
-    """Cycle from which all tokens of a mask can be taken, and the record that gave the last; INF where one is missing."""
+    """Cycle from which all tokens of a mask can be taken, and the record that gave the last; INF: one is missing."""
     ready, ref, i = -1, -1, 0
     while mask >> i:
         if mask >> i & 1:
@@ -65,8 +65,8 @@ def tokens_ready(st: State, s: int, mask: int) -> tuple[int, int]:
             if tok[TOKENS, 0] == tok[TOKENS + 1, 0]:
                 return INF, -1
             at = tok[tok[TOKENS, 0] % TOKENS]
-            if at[0] + st.f[cycles.SEMAPHORE] > ready:
-                ready, ref = at[0] + st.f[cycles.SEMAPHORE], at[1]
+            if at[0] + st.f[facts.SEMAPHORE] > ready:
+                ready, ref = at[0] + st.f[facts.SEMAPHORE], at[1]
         i += 1
     return ready, ref
 
@@ -96,7 +96,7 @@ def consider(st: State, s: int, q: int) -> None:
     if port >= 0:
         po = st.po[s, port]
         flying = po[P_TAIL] - po[P_HEAD] + po[P_PENDING]
-        if po[P_PENDING] or flying >= st.f[cycles.DEPTH + q]:
+        if po[P_PENDING] or flying >= st.f[facts.DEPTH + q]:
             return
         if po[P_BEGIN] > at:
             at, cause, ref = po[P_BEGIN], UNIT, qu[Q_LAST]
@@ -142,9 +142,9 @@ def post(st: State, s: int, mask: int, time: int, ref: int) -> bool:
             tok[TOKENS + 1, 0] += 1
         i += 1
     for q in range(QUEUES):
-        if st.qu[s, q, Q_HEAD] != st.qu[s, q, Q_TAIL]:
-            if st.qe[s, q, st.qu[s, q, Q_HEAD] % DEPTH_MAX, OP_WAIT] & mask:
-                consider(st, s, q)
+        head = st.qu[s, q, Q_HEAD]
+        if head != st.qu[s, q, Q_TAIL] and st.qe[s, q, head % DEPTH_MAX, OP_WAIT] & mask:
+            consider(st, s, q)
     if st.sl[s, S_STATE] == WAITING and st.sl[s, S_BLOCKED] & mask:
         st.sl[s, S_STATE] = RUN
     return fine

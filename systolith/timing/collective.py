@@ -6,7 +6,7 @@ taken the last one, so that the network holds no more than is on its wires. A sl
 
 from __future__ import annotations
 
-from systolith.isa import cycles
+from systolith.isa import cycles, facts
 
 from .candidate import consider, post
 from .records import finish
@@ -74,9 +74,9 @@ def start_put(st: State, s: int, number: int, start: int, op: Row) -> int:
     """Run a PUT that starts at `start`, the earliest of all slices; give the end of its read."""
     f = st.f
     first_flit, flits = start + op[cycles.LEAD], op[cycles.HOLD]
-    latency, to_dram = f[cycles.NET_LATENCY], op[cycles.FLAGS] & cycles.TO_DRAM
+    latency, to_dram = f[facts.NET_LATENCY], op[cycles.FLAGS] & cycles.TO_DRAM
     sent = first_flit + flits
-    last = min(op[OP_FIRST] + op[OP_COUNT], f[cycles.SLICES])
+    last = min(op[OP_FIRST] + op[OP_COUNT], f[facts.SLICES])
     for r in range(op[OP_FIRST], last):
         begin = first_flit
         if r != s:
@@ -88,7 +88,7 @@ def start_put(st: State, s: int, number: int, start: int, op: Row) -> int:
             po = st.po[r, NETWORK_PORT]
             if po[P_TAIL] - po[P_HEAD] >= st.pf.shape[2]:
                 st.g[G_STATUS] = OVERFLOW
-                return sent
+                return int(sent)
             fl = st.pf[r, NETWORK_PORT, po[P_TAIL] % st.pf.shape[2]]
             fl[F_RECORD], fl[F_KIND], fl[F_LEFT], fl[F_BURSTS] = (
                 number,
@@ -96,12 +96,12 @@ def start_put(st: State, s: int, number: int, start: int, op: Row) -> int:
                 op[cycles.BURSTS],
                 op[cycles.BURSTS],
             )
-            fl[F_ELIGIBLE] = (begin + f[cycles.BANK]) * f[cycles.UNITS_PER_CYCLE]
-            fl[F_OWN], fl[F_TAIL], fl[F_START], fl[F_NEW] = op[cycles.OWN], f[cycles.DRAM_LATENCY], start, 1
+            fl[F_ELIGIBLE] = (begin + f[facts.BANK]) * f[facts.UNITS_PER_CYCLE]
+            fl[F_OWN], fl[F_TAIL], fl[F_START], fl[F_NEW] = op[cycles.OWN], f[facts.DRAM_LATENCY], start, 1
             fl[F_SEM], fl[F_COUNTER], fl[F_EXPECT] = op[OP_SEM], op[OP_COUNTER], op[OP_EXPECT]
             fl[F_ARRIVE] = op[OP_ARRIVE]
             po[P_TAIL] += 1
-            st.sl[r, S_NEXT] = min(st.sl[r, S_NEXT], begin + f[cycles.BANK])
+            st.sl[r, S_NEXT] = min(st.sl[r, S_NEXT], begin + f[facts.BANK])
         else:
             visible = done + op[cycles.TAIL]
             if visible >= st.sl[r, S_END]:

@@ -8,7 +8,7 @@ As many instructions as the queue is deep may be in flight; they end in order.
 
 from __future__ import annotations
 
-from systolith.isa import cycles
+from systolith.isa import cycles, facts
 
 from .candidate import consider, port_of, post
 from .collective import arrive
@@ -100,11 +100,11 @@ def begin(st: State, s: int, port: int, at: int) -> None:
         rec[R_FIRST] = at
         return
     po[P_TOTAL] += fl[F_BURSTS]
-    po[P_LIMIT] = po[P_TOTAL] - f[cycles.OUTSTANDING]
+    po[P_LIMIT] = po[P_TOTAL] - f[facts.OUTSTANDING]
     po[P_ASKED_LEAST] = at + fl[F_HOLD]
     po[P_ASKED] = po[P_ASKED_LEAST] if po[P_SERVED] >= po[P_LIMIT] else -1
-    wait = f[cycles.DRAM_LATENCY] if kind == cycles.READ else 0
-    fl[F_ELIGIBLE] = (at + wait) * f[cycles.UNITS_PER_CYCLE]
+    wait = f[facts.DRAM_LATENCY] if kind == cycles.READ else 0
+    fl[F_ELIGIBLE] = (at + wait) * f[facts.UNITS_PER_CYCLE]
 
 
 @kernel
@@ -121,7 +121,7 @@ def retire_one(st: State, s: int, port: int, data_end: int, own_end: int) -> Non
             arrive(st, s, own_end, number, fl[F_SEM], fl[F_COUNTER], fl[F_EXPECT])
         return
     q = queue_of(port)
-    full = po[P_TAIL] - po[P_HEAD] + po[P_PENDING] >= f[cycles.DEPTH + q]
+    full = po[P_TAIL] - po[P_HEAD] + po[P_PENDING] >= f[facts.DEPTH + q]
     po[P_HEAD] += 1
     rec = st.rec[slot_of(st, number)]
     end = finish(st, s, q, number, rec[R_BEGIN], rec[R_FIRST], data_end, own_end)
@@ -185,9 +185,9 @@ def bus_due(st: State, s: int) -> int:
 
 @kernel
 def serve(st: State, s: int, limit: int) -> bool:
-    """Serve bursts that begin before `limit` (units) until one ends an instruction or lets a request out; say whether."""
+    """Serve bursts that begin before `limit` (units) until one ends an instruction or lets a request out: True."""
     sl, f = st.sl[s], st.f
-    burst, flights = f[cycles.BURST_UNITS], st.pf.shape[2]
+    burst, flights = f[facts.BURST_UNITS], st.pf.shape[2]
     while True:
         due = bus_due(st, s)
         if due >= limit:
@@ -232,7 +232,7 @@ def serve(st: State, s: int, limit: int) -> bool:
             fl[F_NEW] = 0
             if chosen != NETWORK_PORT:
                 rec = st.rec[slot_of(st, fl[F_RECORD])]
-                rec[R_FIRST] = due // f[cycles.UNITS_PER_CYCLE]
+                rec[R_FIRST] = due // f[facts.UNITS_PER_CYCLE]
                 if due > fl[F_ELIGIBLE]:
                     rec[R_BOUND] |= 1
         count = 1
@@ -251,10 +251,10 @@ def serve(st: State, s: int, limit: int) -> bool:
         sl[S_BUS_LAST] = chosen
         event = False
         if chosen != NETWORK_PORT and po[P_ASKED] < 0 and po[P_SERVED] >= po[P_LIMIT]:
-            po[P_ASKED] = max(po[P_ASKED_LEAST], -(-begun // f[cycles.UNITS_PER_CYCLE]))
+            po[P_ASKED] = max(po[P_ASKED_LEAST], -(-begun // f[facts.UNITS_PER_CYCLE]))
             event = True
         if fl[F_LEFT] == 0:
-            data_end = -(-(begun + burst) // f[cycles.UNITS_PER_CYCLE])
+            data_end = -(-(begun + burst) // f[facts.UNITS_PER_CYCLE])
             retire_one(st, s, chosen, data_end, data_end + fl[F_TAIL])
             retire(st, s, chosen)
             event = True

@@ -7,14 +7,14 @@ the stream was cut into buffers.
 
 from __future__ import annotations
 
-from systolith.isa import cycles
+from systolith.isa import cycles, facts
 
 from .candidate import consider, port_of, post, take_tokens
 from .collective import start_put
 from .dma import bus_due, serve, start_dma
 from .matrix import start_matrix
 from .records import finish, new_record, slot_of
-from .sequencer import decode, dispatch
+from .sequencer import dispatch
 from .state import (
     AT_ONCE,
     DEADLOCK,
@@ -72,27 +72,15 @@ from .state import (
     S_STATE,
     S_TIME,
     SEMAPHORE,
-    Buffer,
-    Row,
     State,
     entry,
     kernel,
 )
 from .vector import start_vector
 
-__all__ = ["feed_rows", "go_on"]
+__all__ = ["go_on"]
 
 _M, _C = 2, 5
-
-
-@entry
-def feed_rows(st: State, buffer: Buffer, counts: Row) -> None:
-    """Decode rows [slices, rows, COLS] into the streams of the slices, which have room for them."""
-    mask = st.ops.shape[1] - 1
-    for s in range(counts.shape[0]):
-        for i in range(counts[s]):
-            decode(st.f, buffer[s, i], st.ops[s, st.sl[s, S_OPS_TAIL] & mask])
-            st.sl[s, S_OPS_TAIL] += 1
 
 
 @kernel
@@ -136,8 +124,8 @@ def start(st: State, s: int, q: int) -> None:
 
 @kernel
 def run_slice(st: State, s: int, horizon: int, others: int, other: int, rings: int, records: int) -> bool:
-    """Run a slice up to `horizon`; PUTs only while no other slice has an earlier event. Say whether anything happened."""
-    sl, units = st.sl[s], st.f[cycles.UNITS_PER_CYCLE]
+    """Run a slice up to `horizon`, PUTs only while no other slice has an earlier event; say whether anything moved."""
+    sl, units = st.sl[s], st.f[facts.UNITS_PER_CYCLE]
     moved = False
     while True:
         if sl[S_STATE] != HALTED and not (sl[S_STATE] == DRY and sl[S_OPS_HEAD] == sl[S_OPS_TAIL]):
@@ -173,7 +161,7 @@ def run_slice(st: State, s: int, horizon: int, others: int, other: int, rings: i
 def go_on(st: State, rings: int, records: int) -> int:
     """Run until a slice has used up its stream, all have halted, `rings` records to the host or `records` have come."""
     n, g = st.sl.shape[0], st.g
-    ahead = 2 * st.f[cycles.BANK] + st.f[cycles.NET_LATENCY]
+    ahead = 2 * st.f[facts.BANK] + st.f[facts.NET_LATENCY]
     g[G_STATUS] = GOING
     while g[G_STATUS] == GOING:
         if g[G_RINGS] >= rings:

@@ -1,4 +1,4 @@
-"""`TimingMachine`: cycles of a program on a chip, from the resolved stream of its slices; `simulate` runs it with an executor."""
+"""`TimingMachine`: cycles of a program on a chip, from the resolved stream; `simulate` runs it with an executor."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from systolith.isa import Program, cycles
+from systolith.isa import Program, facts
 from systolith.isa.resolved import COLS
 from systolith.spec import QUEUES, Chip, ProgramError
 
 from . import state as at
-from .loop import feed_rows, go_on
+from .loop import go_on
+from .sequencer import feed_rows
 from .state import State, make_state
 from .waterfall import Waterfall, waterfall
 
@@ -108,7 +109,8 @@ class TimingMachine:
 
     def feed(self, buffer: Ints, counts: Ints) -> bool:
         """Take rows [slices, rows, COLS] and run until a slice has used up its own; True: all slices have halted."""
-        assert buffer.shape[0] == len(counts) == self.slices and buffer.shape[2] == COLS
+        assert buffer.shape[0] == len(counts) == self.slices
+        assert buffer.shape[2] == COLS
         if self.finished:
             return True
         self._make_room(int(counts.max(initial=0)))
@@ -205,8 +207,8 @@ class TimingMachine:
                 pc = int(st.qe[s, i, qu[at.Q_HEAD] % at.DEPTH_MAX, at.OP_PC])
                 heads.append(f"{queue} at word {pc} {self.program.line(pc)}".strip())
         return ProgramError(
-            f"timing: slice {s} cannot go on after cycle {self.now}: its queues wait ({', '.join(heads) or 'all empty'}) "
-            "for tokens that nobody gives; run the sanitizer."
+            f"timing: slice {s} cannot go on after cycle {self.now}: its queues wait "
+            f"({', '.join(heads) or 'all empty'}) for tokens that nobody gives; run the sanitizer."
         )
 
     def finish(self) -> TimingResult:
@@ -214,13 +216,13 @@ class TimingMachine:
         assert self.finished, "feed the stream to its end first"
         st, total = self.state, self.now
         f = st.f
-        bursts = st.sl[:, at.S_BUS_BUSY] * int(f[cycles.BURST_UNITS])
+        bursts = st.sl[:, at.S_BUS_BUSY] * int(f[facts.BURST_UNITS])
         busy = {
-            "memory": (-(-bursts // int(f[cycles.UNITS_PER_CYCLE]))).tolist(),
+            "memory": (-(-bursts // int(f[facts.UNITS_PER_CYCLE]))).tolist(),
             "matrix": st.qu[:, 2, at.Q_BUSY].tolist(),
             "vector": st.qu[:, 3, at.Q_BUSY].tolist(),
             "collective": st.qu[:, 5, at.Q_BUSY].tolist(),
-            "sequencer": (st.sl[:, at.S_ISSUED] * int(f[cycles.ISSUE])).tolist(),
+            "sequencer": (st.sl[:, at.S_ISSUED] * int(f[facts.ISSUE])).tolist(),
         }
         sums = st.qu.sum(axis=0)
         counts = {queue: int(sums[i, at.Q_COUNT]) for i, queue in enumerate(QUEUES)}

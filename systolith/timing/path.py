@@ -74,9 +74,10 @@ def put(edges: Rows, n: int, lo: int, hi: int, part: int, why: int, number: int)
 
 @entry
 def walk(rec: Rows, semaphore: int, oldest: int, number: int, end: int, since: int, edges: Rows) -> int:
-    """Walk from record `number` at cycle `end` back to cycle `since`; fill edges [n, 5], latest first, give their count.
+    """Walk from record `number` at cycle `end` back to `since`; fill edges [n, 5], latest first, give their count.
 
-    semaphore : cycles from post to start. oldest : the oldest record that is still there; beyond it the cycles are "other". Gives -1 where edges is too short.
+    semaphore : cycles from post to start. oldest : the oldest record that is still there; beyond it the cycles are
+    "other". Gives -1 where edges is too short.
     """
     n, t = 0, end
     mask = rec.shape[0] - 1

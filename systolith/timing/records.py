@@ -40,7 +40,7 @@ def new_record(st: State, s: int) -> int:
 @kernel
 def slot_of(st: State, number: int) -> int:
     """Row of the ring that a record is in."""
-    return number & (st.rec.shape[0] - 1)
+    return int(number & (st.rec.shape[0] - 1))
 
 
 @kernel

@@ -6,7 +6,7 @@ queue's level is registered). A taken branch and the end of a loop cost branch_c
 
 from __future__ import annotations
 
-from systolith.isa import cycles
+from systolith.isa import cycles, facts
 from systolith.isa.resolved import COUNT, FIELDS, FIRST, OP, PC, POST, QUEUE, TAKEN, WAIT
 
 from .candidate import consider, take_tokens, tokens_ready
@@ -57,37 +57,50 @@ from .state import (
     S_TIME,
     SEMAPHORE,
     WAITING,
+    Buffer,
     Row,
     State,
+    entry,
     kernel,
 )
 
-__all__ = ["decode", "dispatch"]
+__all__ = ["dispatch", "feed_rows"]
 
 _LOOP, _BR, _READX, _HALT = 5, 6, 7, 8
 
 
-@kernel
-def decode(f: Row, row: Row, out: Row) -> None:
-    """Turn a resolved row into what the loop needs of it: int64 [OP_COLS]."""
-    cycles.work(f, row, out)
-    fields, op = row[FIELDS], row[OP]
-    out[OP_CODE], out[OP_QUEUE], out[OP_WAIT], out[OP_POST], out[OP_PC] = op, row[QUEUE], row[WAIT], row[POST], row[PC]
-    out[OP_FIRST], out[OP_COUNT], out[OP_TAKEN] = row[FIRST], row[COUNT], row[TAKEN]
-    out[OP_SEM] = fields >> f[cycles.PUT_SEM] & 31
-    out[OP_COUNTER] = fields >> f[cycles.PUT_COUNTER] & 15
-    out[OP_EXPECT] = fields >> f[cycles.PUT_EXPECT] & 2047
-    if out[OP_EXPECT] == 0:
-        out[OP_EXPECT] = f[cycles.SLICES]
-    out[OP_ARRIVE] = fields >> f[cycles.PUT_ARRIVE] & 1
-    out[OP_LENGTH] = fields >> f[cycles.LOOP_LEN] & 4095
-    out[OP_ISSUE] = f[cycles.ISSUE]
-    if (op == _BR and row[TAKEN] != 0) or (op == _LOOP and row[TAKEN] == 0):
-        out[OP_ISSUE] += f[cycles.BRANCH]
-    elif op == _READX:
-        out[OP_ISSUE] += f[cycles.BANK]
-    elif row[QUEUE] < QUEUES:
-        out[OP_ISSUE] = max(f[cycles.ISSUE], out[cycles.COPIES])
+@entry
+def feed_rows(st: State, buffer: Buffer, counts: Row) -> None:
+    """Turn rows [slices, rows, COLS] into what the loop needs of them and add them to the streams, which have room."""
+    f, mask = st.f, st.ops.shape[1] - 1
+    for s in range(counts.shape[0]):
+        for i in range(counts[s]):
+            row, out = buffer[s, i], st.ops[s, st.sl[s, S_OPS_TAIL] & mask]
+            st.sl[s, S_OPS_TAIL] += 1
+            cycles.work(f, row, out)
+            fields, op = row[FIELDS], row[OP]
+            out[OP_CODE], out[OP_QUEUE], out[OP_WAIT], out[OP_POST], out[OP_PC] = (
+                op,
+                row[QUEUE],
+                row[WAIT],
+                row[POST],
+                row[PC],
+            )
+            out[OP_FIRST], out[OP_COUNT], out[OP_TAKEN] = row[FIRST], row[COUNT], row[TAKEN]
+            out[OP_SEM] = fields >> f[facts.PUT_SEM] & 31
+            out[OP_COUNTER] = fields >> f[facts.PUT_COUNTER] & 15
+            out[OP_EXPECT] = fields >> f[facts.PUT_EXPECT] & 2047
+            if out[OP_EXPECT] == 0:
+                out[OP_EXPECT] = f[facts.SLICES]
+            out[OP_ARRIVE] = fields >> f[facts.PUT_ARRIVE] & 1
+            out[OP_LENGTH] = fields >> f[facts.LOOP_LEN] & 4095
+            out[OP_ISSUE] = f[facts.ISSUE]
+            if (op == _BR and row[TAKEN] != 0) or (op == _LOOP and row[TAKEN] == 0):
+                out[OP_ISSUE] += f[facts.BRANCH]
+            elif op == _READX:
+                out[OP_ISSUE] += f[facts.BANK]
+            elif row[QUEUE] < QUEUES:
+                out[OP_ISSUE] = max(f[facts.ISSUE], out[cycles.COPIES])
 
 
 @kernel
@@ -113,7 +126,7 @@ def end_of_word(st: State, s: int, pc: int, op: int, length: int, taken: int) ->
         if sl[s, at + 1] > 0:
             return
         sl[s, S_LOOPS] -= 1
-        sl[s, S_TIME] += st.f[cycles.BRANCH]
+        sl[s, S_TIME] += st.f[facts.BRANCH]
 
 
 @kernel
@@ -124,7 +137,7 @@ def dispatch(st: State, s: int) -> None:
         return
     if sl[s, S_STATE] == BLOCKED:
         q = sl[s, S_BLOCKED]
-        if st.qu[s, q, Q_TAIL] - st.qu[s, q, Q_HEAD] >= f[cycles.DEPTH + q]:
+        if st.qu[s, q, Q_TAIL] - st.qu[s, q, Q_HEAD] >= f[facts.DEPTH + q]:
             return
     capacity = st.ops.shape[1]
     while True:
@@ -135,7 +148,7 @@ def dispatch(st: State, s: int) -> None:
         now = sl[s, S_TIME]
         q = op[OP_QUEUE]
         if q < QUEUES:
-            qu, depth = st.qu[s, q], f[cycles.DEPTH + q]
+            qu, depth = st.qu[s, q], f[facts.DEPTH + q]
             if qu[Q_TAIL] - qu[Q_HEAD] >= depth:
                 sl[s, S_STATE], sl[s, S_BLOCKED] = BLOCKED, q
                 return

@@ -6,12 +6,14 @@ A unit is 1/UNITS_PER_CYCLE of a cycle: the memory channel's time, in which a bu
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import numba
 import numpy as np
 
-from systolith.isa import cycles
+from systolith.isa import cycles, facts
+from systolith.isa.compiled import STAMP, TYPES, compiled, stamp_of
 from systolith.spec import LOOP_DEPTH, SEMAPHORE_MAX, SEMAPHORES, Chip
 
 __all__ = ["INF", "OP_COLS", "RECORD", "REC_COLS", "State", "kernel", "make_state"]
@@ -85,7 +87,7 @@ class State(NamedTuple):
     """All arrays, int64."""
 
     f: Any
-    """[FACTS] `isa.cycles.facts`."""
+    """[FACTS] `isa.facts.facts`."""
     g: Any
     """[GLOBAL_COLS]"""
     sl: Any
@@ -99,7 +101,7 @@ class State(NamedTuple):
     qs: Any
     """[slices, 6, 64, 2]: start and record of the latest instructions of each queue."""
     tok: Any
-    """[slices, 24, 258, 2]: time and record of the tokens of each semaphore, a ring; [.., 256, 0] taken, [.., 257, 0] given."""
+    """[slices, 24, 258, 2]: time and record of each semaphore's tokens, a ring; [256, 0] taken, [257, 0] given."""
     po: Any
     """[slices, 4, PORT_COLS]"""
     pf: Any
@@ -112,28 +114,15 @@ class State(NamedTuple):
 
 _I: Final = numba.int64
 _DIMENSIONS: Final = {
-    "f": 1,
-    "g": 1,
-    "sl": 2,
-    "ops": 3,
-    "qu": 3,
-    "qe": 4,
-    "qs": 4,
-    "tok": 4,
-    "po": 3,
-    "pf": 4,
-    "rec": 2,
-    "rings": 2,
-}
-_TYPES: Final = {
-    "int": _I,
-    "bool": numba.boolean,
-    "None": numba.void,
-    "tuple[int, int]": numba.types.UniTuple(_I, 2),
+    "f": 1, "g": 1, "sl": 2, "ops": 3, "qu": 3, "qe": 4, "qs": 4, "tok": 4, "po": 3, "pf": 4, "rec": 2, "rings": 2,
+}  # fmt: skip
+_NUMBA: Any = numba.types  # has no types of its own
+_TYPES: Final = TYPES | {
+    "tuple[int, int]": _NUMBA.UniTuple(_I, 2),
     "Row": _I[::1],
     "Rows": _I[:, ::1],
     "Buffer": _I[:, :, ::1],
-    "State": numba.types.NamedTuple([numba.types.Array(_I, _DIMENSIONS[name], "C") for name in State._fields], State),
+    "State": _NUMBA.NamedTuple([_NUMBA.Array(_I, _DIMENSIONS[name], "C") for name in State._fields], State),
 }
 Row: TypeAlias = Any
 """int64 [n]"""
@@ -143,19 +132,22 @@ Buffer: TypeAlias = Any
 """int64 [l, m, n]"""
 
 
+_STAMP: Final = STAMP + stamp_of(
+    Path(__file__).parent / f"{name}.py"
+    for name in (
+        "candidate", "collective", "dma", "host", "loop", "matrix", "path", "records", "sequencer", "state", "vector",
+    )
+)  # fmt: skip
+
+
 def kernel(function: _F) -> _F:
-    """Compile a part of the event loop for the types that its annotations name; kept on disk.
-
-    Nothing here allocates: without reference counts the loop compiles in a fraction of the time.
-    """
-    return entry(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    """Compile a part of the event loop for the types that its annotations name; kept on disk."""
+    return compiled(function, _TYPES, _STAMP, inner=True)
 
 
-def entry(function: _F, **options: bool) -> _F:
+def entry(function: _F) -> _F:
     """Compile as `kernel` does, to be called from Python."""
-    types = [_TYPES[str(name)] for name in function.__annotations__.values()]
-    compiled: _F = numba.njit(types[-1](*types[:-1]), cache=True, error_model="numpy", _nrt=False, **options)(function)
-    return compiled
+    return compiled(function, _TYPES, _STAMP, inner=False)
 
 
 def make_state(chip: Chip, slices: int, sem_init: tuple[int, ...], records: int, capacity: int) -> State:
@@ -165,7 +157,7 @@ def make_state(chip: Chip, slices: int, sem_init: tuple[int, ...], records: int,
     while flights < n * chip.queue_depth("C"):
         flights *= 2
     st = State(
-        f=cycles.facts(chip).copy(),
+        f=facts.facts(chip).copy(),
         g=np.zeros(GLOBAL_COLS, np.int64),
         sl=np.zeros((n, SLICE_COLS), np.int64),
         ops=np.zeros((n, capacity, OP_COLS), np.int64),
@@ -178,7 +170,7 @@ def make_state(chip: Chip, slices: int, sem_init: tuple[int, ...], records: int,
         rec=np.zeros((records, REC_COLS), np.int64),
         rings=np.zeros((1024, 3), np.int64),
     )
-    st.f[cycles.SLICES] = n  # that take part
+    st.f[facts.SLICES] = n  # that take part
     st.sl[:, S_TIME] = chip.branch_cycles  # the first words are fetched
     st.sl[:, S_RUN_REF] = st.sl[:, S_END_REF] = -1
     st.sl[:, S_BUS_LAST] = NETWORK_PORT

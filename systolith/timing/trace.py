@@ -1,6 +1,6 @@
-"""A Perfetto trace of a run: a track per unit and slice, a stall with its reason in every gap, counters, the critical path.
+"""A Perfetto trace: a track per unit and slice, a stall with its reason in every gap, counters, the critical path.
 
-# Ref: Perfetto, protos/perfetto/trace/{trace,trace_packet}.proto and track_event/track_event.proto: field numbers below.
+# Ref: Perfetto, protos/perfetto/trace: trace.proto, trace_packet.proto, track_event/*.proto: field numbers below.
 Times are cycles: what the viewer calls a nanosecond is one cycle, so that nothing is rounded.
 """
 

@@ -1,4 +1,4 @@
-"""Where the time went: the cycles of a window by part, from the critical path that ends in it. Parts sum to it exactly."""
+"""Where the time went: cycles of a window by part, from the critical path that ends in it; they sum to it exactly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from systolith.isa import cycles as rules
+from systolith.isa import facts
 from systolith.spec import Chip
 
 from .path import PARTS, WHY, walk
@@ -55,7 +55,7 @@ def waterfall(st: State, chip: Chip, oldest: int, number: int, end: int, since: 
     """Walk back from record `number` at cycle `end` to cycle `since`."""
     edges = np.zeros((1 << 12, 5), np.int64)
     while True:
-        n = walk(st.rec, int(st.f[rules.SEMAPHORE]), oldest, number, end, since, edges)
+        n = walk(st.rec, int(st.f[facts.SEMAPHORE]), oldest, number, end, since, edges)
         if n >= 0:
             break
         edges = np.zeros((2 * len(edges), 5), np.int64)

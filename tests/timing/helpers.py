@@ -30,11 +30,11 @@ class Rows:
         return counts
 
 
-def tensor(space: Space, ext: Sequence[int], format: Format = Format.INT8, base: int = 0, **more: object) -> Descriptor:
+def tensor(space: Space, ext: Sequence[int], fmt: Format = Format.INT8, base: int = 0, **more: object) -> Descriptor:
     """A contiguous tensor; with scale=1 its scales stand where `sbase` says."""
     e0, e1, e2 = ext
     values: dict = {"stride": (e1 * e2, e2, 1)} | more
-    return Descriptor(space=space, format=format, base=base, ext=(e0, e1, e2), **values)
+    return Descriptor(space=space, format=fmt, base=base, ext=(e0, e1, e2), **values)
 
 
 def program(

@@ -38,8 +38,8 @@ def run(code: list[Instruction], constants: list, **more: object) -> int:
     return time(NANO, program(NANO, code, constants, **more)).cycles
 
 
-def mx(space: Space, ext: tuple[int, int, int], format: Format = I8, base: int = 0):
-    return tensor(space, ext, format, base, scale=1, sbase=base + 4096)
+def mx(space: Space, ext: tuple[int, int, int], fmt: Format = I8, base: int = 0):
+    return tensor(space, ext, fmt, base, scale=1, sbase=base + 4096)
 
 
 def test_halt() -> None:
@@ -96,7 +96,7 @@ def test_copy_to_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "k", "n", "format", "cycles"),
+    ("rows", "k", "n", "fmt", "cycles"),
     [
         # read 1, first load 1; 8 passes a block of one row (a load of 16 bytes takes one cycle too);
         # skew 5, normalise 2, add 2, write 1.
@@ -108,8 +108,8 @@ def test_copy_to_memory() -> None:
         (40, 32, 4, I8, 1 + 1 + 8 * 40 + 10),
     ],
 )
-def test_matmul(rows: int, k: int, n: int, format: Format, cycles: int) -> None:
-    constants = [mx(S, (1, rows, k)), mx(W, (1, n, k), format), tensor(ACC, (1, rows, n), F32)]
+def test_matmul(rows: int, k: int, n: int, fmt: Format, cycles: int) -> None:
+    constants = [mx(S, (1, rows, k)), mx(W, (1, n, k), fmt), tensor(ACC, (1, rows, n), F32)]
     assert run([Matmul(d=3, a=1, b=2, zero=1)], constants) == 2 + 3 + 3 + cycles
 
 

@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ MICRO, MINI = load("micro"), load("mini")
 
 
 def layer(chip: Chip, seed: int) -> tuple[Program, int, int]:
-    """A random decoder-like loop: weights run ahead, M, V and C follow. Gives memory bytes and multiply-adds of a slice.
+    """A random decoder-like loop: weights run ahead, M, V and C follow. Memory bytes and multiply-adds of a slice.
 
     W -0-> M (free buffers 1), M -2-> V (free sums 3), V -4-> C, network 5 -> V, S stores, RING each round.
     """
@@ -170,7 +171,7 @@ def test_trace(chip: Chip) -> None:
         for q in "WMVC":
             covered = sorted([(a, b) for a, b, _ in spans[f"slice {s}/{q}"] + spans.get(f"slice {s}/{q} stalls", [])])
             assert covered[0][0] == 0
-            assert all(a[1] == b[0] for a, b in zip(covered, covered[1:], strict=False)), "a gap without a reason"
+            assert all(a[1] == b[0] for a, b in pairwise(covered)), "a gap without a reason"
         assert counters[f"slice {s}/queue M"][-1] == 0
         assert abs(counters[f"slice {s}/memory bytes per cycle"][-1]) < 1e-3
         assert max(counters[f"slice {s}/slots in use"]) >= 1

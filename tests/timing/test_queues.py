@@ -1,6 +1,7 @@
 """Queues, semaphores, the shared memory channel and the network: schedules worked out by hand."""
 
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_a_full_queue_stalls_the_sequencer() -> None:
     rows = queue(records(NANO, p), Queue.V)
     assert [r["dispatch"] for r in rows[:5]] == [6, 8, 10, 12, 14]
     assert rows[5]["dispatch"] == rows[1]["start"] + 2
-    assert [b["start"] - a["start"] for a, b in zip(rows, rows[1:], strict=False)] == [18] * 7
+    assert [b["start"] - a["start"] for a, b in pairwise(rows)] == [18] * 7
     stalls = time(NANO, p).stalls["sequencer"]["queue full"]
     assert stalls == sum(max(0, rows[i - 4]["start"] + 2 - rows[i - 1]["dispatch"] - 2) for i in range(4, 8))
 
