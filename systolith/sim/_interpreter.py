@@ -118,8 +118,9 @@ def dispatch(
     if op == MATMUL:
         zero = zero_of(st, s, words, pc)
         return matmul(
-            o, zero, words[pc, W_F + 1], words[pc, W_F + 2], m8, m32, mf, units, e4m3, powers, a16, a32, w16, w32, pa, pw, sums
-        )
+            o, zero, words[pc, W_F + 1], words[pc, W_F + 2], m8, m32, mf, units, e4m3, powers, a16, a32, w16, w32, pa, pw,
+            sums, v,
+        )  # fmt: skip
     if op == COPY:
         return copy(o, words[pc, W_QUEUE], m8, m32)
     if op == VEC:

@@ -15,6 +15,7 @@ from ._state import (
     O_SCALE,
     O_SPACE,
     O_STRIDE,
+    O_VIA,
     OA,
     OD,
     SLOT,
@@ -73,11 +74,22 @@ def copy_tensor(o: Array, away: Scalar, m8: Array, m32: Array) -> None:
     scaled = o[OD, O_SCALE] != 0
     to_step = o[OD, O_STRIDE + 2]
     from_step = o[OA, O_STRIDE + 2]
-    for i0 in range(o[OD, O_EXT]):
+    e0, e1 = o[OD, O_EXT], o[OD, O_EXT + 1]
+    # Rows that lie one after the other on both sides, and all inside A, are one long row. Not within one memory, where
+    # a row that is written may be read as part of the next one.
+    if o[OD, O_ABS] + away != o[OA, O_ABS] and inside == n and e1 <= o[OA, O_EXT + 1] and (to_step == 1 and from_step == 1):
+        if e1 > 1 and o[OD, O_STRIDE + 1] == n and o[OA, O_STRIDE + 1] == n:
+            n = inside = n * e1
+            e1 = 1
+        flat = o[OD, O_VIA] == 0 and o[OA, O_VIA] == 0 and e0 <= o[OA, O_EXT]
+        if e1 == 1 and e0 > 1 and flat and o[OD, O_STRIDE] == n and o[OA, O_STRIDE] == n:
+            n = inside = n * e0
+            e0 = 1
+    for i0 in range(e0):
         to0 = row0(o, OD, i0, m32)
         live0 = i0 < o[OA, O_EXT]
         from0 = row0(o, OA, i0, m32) if live0 else 0
-        for i1 in range(o[OD, O_EXT + 1]):
+        for i1 in range(e1):
             to = to0 + i1 * o[OD, O_STRIDE + 1]
             source = from0 + i1 * o[OA, O_STRIDE + 1]
             count = inside if live0 and i1 < o[OA, O_EXT + 1] else 0

@@ -124,25 +124,32 @@ class FastMachine:
             if why != loop.RANG:
                 raise self._fault(why)
 
-    def step(self) -> tuple[int, int] | None:
-        """Execute one word on the next slice in order, as Machine.step; give (slice, pc), None once all have halted."""
-        self._fill[0] = 0
+    def step(self, row: Ints | None = None) -> tuple[int, int] | None:
+        """Execute one word on the next slice in order, as Machine.step; give (slice, pc), None once all have halted.
+
+        row : int64 [COLS] that gets the resolved row, if given
+        """
         slices = len(self._state)
-        for _ in range(slices):
+        rows = _NO_ROWS if row is None else np.zeros((slices, COLS), np.int64)
+        tries = 0
+        while tries < slices:
             rank, pc = self._turn, int(self._state[self._turn, S.PC])
             halted = bool(self._state[rank, S.STATUS] == S.HALTED)
             self._begin(False)
+            self._fill[:] = 0
+            self._fill[:2] = row is not None, 1
             self._cfg[S.C_CURSOR] = rank
-            why = loop.STOPPED if halted else self._call(loop.run_slice, rank, 1, rows=_NO_ROWS)
-            if why == loop.RANG:
-                self._drain(None)
-                continue
+            why = loop.STOPPED if halted else self._call(loop.run_slice, rank, 1, rows=rows)
             self._drain(None)
             if why == loop.TRAPPED:
                 raise self._fault(why)
             if self._state[rank, S.DONE]:
+                if row is not None:
+                    row[:] = rows[rank]
                 return rank, pc
-            self._turn = (rank + 1) % slices
+            if why != loop.RANG:  # else the record found no room, and has some now
+                self._turn = (rank + 1) % slices
+                tries += 1
         if bool((self._state[:, S.STATUS] == S.HALTED).all()):
             return None
         raise self._fault(loop.DEADLOCK)
@@ -272,5 +279,5 @@ def _scratch() -> tuple[Any, ...]:
     pairs = [view for row in rows for view in (row, row.view(np.int32))]
     tiles = [np.empty(CAPACITY + 64, np.int32) for _ in range(2)]
     wide = [view for tile in tiles for view in (tile.view(np.int16), tile)]
-    blocks = [np.empty(CAPACITY // 32 + 64, np.float64) for _ in range(3)]
+    blocks = [np.empty(n + 64, np.float64) for n in (CAPACITY // 32, CAPACITY // 32, CAPACITY)]
     return (*pairs, np.zeros(ROW + 64, np.uint8), np.zeros(256, np.int64), *wide, *blocks)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._jit import F32, F64, I16, I16_2D, I32, I32_2D, I64_2D, U8, Array, Scalar, kernel
+from ._jit import F32, F64, I16, I32, I64_2D, U8, Array, Scalar, kernel
 from ._operands import check, row0
 from ._state import (
     ACC,
@@ -27,7 +27,7 @@ from ._state import (
     OA,
     OB,
     OD,
-    SLOT,
+    O_VIA, SLOT,
     SPAD,
 )  # fmt: skip
 from ._traps import T_FORMAT, T_PAIR, T_SHAPE, T_SPACE
@@ -78,59 +78,67 @@ def decode32(o: Array, k: Scalar, at: Scalar, n: Scalar, m8: Array, units: Array
     return nans
 
 
-@kernel(f"void({I16_2D}, {I16_2D}, int64, int64, {F64})")
-def sums16(a: Array, w: Array, terms: Scalar, width: Scalar, out: Array) -> None:
-    """Exact sums of the blocks of one column [blocks, 32]; with two terms (terms = 1) two blocks meet each block of a.
+@kernel(f"void({I16}, {I16}, int64, int64, int64, int64, {F64})")
+def sums16(a: Array, w: Array, j: Scalar, blocks: Scalar, columns: Scalar, width: Scalar, out: Array) -> None:
+    """Exact sums of the 32 products of one block of a with block j of each column [columns, blocks, 32].
 
     width is 32. It is no constant, because LLVM would unroll the loop and then not vectorise it (7 times slower).
     """
-    for j in range(w.shape[0]):
-        i = j >> terms
+    tile = w[: columns * blocks * width].reshape(columns, blocks, width)
+    for n in range(columns):
         total = np.int32(0)
         for k in range(width):
-            total = np.int32(total + np.int32(np.int32(a[i, k]) * np.int32(w[j, k])))
-        out[j] = np.float64(total)
+            total = np.int32(total + np.int32(np.int32(a[k]) * np.int32(tile[n, j, k])))
+        out[n] = np.float64(total)
 
 
-@kernel(f"void({I32_2D}, {I32_2D}, int64, int64, int64, {F64})")
-def sums32(a: Array, w: Array, terms: Scalar, width: Scalar, nans: Scalar, out: Array) -> None:
+@kernel(f"void({I32}, {I32}, int64, int64, int64, int64, int64, {F64})")
+def sums32(
+    a: Array, w: Array, j: Scalar, blocks: Scalar, columns: Scalar, width: Scalar, nans: Scalar, out: Array
+) -> None:
     """As sums16 in 64 bits; with NaN codes about, one that meets a code that is not zero makes the sum NaN."""
-    for j in range(w.shape[0]):
-        i = j >> terms
+    tile = w[: columns * blocks * width].reshape(columns, blocks, width)
+    for n in range(columns):
         total = np.int64(0)
         if nans == 0:
             for k in range(width):
-                total += np.int64(a[i, k]) * np.int64(w[j, k])
-            out[j] = np.float64(total)
+                total += np.int64(a[k]) * np.int64(tile[n, j, k])
+            out[n] = np.float64(total)
         else:
             met = 0
             for k in range(width):
-                if a[i, k] != 0 and w[j, k] != 0:
-                    if a[i, k] == NAN_UNITS or w[j, k] == NAN_UNITS:
+                x, y = a[k], tile[n, j, k]
+                if x != 0 and y != 0:
+                    if x == NAN_UNITS or y == NAN_UNITS:
                         met += 1
                     else:
-                        total += np.int64(a[i, k]) * np.int64(w[j, k])
-            out[j] = np.nan if met > 0 else np.float64(total)
+                        total += np.int64(x) * np.int64(y)
+            out[n] = np.nan if met > 0 else np.float64(total)
 
 
-@kernel(f"float32(float32, {F64}, {F64}, {F64}, int64, int64)")
-def accumulate(acc: Scalar, sums: Array, pa: Array, pw: Array, blocks: Scalar, terms: Scalar) -> Scalar:
-    """acc = RNE(acc + RNE(sum * 2^(sa + sb))) for blocks ascending; float64 scales a sum of 42 bits exactly."""
-    for j in range(blocks):
-        acc = np.float32(acc + np.float32(sums[j] * (pa[j >> terms] * pw[j])))
-    return acc
+@kernel(f"void({F32}, {F64}, float64, {F64}, int64)")
+def accumulate(acc: Array, sums: Array, scale_a: Scalar, scale_w: Array, columns: Scalar) -> None:
+    """acc = RNE(acc + RNE(sum * 2^(sa + sb))) for each column; float64 scales a sum of 42 bits exactly."""
+    for n in range(columns):
+        acc[n] = np.float32(acc[n] + np.float32(sums[n] * (scale_a * scale_w[n])))
 
 
-@kernel(f"void({I64_2D}, int64, int64, int64, {U8}, {F64}, float64, {F64})")
-def scales(o: Array, k: Scalar, at: Scalar, blocks: Scalar, m8: Array, powers: Array, unit: Scalar, out: Array) -> None:
-    """Scales of `blocks` blocks from element offset `at` on, times the unit of the codes."""
+@kernel(f"void({I64_2D}, int64, int64, int64, {U8}, {F64}, float64, {F64}, int64)")
+def scales(
+    o: Array, k: Scalar, at: Scalar, blocks: Scalar, m8: Array, powers: Array, unit: Scalar, out: Array, step: Scalar
+) -> None:
+    """Scales of `blocks` blocks from element offset `at` on, times the unit of the codes, `step` apart in out."""
+    base = o[k, O_ABS] + o[k, O_SBASE] + (at >> 5)
     if o[k, O_SCALE] == 0:
         for j in range(blocks):
-            out[j] = unit
-    else:
-        base = o[k, O_ABS] + o[k, O_SBASE] + (at >> 5)
+            out[j * step] = unit
+    elif step == 1:
+        codes = m8[base : base + blocks]
         for j in range(blocks):
-            out[j] = powers[m8[base + j]] * unit
+            out[j] = powers[codes[j]] * unit
+    else:
+        for j in range(blocks):
+            out[j * step] = powers[m8[base + j]] * unit
 
 
 @kernel("float64(int64)")
@@ -141,31 +149,72 @@ def unit_of(form: Scalar) -> Scalar:
     return 2.0**-9 if form == E4M3 else 2.0**-6
 
 
-@kernel(f"int64({I64_2D}, int64, int64, int64, int64, int64, int64, {U8}, {I32}, {I16}, {I32}, {I16}, {I32}, {I16}, {I32})")
-def load_columns(
-    o: Array, column: Scalar, count: Scalar, KT: Scalar, by_rows: Scalar, wide: Scalar, n1: Scalar,
-    m8: Array, m32: Array, units: Array, e4m3: Array, w16: Array, w32: Array, t16: Array, t32: Array,
+@kernel(f"boolean({I64_2D}, int64, int64)")
+def is_dense(o: Array, k: Scalar, n: Scalar) -> Scalar:
+    """Whether the rows of n elements of operand k lie one after the other."""
+    e0, e1 = o[k, O_EXT], o[k, O_EXT + 1]
+    if o[k, O_VIA] != 0 or o[k, O_STRIDE + 2] != 1:
+        return False
+    return (e1 == 1 or o[k, O_STRIDE + 1] == n) and (e0 == 1 or o[k, O_STRIDE] == e1 * n)
+
+
+_TILE = f"{U8}, {I32}, {I16}, {I32}, {F64}, {I16}, {I32}, {F64}"
+
+
+@kernel(f"int64({I64_2D}, int64, int64, int64, int64, int64, {_TILE})")
+def load_rows(
+    o: Array, k: Scalar, first: Scalar, count: Scalar, n: Scalar, wide: Scalar,
+    m8: Array, m32: Array, units: Array, e4m3: Array, powers: Array, t16: Array, t32: Array, factors: Array,
 ) -> Scalar:  # fmt: skip
-    """Decode `count` columns of the weights from `column` on, each KT contiguous integers; the number of NaN codes."""
+    """Decode `count` rows of n elements of operand k from row `first` on, and their scales; the number of NaN codes.
+
+    Rows count over dimensions 0 and 1. factors : [blocks of a row, count]
+    """
+    unit = unit_of(o[k, O_FORMAT])
+    blocks = n >> 5
+    e1 = o[k, O_EXT + 1]
+    dense = is_dense(o, k, n)
     nans = 0
-    if by_rows != 0:
-        for k in range(KT):
-            at = row0(o, OB, k, m32) + column * o[OB, O_STRIDE + 2]
+    if dense:
+        if wide != 0:
+            nans = decode32(o, k, first * n, count * n, m8, units, e4m3, t32)
+        else:
+            decode16(o, k, first * n, count * n, m8, units, t16)
+        if blocks == 1:
+            scales(o, k, first * n, count, m8, powers, unit, factors, 1)
+            return nans
+    for r in range(count):
+        at = (first + r) * n if dense else row0(o, k, (first + r) // e1, m32) + ((first + r) % e1) * o[k, O_STRIDE + 1]
+        if not dense:
             if wide != 0:
-                nans += decode32(o, OB, at, count, m8, units, e4m3, t32)
-                for n in range(count):
-                    w32[n * KT + k] = t32[n]
+                nans += decode32(o, k, at, n, m8, units, e4m3, t32[r * n : r * n + n])
             else:
-                decode16(o, OB, at, count, m8, units, t16)
-                for n in range(count):
-                    w16[n * KT + k] = t16[n]
-    else:
-        for n in range(count):
-            at = row0(o, OB, (column + n) // n1, m32) + ((column + n) % n1) * o[OB, O_STRIDE + 1]
-            if wide != 0:
-                nans += decode32(o, OB, at, KT, m8, units, e4m3, w32[n * KT : n * KT + KT])
-            else:
-                decode16(o, OB, at, KT, m8, units, w16[n * KT : n * KT + KT])
+                decode16(o, k, at, n, m8, units, t16[r * n : r * n + n])
+        scales(o, k, at, blocks, m8, powers, unit, factors[r:], count)
+    return nans
+
+
+@kernel(f"int64({I64_2D}, int64, int64, int64, int64, {_TILE}, {I16}, {I32})")
+def load_by_rows(
+    o: Array, column: Scalar, count: Scalar, K: Scalar, wide: Scalar,
+    m8: Array, m32: Array, units: Array, e4m3: Array, powers: Array, w16: Array, w32: Array, factors: Array,
+    t16: Array, t32: Array,
+) -> Scalar:  # fmt: skip
+    """As load_rows for `count` columns of weights that lie by rows: [K, 1, N], no scales."""
+    nans = 0
+    for k in range(K):
+        at = row0(o, OB, k, m32) + column * o[OB, O_STRIDE + 2]
+        if wide != 0:
+            nans += decode32(o, OB, at, count, m8, units, e4m3, t32)
+            for n in range(count):
+                w32[n * K + k] = t32[n]
+        else:
+            decode16(o, OB, at, count, m8, units, t16)
+            for n in range(count):
+                w16[n * K + k] = t16[n]
+    unit = unit_of(o[OB, O_FORMAT])
+    for i in range((K >> 5) * count):
+        factors[i] = unit
     return nans
 
 
@@ -191,18 +240,19 @@ def legal(o: Array, by_rows: Scalar, terms: Scalar, N: Scalar) -> Scalar:
     return 0
 
 
-_MATMUL = f"{U8}, {I32}, {F32}, {I16}, {I32}, {F64}, {I16}, {I32}, {I16}, {I32}, {F64}, {F64}, {F64}"
+_MATMUL = f"{U8}, {I32}, {F32}, {I16}, {I32}, {F64}, {I16}, {I32}, {I16}, {I32}, {F64}, {F64}, {F64}, {F32}"
 
 
 @kernel(f"int64({I64_2D}, int64, int64, int64, {_MATMUL})")
 def matmul(
     o: Array, zero: Scalar, by_rows: Scalar, terms: Scalar,
     m8: Array, m32: Array, mf: Array, units: Array, e4m3: Array, powers: Array,
-    a16: Array, a32: Array, w16: Array, w32: Array, pa: Array, pw: Array, sums: Array,
+    a16: Array, a32: Array, w16: Array, w32: Array, pa: Array, pw: Array, sums: Array, acc: Array,
 ) -> Scalar:  # fmt: skip
     """Run a MATMUL whose shapes have been checked; 0 or the code of a trap, nothing written then.
 
-    a16, a32 and w16, w32 are scratch (each pair two views of one buffer) of 2^20 elements and more, pa, pw, sums of 2^15.
+    a16, a32 and w16, w32 are scratch (each pair two views of one buffer) of 2^20 elements and more,
+    pa and pw of 2^15, sums and acc of 2^20.
     """
     K = o[OA, O_EXT + 2]
     KT = K << terms
@@ -221,43 +271,41 @@ def matmul(
     if code != 0:
         return code
     wide = 1 if o[OA, O_FORMAT] == E4M3 or o[OB, O_FORMAT] == E4M3 else 0
-    unit_a, unit_w = unit_of(o[OA, O_FORMAT]), unit_of(o[OB, O_FORMAT])
     blocks = KT >> 5
     width = KT // blocks
+    rows = e0 * e1
     target = (o[OD, O_ABS] + o[OD, O_BASE]) >> 2
+    row_group = max(1, min(rows, CAPACITY // K))
     group = max(1, min(N, CAPACITY // KT))
     for column in range(0, N, group):
         count = min(group, N - column)
-        w_nans = load_columns(o, column, count, KT, by_rows, wide, n1, m8, m32, units, e4m3, w16, w32, a16, a32)
-        for n in range(count):
-            at = 0
-            if by_rows == 0:
-                at = row0(o, OB, (column + n) // n1, m32) + ((column + n) % n1) * o[OB, O_STRIDE + 1]
-            scales(o, OB, at, blocks, m8, powers, unit_w, pw[n * blocks : n * blocks + blocks])
-        for i0 in range(e0):
-            row_a = row0(o, OA, i0, m32)
-            row_d = target + row0(o, OD, i0, m32) + column * o[OD, O_STRIDE + 2]
-            for i1 in range(e1):
-                at = row_a + i1 * o[OA, O_STRIDE + 1]
-                nans = w_nans
-                if wide != 0:
-                    nans += decode32(o, OA, at, K, m8, units, e4m3, a32)
+        if by_rows != 0:
+            w_nans = load_by_rows(o, column, count, K, wide, m8, m32, units, e4m3, powers, w16, w32, pw, a16, a32)
+        else:
+            w_nans = load_rows(o, OB, column, count, KT, wide, m8, m32, units, e4m3, powers, w16, w32, pw)
+        for first in range(0, rows, row_group):
+            part = min(row_group, rows - first)
+            nans = w_nans + load_rows(o, OA, first, part, K, wide, m8, m32, units, e4m3, powers, a16, a32, pa)
+            for r in range(part):
+                i0, i1 = (first + r) // e1, (first + r) % e1
+                step = o[OD, O_STRIDE + 2]
+                d = target + row0(o, OD, i0, m32) + i1 * o[OD, O_STRIDE + 1] + column * step
+                if zero != 0:
+                    acc[:count] = np.float32(0.0)
                 else:
-                    decode16(o, OA, at, K, m8, units, a16)
-                scales(o, OA, at, K >> 5, m8, powers, unit_a, pa)
-                d = row_d + i1 * o[OD, O_STRIDE + 1]
-                rows16, rows32 = a16[:K].reshape(K >> 5, width), a32[:K].reshape(K >> 5, width)
-                for n in range(count):
+                    for n in range(count):
+                        acc[n] = mf[d + n * step]
+                for j in range(blocks):
+                    i = j >> terms
+                    at = r * K + 32 * i
                     if wide != 0:
-                        column32 = w32[n * KT : n * KT + KT].reshape(blocks, width)
-                        sums32(rows32, column32, terms, width, nans, sums)
+                        sums32(a32[at : at + 32], w32, j, blocks, count, width, nans, sums)
                     else:
-                        column16 = w16[n * KT : n * KT + KT].reshape(blocks, width)
-                        sums16(rows16, column16, terms, width, sums)
-                    acc = np.float32(0.0) if zero != 0 else mf[d + n * o[OD, O_STRIDE + 2]]
-                    acc = accumulate(acc, sums, pa, pw[n * blocks : n * blocks + blocks], blocks, terms)
-                    if acc != acc:
-                        m32[d + n * o[OD, O_STRIDE + 2]] = np.int32(0x7FC00000)
+                        sums16(a16[at : at + 32], w16, j, blocks, count, width, sums)
+                    accumulate(acc, sums, pa[i * part + r], pw[j * count : j * count + count], count)
+                for n in range(count):
+                    if acc[n] != acc[n]:
+                        m32[d + n * step] = np.int32(0x7FC00000)
                     else:
-                        mf[d + n * o[OD, O_STRIDE + 2]] = acc
+                        mf[d + n * step] = acc[n]
     return 0
