@@ -20,7 +20,7 @@ from systolith.numerics.choose import top_p_fixed
 from systolith.spec.errors import CapacityError, ModelError
 from systolith.spec.limits import CHUNK_TOKENS
 
-__all__ = ["Layout", "Request", "Sampling", "Step", "layout", "write_job"]
+__all__ = ["Layout", "Request", "Sampling", "Step", "check_requests", "layout", "pack", "write_job"]
 
 Words = NDArray[np.uint32]
 NO_TOKEN = 0xFFFFFFFE
@@ -97,29 +97,33 @@ class Layout:
     decode: Step
 
 
-def layout(program: Program, requests: Sequence[Request], prefill_chunk: int | None = None) -> Layout:
-    """Pack the prompts into steps: at most `rows` rows, at most `prefill_chunk` of a request, as many segments as fit."""
-    meta: dict[str, Any] = program.meta
-    rows, options, record = meta["rows"], meta["options"], meta["record"]
-    if len(requests) != options["batch"]:
-        raise CapacityError(
-            f"the program has {options['batch']} request slots and {len(requests)} prompts were given; compile it for them"
-        )
+def check_requests(requests: Sequence[Request], vocab: int, context: int) -> None:
+    """Raise ModelError, one sentence, for a prompt that is empty, foreign to the vocabulary or too long."""
     for number, request in enumerate(requests):
-        need = len(request.prompt) + request.max_tokens - 1
-        vocab = meta["model"]["vocab"]
-        wrong = next((t for t in request.prompt if not 0 <= t < vocab), None)
+        what = "the prompt" if len(requests) == 1 else f"prompt {number}"
         if not request.prompt:
-            raise ModelError(f"prompt {number} is empty; give at least one token")
+            raise ModelError(f"{what} is empty; give at least one token")
+        wrong = next((t for t in request.prompt if not 0 <= t < vocab), None)
         if wrong is not None:
+            raise ModelError(f"{what}: token {wrong} must be 0..{vocab - 1}; give ids of this model's vocabulary")
+        if len(request.prompt) + request.max_tokens - 1 > context:
             raise ModelError(
-                f"prompt {number}: token {wrong} must be 0..{vocab - 1}; give ids of this model's vocabulary"
+                f"{what} has {len(request.prompt)} tokens and {request.max_tokens} are to be made, more than the context "
+                f"of {context} in all; shorten the prompt or ask for fewer tokens"
             )
-        if need > options["context"]:
-            raise ModelError(
-                f"prompt {number} has {len(request.prompt)} tokens and {request.max_tokens} are to be made, together more than "
-                f"the context of {options['context']}; shorten the prompt or ask for fewer tokens"
-            )
+        if len(request.stops) > STOPS:
+            raise ModelError(f"{len(request.stops)} stop tokens were given, at most {STOPS} are allowed; give fewer")
+
+
+def pack(
+    requests: Sequence[Request],
+    rows: int,
+    max_segments: int,
+    *,
+    prefill_chunk: int | None = None,
+    every_row: bool = False,
+) -> tuple[Step, ...]:
+    """Pack prompts into steps of at most `rows` rows, `prefill_chunk` rows of a request, `max_segments` segments."""
     chunk = min(prefill_chunk or rows, rows)
     steps: list[Step] = []
     done = [0] * len(requests)
@@ -127,31 +131,43 @@ def layout(program: Program, requests: Sequence[Request], prefill_chunk: int | N
         step = Step()
         for slot, request in enumerate(requests):
             left = min(len(request.prompt) - done[slot], chunk, rows - len(step.rows))
-            while left and len(step.segments()) < record["max_segments"]:
+            while left and len(step.segments()) < max_segments:
                 # Up to the next chunk of attention, so that a segment more is known to fit.
                 take = min(left, CHUNK_TOKENS - done[slot] % CHUNK_TOKENS)
                 step.rows += [(slot, done[slot] + i) for i in range(take)]
                 done[slot] += take
                 left -= take
-            if (
-                step.rows
-                and step.rows[-1][0] == slot
-                and done[slot] == len(request.prompt)
-                and not options["every_row"]
-            ):
+            ended = step.rows and step.rows[-1][0] == slot and done[slot] == len(request.prompt)
+            if ended and not every_row:
                 step.outputs.append((len(step.rows) - 1, slot))
-        if options["every_row"]:
+        if every_row:
             step.outputs = [(row, slot) for row, (slot, _) in enumerate(step.rows)]
         steps.append(step)
+    return tuple(steps)
+
+
+def layout(program: Program, requests: Sequence[Request], prefill_chunk: int | None = None) -> Layout:
+    """Lay a job out for a program. Raises CapacityError or ModelError where the program cannot take it."""
+    meta: dict[str, Any] = program.meta
+    options = meta["options"]
+    if len(requests) != options["batch"]:
+        raise CapacityError(
+            f"the program has {options['batch']} request slots and {len(requests)} prompts were given; compile it again"
+        )
+    check_requests(requests, meta["model"]["vocab"], options["context"])
+    steps = pack(
+        requests, meta["rows"], meta["record"]["max_segments"],
+        prefill_chunk=prefill_chunk, every_row=options["every_row"],
+    )  # fmt: skip
     decode = Step(
         rows=[(slot, len(r.prompt)) for slot, r in enumerate(requests)],
         outputs=[(slot, slot) for slot in range(len(requests))],
     )
     if len(steps) + 1 > options["steps"]:
         raise CapacityError(
-            f"the prompts take {len(steps)} steps and the program holds {options['steps'] - 1}; compile it for longer prompts"
+            f"the prompts take {len(steps)} steps and the program holds {options['steps'] - 1}; compile it for more"
         )
-    return Layout(tuple(steps), decode)
+    return Layout(steps, decode)
 
 
 def _record(program: Program, step: Step, requests: Sequence[Request], sample: bool) -> Words:
@@ -159,7 +175,7 @@ def _record(program: Program, step: Step, requests: Sequence[Request], sample: b
     words = np.zeros(at["words"], np.uint32)
     segments = step.segments()
     words[:4] = (len(step.rows), len(segments), len(step.outputs), int(sample))
-    assert HEADER_WORDS == at["ids"]
+    assert at["ids"] == HEADER_WORDS
     for row, (slot, position) in enumerate(step.rows):
         prompt = requests[slot].prompt
         words[at["ids"] + row] = prompt[position] if position < len(prompt) else 0
@@ -200,8 +216,6 @@ def write_job(machine: Any, program: Program, requests: Sequence[Request], plan:
         length = len(request.prompt)
         state[slot] = (NO_TOKEN, length, 1, slot)
         params[slot] = request.sampling.words(length + request.max_tokens - 1)
-        if len(request.stops) > STOPS:
-            raise ModelError(f"{len(request.stops)} stop tokens were given, at most {STOPS} are allowed; give fewer")
         stops[slot, : len(request.stops)] = request.stops
     records = [_record(program, step, requests, sample) for step in plan.steps]
     if sample:
