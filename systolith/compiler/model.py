@@ -70,6 +70,8 @@ def match(graph: ModelGraph) -> DecoderModel:
         faults.append(f"layers with a body of their own ({', '.join(map(str, sorted(graph.special)))})")
     if tuple(node.op for node in graph.head) != ("select", "rms_norm", "linear") or len(graph.embed) != 1:
         faults.append("an embedding or head other than table, select, norm, linear")
+    if any("bias" in node.weights for node in graph.head):
+        faults.append("a bias of the head")
     for node in graph.layer:
         varying = [k for k, v in node.attrs.items() if isinstance(v, tuple) and len(set(v)) > 1]
         faults += [f"{node.op}.{name} that differs from layer to layer" for name in varying]

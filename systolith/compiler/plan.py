@@ -18,7 +18,7 @@ from systolith.compiler.model import DecoderModel
 from systolith.models.profile import TWO_TERMS, Profile
 from systolith.numerics.formats import FORMATS
 from systolith.spec.chip import Chip
-from systolith.spec.errors import CapacityError
+from systolith.spec.errors import CapacityError, ConfigError
 from systolith.spec.limits import BLOCK, CHUNK_TOKENS
 
 __all__ = ["LinearPlan", "Options", "Plan", "candidates", "padded", "share"]
@@ -42,7 +42,7 @@ def share(items: int, slices: int, rank: int) -> tuple[int, int]:
 class Options:
     """What a user chooses.
 
-    batch: request slots; context: most tokens of a sequence; page_tokens: 32..256, a power of two; steps: most step
+    batch: request slots; context: most tokens of a sequence; page_tokens: 1..256, a power of two; steps: most step
     records the program can walk through; log_rows: rows of logits that are kept (0: the last step's); every_row: logits
     of every row of a prompt; dump: keep intermediates; rows: most rows of a step (None: what fits).
     """
@@ -55,6 +55,17 @@ class Options:
     every_row: bool = False
     dump: bool = False
     rows: int | None = None
+
+    def __post_init__(self) -> None:
+        page = self.page_tokens
+        faults = [f"{name}={value} must be at least {low}" for name, value, low in (
+            ("batch", self.batch, 1), ("context", self.context, 1), ("steps", self.steps, 2),
+            ("log_rows", self.log_rows, 0), ("rows", self.rows or 1, 1),
+        ) if value < low]  # fmt: skip
+        if not 1 <= page <= CHUNK_TOKENS or page & (page - 1):
+            faults.append(f"page_tokens={page} must be a power of two 1..{CHUNK_TOKENS}")
+        if faults:
+            raise ConfigError("; ".join(faults) + "; correct the option")
 
 
 @dataclass(frozen=True, slots=True)

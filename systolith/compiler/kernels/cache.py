@@ -58,7 +58,8 @@ def _append_unit(ctx: Context, segment: Segment, unit: Unit) -> None:
             b.load(
                 d,
                 ctx.dram(region, fmt, (rows, 1, width), (width, pool * width, inner),
-                         scales="k_scales" if scaled else "", step=layer * width, xb=Cell.SEGMENT + 3, via=pages.d, unit=bits),
+                         scales="k_scales" if scaled else "", step=layer * width, xb=Cell.SEGMENT + 3,
+                         via=pages.d, unit=bits),
             )  # fmt: skip
             b.advance_r(d, 1, unit.number)
             b.advance_r(d, 3, ctx.r_layer)
