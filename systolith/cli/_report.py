@@ -31,7 +31,8 @@ def conditions(run: Run, device: str) -> str:
     prompt = "+".join(str(len(r.prompt)) for r in run.requests[:8]) + ("+..." if len(run.requests) > 8 else "")
     return (
         f"{plan.model.name} on {chip.name} ({slices}), device {device}; {formats(plan.profile)}; batch "
-        f"{len(run.requests)}, prompt {prompt} tokens, {sum(map(len, run.tokens))} made, program for a context of {plan.options.context}"
+        f"{len(run.requests)}, prompt {prompt} tokens, "
+        f"{sum(map(len, run.tokens))} made, program for a context of {plan.options.context}"
     )
 
 

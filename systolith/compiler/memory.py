@@ -2,7 +2,7 @@
 
 Both are the same on every slice. Scratchpad buffers name the phases in which they hold something; two buffers may share
 bytes when no phase has both. That is safe without a barrier because a phase begins with a gather of all slices' results
-of the phase before: who works in phase p + 1 knows that all work of phase p is done (docs/decisions/0004-compiler.md);
+of the phase before: who works in phase p + 1 knows that all work of phase p is done (docs/decisions/0005-compiler.md);
 the sanitizer proves it for each program. Buffers that the load queue fills ahead of time live in all phases.
 """
 

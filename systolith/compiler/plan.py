@@ -5,7 +5,7 @@ blocks, FF the inner size of the feed-forward, V vocabulary, S slices. "Blocks" 
 
 What is split over slices: every matrix by whole tiles of columns, so that a shard is whole blocks and is quantised
 where it is made; attention by `units`, each one KV head and an aligned group of lanes, so that the tree over lanes is
-cut at whole subtrees (docs/decisions/0004-compiler.md).
+cut at whole subtrees (docs/decisions/0005-compiler.md).
 """
 
 from __future__ import annotations

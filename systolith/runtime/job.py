@@ -108,8 +108,8 @@ def check_requests(requests: Sequence[Request], vocab: int, context: int) -> Non
             raise ModelError(f"{what}: token {wrong} must be 0..{vocab - 1}; give ids of this model's vocabulary")
         if len(request.prompt) + request.max_tokens - 1 > context:
             raise ModelError(
-                f"{what} has {len(request.prompt)} tokens and {request.max_tokens} are to be made, more than the context "
-                f"of {context} in all; shorten the prompt or ask for fewer tokens"
+                f"{what} has {len(request.prompt)} tokens and {request.max_tokens} are to be made, more than the "
+                f"context of {context} in all; shorten the prompt or ask for fewer tokens"
             )
         if len(request.stops) > STOPS:
             raise ModelError(f"{len(request.stops)} stop tokens were given, at most {STOPS} are allowed; give fewer")
