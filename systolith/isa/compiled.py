@@ -9,15 +9,18 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 import numba
 
-__all__ = ["TYPES", "Ints", "compiled", "rule", "stamp_of"]
+__all__ = ["TYPES", "Ints", "Rows", "compiled", "rule", "stamp_of"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 Ints: TypeAlias = Any
-"""int64 array."""
+"""int64 array [n]."""
+Rows: TypeAlias = Any
+"""int64 array [m, n]."""
 
 TYPES: Final[dict[str, Any]] = {
     "int": numba.int64, "bool": numba.boolean, "None": numba.void, "Ints": numba.int64[::1],
+    "Rows": numba.int64[:, ::1],
 }  # fmt: skip
 """Compiled type of each annotation."""
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from systolith.spec import Chip
 
-from .compiled import STAMP, TYPES, Ints, compiled, rule
+from .compiled import STAMP, TYPES, Ints, Rows, compiled, rule
 from .facts import (
     ACC_INTERVAL,
     ADD,
@@ -368,30 +368,32 @@ def transfer(f: Ints, row: Ints, out: Ints) -> None:
         put(f, row, read, bursts, size, out)
 
 
-def _work(f: Ints, row: Ints, out: Ints) -> None:
-    """Fill `out` [WORK_COLS] with the work of a row. Cycles, bytes; times of bursts in 1/UNITS_PER_CYCLE cycles."""
-    for i in range(WORK_COLS):
-        out[i] = 0
-    op = row[OP]
-    if op == _MATMUL:
-        matmul(f, row, out)
-    elif op in (_VEC, _PICK):
-        vector(f, row, out)
-    elif op in (_COPY, _PUT):
-        transfer(f, row, out)
-    elif op == _RING:
-        words = row[A + EXT0] * row[A + EXT1] * row[A + EXT2]
-        if words > 0:
-            out[KIND] = FIXED
-            out[LEAD] = f[DMA] + f[BANK]
-            out[HOLD] = words
-    elif op != _SYNC:
-        out[KIND] = SEQUENCER
-    copies = 0
-    for i in range(6):
-        if row[D + (A - D) * i + SPACE] >= 0:
-            copies += 1
-    out[COPIES] = copies
+def _work(f: Ints, rows: Rows, works: Rows) -> None:
+    """Fill works [n, WORK_COLS] from rows [n, COLS]. Cycles, bytes; times of bursts in 1/UNITS_PER_CYCLE cycles."""
+    for n in range(rows.shape[0]):
+        row, out = rows[n], works[n]
+        for i in range(WORK_COLS):
+            out[i] = 0
+        op = row[OP]
+        if op == _MATMUL:
+            matmul(f, row, out)
+        elif op in (_VEC, _PICK):
+            vector(f, row, out)
+        elif op in (_COPY, _PUT):
+            transfer(f, row, out)
+        elif op == _RING:
+            words = row[A + EXT0] * row[A + EXT1] * row[A + EXT2]
+            if words > 0:
+                out[KIND] = FIXED
+                out[LEAD] = f[DMA] + f[BANK]
+                out[HOLD] = words
+        elif op != _SYNC:
+            out[KIND] = SEQUENCER
+        copies = 0
+        for i in range(6):
+            if row[D + (A - D) * i + SPACE] >= 0:
+                copies += 1
+        out[COPIES] = copies
 
 
 work = compiled(_work, TYPES, STAMP, inner=False)
@@ -399,9 +401,9 @@ work = compiled(_work, TYPES, STAMP, inner=False)
 
 def work_of(chip: Chip, row: Sequence[int]) -> list[int]:
     """Give the work of a resolved row as a list; `WORK` names its entries."""
-    out = np.zeros(WORK_COLS, np.int64)
-    work(facts(chip), np.asarray(row, np.int64), out)
-    return [int(v) for v in out]
+    out = np.zeros((1, WORK_COLS), np.int64)
+    work(facts(chip), np.asarray(row, np.int64).reshape(1, -1), out)
+    return [int(v) for v in out[0]]
 
 
 def alone(chip: Chip, row: Sequence[int]) -> int:

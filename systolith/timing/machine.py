@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from systolith.isa import Program, facts
+from systolith.isa import Program, cycles, facts
 from systolith.isa.resolved import COLS
 from systolith.spec import QUEUES, Chip, ProgramError
 
@@ -114,7 +114,11 @@ class TimingMachine:
         if self.finished:
             return True
         self._make_room(int(counts.max(initial=0)))
-        feed_rows(self.state, np.ascontiguousarray(buffer), np.asarray(counts, np.int64))
+        for s in range(self.slices):
+            rows = np.ascontiguousarray(buffer[s, : counts[s]])
+            works = np.empty((len(rows), cycles.WORK_COLS), np.int64)
+            cycles.work(self.state.f, rows, works)
+            feed_rows(self.state, s, rows, works)
         return self._go_on()
 
     def _go_on(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from systolith.isa import cycles
+from systolith.isa.compiled import Rows
 
 from .state import (
     AT_ONCE,
@@ -30,7 +31,6 @@ from .state import (
     R_RUN_REF,
     R_START,
     SEMAPHORE,
-    Rows,
     entry,
     kernel,
 )

@@ -7,6 +7,7 @@ queue's level is registered). A taken branch and the end of a loop cost branch_c
 from __future__ import annotations
 
 from systolith.isa import cycles, facts
+from systolith.isa.compiled import Rows
 from systolith.isa.resolved import COUNT, FIELDS, FIRST, OP, PC, POST, QUEUE, TAKEN, WAIT
 
 from .candidate import consider, take_tokens, tokens_ready
@@ -57,8 +58,6 @@ from .state import (
     S_TIME,
     SEMAPHORE,
     WAITING,
-    Buffer,
-    Row,
     State,
     entry,
     kernel,
@@ -70,37 +69,37 @@ _LOOP, _BR, _READX, _HALT = 5, 6, 7, 8
 
 
 @entry
-def feed_rows(st: State, buffer: Buffer, counts: Row) -> None:
-    """Turn rows [slices, rows, COLS] into what the loop needs of them and add them to the streams, which have room."""
+def feed_rows(st: State, s: int, rows: Rows, works: Rows) -> None:
+    """Add rows [n, COLS] and their work [n, WORK_COLS] to the stream of a slice, which has room for them."""
     f, mask = st.f, st.ops.shape[1] - 1
-    for s in range(counts.shape[0]):
-        for i in range(counts[s]):
-            row, out = buffer[s, i], st.ops[s, st.sl[s, S_OPS_TAIL] & mask]
-            st.sl[s, S_OPS_TAIL] += 1
-            cycles.work(f, row, out)
-            fields, op = row[FIELDS], row[OP]
-            out[OP_CODE], out[OP_QUEUE], out[OP_WAIT], out[OP_POST], out[OP_PC] = (
-                op,
-                row[QUEUE],
-                row[WAIT],
-                row[POST],
-                row[PC],
-            )
-            out[OP_FIRST], out[OP_COUNT], out[OP_TAKEN] = row[FIRST], row[COUNT], row[TAKEN]
-            out[OP_SEM] = fields >> f[facts.PUT_SEM] & 31
-            out[OP_COUNTER] = fields >> f[facts.PUT_COUNTER] & 15
-            out[OP_EXPECT] = fields >> f[facts.PUT_EXPECT] & 2047
-            if out[OP_EXPECT] == 0:
-                out[OP_EXPECT] = f[facts.SLICES]
-            out[OP_ARRIVE] = fields >> f[facts.PUT_ARRIVE] & 1
-            out[OP_LENGTH] = fields >> f[facts.LOOP_LEN] & 4095
-            out[OP_ISSUE] = f[facts.ISSUE]
-            if (op == _BR and row[TAKEN] != 0) or (op == _LOOP and row[TAKEN] == 0):
-                out[OP_ISSUE] += f[facts.BRANCH]
-            elif op == _READX:
-                out[OP_ISSUE] += f[facts.BANK]
-            elif row[QUEUE] < QUEUES:
-                out[OP_ISSUE] = max(f[facts.ISSUE], out[cycles.COPIES])
+    for i in range(rows.shape[0]):
+        row, out = rows[i], st.ops[s, st.sl[s, S_OPS_TAIL] & mask]
+        st.sl[s, S_OPS_TAIL] += 1
+        for j in range(cycles.WORK_COLS):
+            out[j] = works[i, j]
+        fields, op = row[FIELDS], row[OP]
+        out[OP_CODE], out[OP_QUEUE], out[OP_WAIT], out[OP_POST], out[OP_PC] = (
+            op,
+            row[QUEUE],
+            row[WAIT],
+            row[POST],
+            row[PC],
+        )
+        out[OP_FIRST], out[OP_COUNT], out[OP_TAKEN] = row[FIRST], row[COUNT], row[TAKEN]
+        out[OP_SEM] = fields >> f[facts.PUT_SEM] & 31
+        out[OP_COUNTER] = fields >> f[facts.PUT_COUNTER] & 15
+        out[OP_EXPECT] = fields >> f[facts.PUT_EXPECT] & 2047
+        if out[OP_EXPECT] == 0:
+            out[OP_EXPECT] = f[facts.SLICES]
+        out[OP_ARRIVE] = fields >> f[facts.PUT_ARRIVE] & 1
+        out[OP_LENGTH] = fields >> f[facts.LOOP_LEN] & 4095
+        out[OP_ISSUE] = f[facts.ISSUE]
+        if (op == _BR and row[TAKEN] != 0) or (op == _LOOP and row[TAKEN] == 0):
+            out[OP_ISSUE] += f[facts.BRANCH]
+        elif op == _READX:
+            out[OP_ISSUE] += f[facts.BANK]
+        elif row[QUEUE] < QUEUES:
+            out[OP_ISSUE] = max(f[facts.ISSUE], out[cycles.COPIES])
 
 
 @kernel

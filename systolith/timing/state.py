@@ -120,16 +120,10 @@ _NUMBA: Any = numba.types  # has no types of its own
 _TYPES: Final = TYPES | {
     "tuple[int, int]": _NUMBA.UniTuple(_I, 2),
     "Row": _I[::1],
-    "Rows": _I[:, ::1],
-    "Buffer": _I[:, :, ::1],
     "State": _NUMBA.NamedTuple([_NUMBA.Array(_I, _DIMENSIONS[name], "C") for name in State._fields], State),
 }
 Row: TypeAlias = Any
 """int64 [n]"""
-Rows: TypeAlias = Any
-"""int64 [m, n]"""
-Buffer: TypeAlias = Any
-"""int64 [l, m, n]"""
 
 
 _STAMP: Final = STAMP + stamp_of(
