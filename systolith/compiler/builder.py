@@ -43,6 +43,7 @@ SEMAPHORE = {
         "decided",                       # V to the sequencer: how many requests live
         "released",                      # V to L: index lists and tables may be read or replaced
         "residual",                      # S to L: the residual tile is stored, its buffer free
+        "gathered",                      # M to L: the operand of the head is here
     ))
 }  # fmt: skip
 """Semaphores of a program by name, with the queue that posts and the one that waits."""

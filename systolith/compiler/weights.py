@@ -96,9 +96,8 @@ def _gains(plan: Plan, memory: Memory, checkpoint: Checkpoint) -> Iterator[Image
     shard = plan.shard
     for rank in range(plan.slices):
         first, count = share(plan.o.tiles, plan.slices, rank)
-        if count:
-            part = table[:, first * plan.o.nt : (first + count) * plan.o.nt]
-            yield Image(rank, memory.dram["g"], _padded_to(part, (len(rows), shard)).tobytes())
+        part = table[:, first * plan.o.nt : (first + count) * plan.o.nt]
+        yield Image(rank, memory.dram["g"], _padded_to(part, (len(rows), shard)).tobytes())
 
 
 def _bytes(codes: Bytes, fmt: Format) -> Bytes:

@@ -7,6 +7,7 @@ order, lanes merged by the tree, groups of slices exchanged and merged on, the s
 
 from __future__ import annotations
 
+from systolith.compiler.builder import Label
 from systolith.compiler.context import Cell, Constant, Context, Counter
 from systolith.compiler.kernels.chunk import Tile, attend_chunk
 from systolith.compiler.kernels.dump import store_rows, tap
@@ -66,9 +67,11 @@ def _attend(ctx: Context, tile: Tile) -> None:
         b.place(no_lane)
         start_empty(ctx, current, tile)
         b.place(done)
+    others = ctx.label()
     if plan.group > 1:
-        current = _exchange(ctx, tile, current)
+        _exchange(ctx, tile, current, others)
     _finish(ctx, tile, current)
+    b.place(others)
 
 
 def _lane(ctx: Context, tile: Tile, current: Partial, index: int) -> None:
@@ -121,19 +124,20 @@ def _lanes(ctx: Context, tile: Tile, current: Partial, index: int, active: int) 
     b.place(finished)
 
 
-def _exchange(ctx: Context, tile: Tile, current: Partial) -> Partial:
-    """Send the partial to the slices that share this head and merge all of theirs; gives the merged one.
+def _exchange(ctx: Context, tile: Tile, current: Partial, others: Label) -> None:
+    """Send the partial to the slices that share this head; the first of them merges all, the others go on to a label.
 
-    Two receive buffers take turns: who sends the next partial has merged all of this one.
+    Two receive buffers take turns: who sends the partial after the next has the first one's next, made after its merge.
     """
     b, plan = ctx.b, ctx.plan
     odd, sent = ctx.label(), ctx.label()
-    with b.registers(2) as (parity, place):
+    with b.registers(1) as (parity,):
         b.alu(AluFn.AND, parity, ctx.r_exchange, 1)
-        b.alu(AluFn.MUL, place, parity, plan.group)
-        b.alu_r(AluFn.ADD, place, place, tile.unit.group)
+        b.alu(AluFn.ADD, ctx.r_exchange, ctx.r_exchange, 1)
         b.sync(Queue.V, wait="stage_free", post="stage_full")
-        with b.descriptors(2) as (out, source):
+        with b.registers(1) as (place,), b.descriptors(2) as (out, source):
+            b.alu(AluFn.MUL, place, parity, plan.group)
+            b.alu_r(AluFn.ADD, place, place, tile.unit.group)
             parts = list(zip(current.parts(), Partial(ctx, 0, "exchange").parts(), strict=True))
             for number, (mine, theirs) in enumerate(parts):
                 b.load(source, mine)
@@ -150,8 +154,7 @@ def _exchange(ctx: Context, tile: Tile, current: Partial) -> Partial:
         b.arrive(ctx.nothing, "partials", Counter.EXCHANGE + 1, Cell.GROUP_RANK, plan.group)
         b.place(sent)
         b.sync(Queue.V, wait="partials")
-        b.alu(AluFn.MUL, place, parity, plan.group)
-        b.alu(AluFn.ADD, ctx.r_exchange, ctx.r_exchange, 1)
+        b.branch(others, Cond.NE, tile.unit.group, 0)
         for level in range(plan.group.bit_length() - 1):
             for i in range(0, plan.group, 2 << level):
                 left = Partial(ctx, i, "exchange", parity, plan.group)
@@ -159,17 +162,13 @@ def _exchange(ctx: Context, tile: Tile, current: Partial) -> Partial:
                 merge(ctx, tile, left, left, right)
         # The merged partial comes back to `current`, whose address does not depend on the turn.
         current.copy_from(ctx, Partial(ctx, 0, "exchange", parity, plan.group), tile)
-    return current
 
 
 def _finish(ctx: Context, tile: Tile, result: Partial) -> None:
-    """Merge the sink, divide by l, quantise and send: by the first slice of the group."""
+    """Merge the sink, divide by l, quantise and send."""
     b, plan = ctx.b, ctx.plan
     model, g, dp, d = plan.model, plan.group_queries, plan.dp, plan.model.head_dim
     fmt, tokens = plan.profile.activations, plan.tile_tokens
-    others = ctx.label()
-    if plan.group > 1:
-        b.branch(others, Cond.NE, tile.unit.group, 0)
     if model.sinks is not None or plan.profile.sink is not None:
         _sink(ctx, tile, result)
     with b.descriptors(5) as (a, inverse, stage, out, wide):
@@ -204,7 +203,6 @@ def _finish(ctx: Context, tile: Tile, result: Partial) -> None:
         b.extent_r(out, 0, tile.tokens)
         b.put(out, stage, wait="stage_full", post="stage_free")
     ctx.bump(ctx.r_stage)
-    b.place(others)
 
 
 def _sink(ctx: Context, tile: Tile, result: Partial) -> None:

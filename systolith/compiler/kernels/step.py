@@ -33,6 +33,10 @@ def write_program(ctx: Context) -> None:
     _start(ctx)
     step, decode, run, no_logits, end = (ctx.label() for _ in range(5))
     b.place(step)
+    if not plan.x_resident:
+        # The last store of a step reads a cell that the next record replaces.
+        b.sync(Queue.L, wait="residual")
+        b.sync(Queue.S, post="residual")
     b.branch(decode, Cond.EQ, ctx.r_steps, 0)
     _load_record(ctx, wait="released")
     b.alu(AluFn.SUB, ctx.r_steps, ctx.r_steps, 1)
