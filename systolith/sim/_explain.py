@@ -37,7 +37,8 @@ def sentence(machine: FastMachine, rank: int) -> str:
         instruction.execute(s)
         s.give(instruction.posts)
     except ProgramError as cause:
-        return f"{where(program, rank, pc)}: {cause}"
+        text = str(cause).removesuffix(".")
+        return f"{where(program, rank, pc)}: {text}."
     raise AssertionError(f"{where(program, rank, pc)}: the simulator trapped (code {code}), the definition does not")
 
 

@@ -117,12 +117,15 @@ def fuzz(
 
 def compare(
     chip: Chip, program: Program, seed: int, report: Report, simulator: type[FastMachine] = FastMachine,
-    limit: int | None = None,
+    limit: int | None = None, memory: Callable[[int, int], dict[Space, Any]] = memory_at_start,
 ) -> None:  # fmt: skip
-    """Run a program in lock step on both from the memory of a seed; add to the report."""
+    """Run a program in lock step on both; add to the report.
+
+    memory : gives what the spaces of (seed, rank) hold at start    limit : most words
+    """
     machine, fast = Machine(chip, program), simulator(chip, program)
     for s in machine.slices:
-        for space, data in memory_at_start(seed, s.rank).items():
+        for space, data in memory(seed, s.rank).items():
             s.memory[space][: len(data)] = data.tobytes()
             fast._space(s.rank, space)[: len(data)] = data
     pairs = _views(machine, fast)
