@@ -14,6 +14,7 @@ from systolith.compiler.builder import Builder, Label, tensor
 from systolith.compiler.memory import Memory, stage_bytes
 from systolith.compiler.plan import LinearPlan, Plan, padded
 from systolith.isa.descriptor import Descriptor, Space
+from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn
 from systolith.numerics.formats import FORMATS
 from systolith.spec.limits import BLOCK
@@ -185,6 +186,18 @@ class Context:
     def bump(self, counter: int, by: int = 1) -> None:
         """Count uses of a ring."""
         self.b.alu(AluFn.ADD, counter, counter, by)
+
+    def arrive(self, *gathers: tuple[str, Counter]) -> None:
+        """End gathers: this slice arrives at (semaphore, counter) of all, once its V has done everything before.
+
+        V's work stands for all of the slice's: who has seen the arrivals may write what this slice has read.
+        """
+        b = self.b
+        b.sync(Queue.V, wait="stage_free", post="stage_full")
+        for number, (semaphore, counter) in enumerate(gathers):
+            last = number == len(gathers) - 1
+            b.arrive(self.nothing, semaphore, counter, wait="" if number else "stage_full",
+                     post="stage_free" if last else "")  # fmt: skip
 
     # ---- sizes -----------------------------------------------------------------------------------------------------
 

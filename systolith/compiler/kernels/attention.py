@@ -39,7 +39,7 @@ def attention(ctx: Context) -> None:
         _attend(ctx, Tile(segment, unit, first, tokens))
         b.alu_r(AluFn.ADD, first, first, tokens)
         b.close_loop(place)
-    b.arrive(ctx.nothing, "operand", Counter.OPERAND_ATTENTION)
+    ctx.arrive(("operand", Counter.OPERAND_ATTENTION))
     b.tensor_name = ""
 
 

@@ -21,8 +21,8 @@ def tap(ctx: Context) -> bool:
 
 
 def store_rows(ctx: Context, name: str, source: Descriptor, *, first: int = 0, step: int = 0, index: int = 0,
-               row: int = 0, tile: int = 0, extent: int = 0, advance: int = 0) -> None:  # fmt: skip
-    """Store [rows, e1, e2] of the scratchpad in region `name`, at this layer and the tokens done so far.
+               row: int = 0, tile: int = 0, extent: int = 0, advance: int = 0, ahead: int = 0) -> None:  # fmt: skip
+    """Store [rows, e1, e2] of the scratchpad in region `name`, at the layer `ahead` of this and the tokens done so far.
 
     The columns start at (X[first] + R[index]) * step, e1 runs in steps of its own extent e2 (padded heads). row, tile:
     registers added to the token number; extent: register of the rows; advance: register that moves the source along its
@@ -43,6 +43,7 @@ def store_rows(ctx: Context, name: str, source: Descriptor, *, first: int = 0, s
                 b.set(skip, tokens)
                 b.alu_r(AluFn.MUL, skip, skip, ctx.r_layer)
                 b.advance_r(d, 0, skip)
+            b.advance(d, 0, ahead * tokens)
         b.advance_r(d, 0, ctx.r_log)
         for register in (row, tile):
             if register:

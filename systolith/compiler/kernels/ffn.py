@@ -29,7 +29,7 @@ def ffn(ctx: Context) -> None:
         b.tensor_name = "up"
         product(ctx, plan.up, operand(ctx, "b", ctx.hidden, fmt, rows, xe), rows, xe)
         _times_up(ctx, tile)
-    b.arrive(ctx.nothing, "operand", Counter.OPERAND_H)
+    ctx.arrive(("operand", Counter.OPERAND_H))
     b.tensor_name = ""
 
 

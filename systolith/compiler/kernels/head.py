@@ -26,12 +26,12 @@ def head(ctx: Context) -> None:
         b.load(index, ctx.spad("record", "INT32", (out_rows, 1, 1), (1, 0, 0), offset=4 * ctx.memory.record.out_rows))
         b.load(a, ctx.spad("a", fmt, (rows, 1, hidden), (hidden, 0, 1), scales=rows * hidden, via=index))
         b.load(d, ctx.spad("picked", fmt, (out_rows, 1, hidden), (hidden, 0, 1), scales=out_rows * hidden, xe=xe))
-        b.copy(Queue.L, d, a, wait="released gathered", post="kv_full")
+        b.copy(Queue.L, d, a, wait="released gathered", post="kv_full" if deferred else "kv_full load_full")
         b.load(a, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0), via=index))
         b.load(d, ctx.spad("r_picked", "FP32", (out_rows, 1, 1), (1, 0, 0), xe=xe))
         if deferred:
             b.copy(Queue.L, d, a, post="load_full")
-            b.sync(Queue.V, wait="load_full")
+        b.sync(Queue.V, wait="load_full")
     b.sync(Queue.M, wait="kv_full")
     receivers = 1 if plan.options.every_row else 0
     with ctx.cell_loop(Cell.HEAD_TILES) as tile, b.descriptors(3) as (stage, r, out):
@@ -52,5 +52,5 @@ def head(ctx: Context) -> None:
         b.advance_r(out, 3, tile)
         b.put(out, stage, count=receivers, wait="stage_full", post="stage_free")
         ctx.bump(ctx.r_stage)
-    b.arrive(ctx.nothing, "logits", Counter.LOGITS)
+    ctx.arrive(("logits", Counter.LOGITS))
     b.tensor_name = ""

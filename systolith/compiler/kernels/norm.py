@@ -102,14 +102,19 @@ def send_tile(ctx: Context, which: str, tile: int, *, late: bool = False) -> Non
     ctx.bump(ctx.r_stage)
 
 
-def finish_norm(ctx: Context, which: str) -> None:
-    """Say that this slice's shard is sent; where the norm is not deferred, make r and send the codes first."""
+def finish_norm(ctx: Context, which: str, *, ahead: int = 0) -> None:
+    """Say that this slice's shard is sent; where the norm is not deferred, make r and send the codes first.
+
+    ahead: layers from the running one to the one whose norm this is.
+    """
     b = ctx.b
     sums_counter = Counter.SUMS_A if which == "a" else Counter.SUMS_B
     codes_counter = Counter.OPERAND_A if which == "a" else Counter.OPERAND_B
-    b.arrive(ctx.nothing, "partials", sums_counter)
-    if not ctx.plan.profile.deferred_norm:
-        make_r(ctx, which)
+    if ctx.plan.profile.deferred_norm:
+        ctx.arrive(("partials", sums_counter), ("operand", codes_counter))
+    else:
+        ctx.arrive(("partials", sums_counter))
+        make_r(ctx, which, ahead=ahead)
         with ctx.cell_loop(Cell.O_TILES) as tile:
             if not ctx.plan.x_resident:
                 load_residual(ctx, tile)
@@ -119,11 +124,11 @@ def finish_norm(ctx: Context, which: str) -> None:
                 # The tile is unchanged; it only gives its buffer back.
                 b.sync(Queue.V, post="store_full")
                 b.sync(Queue.S, wait="store_full", post="residual")
-    b.arrive(ctx.nothing, "operand", codes_counter)
+        ctx.arrive(("operand", codes_counter))
     b.sync(Queue.V, post="load_free")
 
 
-def make_r(ctx: Context, which: str) -> None:
+def make_r(ctx: Context, which: str, *, ahead: int = 0) -> None:
     """r = rsqrt(t * c + eps) of every row, from the gathered sums of squares; V waits for them."""
     b, rows = ctx.b, ctx.rows
     with b.descriptors(4) as (t, mean, eps, r):
@@ -140,6 +145,7 @@ def make_r(ctx: Context, which: str) -> None:
             ctx,
             "r_attention" if which == "a" else "r_ffn",
             ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 1), xe=Cell.ROWS),
+            ahead=ahead,
         )
 
 

@@ -49,5 +49,5 @@ def project(ctx: Context, linear: LinearPlan, source: str, which: str) -> None:
         send_tile(ctx, which, tile)
         if not plan.x_resident:
             store_residual(ctx, tile)
-    finish_norm(ctx, which)
+    finish_norm(ctx, which, ahead=int(which == "a"))
     b.tensor_name = ""

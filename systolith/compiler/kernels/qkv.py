@@ -40,8 +40,7 @@ def qkv(ctx: Context) -> None:
                 _send_values(ctx, first, head)
             else:
                 _send_codes(ctx, linear.name, first, head)
-    b.arrive(ctx.nothing, "operand", Counter.OPERAND_Q)
-    b.arrive(ctx.nothing, "kv_rows", Counter.KV)
+    ctx.arrive(("operand", Counter.OPERAND_Q), ("kv_rows", Counter.KV))
     b.tensor_name = ""
 
 

@@ -51,8 +51,8 @@ def write_program(ctx: Context) -> None:
     rewind(ctx)
     b.load(ctx.streams["g"], ctx.dram("g", "FP32", (1, 1, ctx.shard), (0, 0, 1), step=ctx.shard))
     ctx.gain_parity = 0
-    embed(ctx)
     b.set(ctx.r_layer, 0)
+    embed(ctx)
     with b.loop(plan.model.layers):
         qkv(ctx)
         append(ctx)
@@ -86,8 +86,7 @@ def write_program(ctx: Context) -> None:
             b.branch(step)
     # Without logits the slices still meet, or a fast one would send the next step's operand into one being read.
     b.place(no_logits)
-    b.sync(Queue.V, wait="stage_free", post="stage_full")
-    b.arrive(ctx.nothing, "logits", Counter.LOGITS, wait="stage_full", post="stage_free")
+    ctx.arrive(("logits", Counter.LOGITS))
     b.sync(Queue.L, wait="logits")
     b.sync(Queue.V, post="released")
     b.branch(step)
