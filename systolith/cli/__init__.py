@@ -7,11 +7,13 @@ mismatch is 1. A fault of our own is one sentence with its place, and 70.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
@@ -37,13 +39,19 @@ for module in (generate, logits, quality, program, trace, chips, fuzz):
     module.register(app)
 
 
+@functools.cache
+def _command() -> Any:
+    """The app as typer runs it; making it takes longer than many commands."""
+    return typer.main.get_command(app)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (that of the process if left out) and give its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        code = app(args=arguments, prog_name="systolith", standalone_mode=False)
+        code = _command()(args=arguments, prog_name="systolith", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except ClickException as error:
@@ -51,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystolithError as error:
         return _refuse(str(error))
     except BrokenPipeError:
+        return _close(BROKEN_PIPE)
+    except SystemExit:  # how typer ends when nobody reads its output any more
         return _close(BROKEN_PIPE)
     except OSError as error:
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""

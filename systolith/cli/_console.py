@@ -61,8 +61,10 @@ def print_table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), title
         table.add_column(header[i] if i < len(header) else "", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    width = None if sys.stdout.isatty() else 160
-    Console(file=sys.stdout, width=width, highlight=False).print(table)
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    write("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
 
 
 def seconds_text(seconds: float | None) -> str:

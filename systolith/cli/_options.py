@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TINYCODE = "tinycode"
 
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="[MODEL]", help="Hugging Face directory, or tinycode, the model of the package.")
+    str, typer.Argument(metavar="MODEL", help="Hugging Face directory, or tinycode, the model of the package.")
 ]
 ChipOption = Annotated[str, typer.Option("--chip", help="Name of a chip, or path of a chip file.")]
 ProfileOption = Annotated[
@@ -32,7 +32,7 @@ ActivationsOption = Annotated[
     str | None, typer.Option("--activations", help="Format of activations: MXINT8 (default), MXFP8 or MXFP4.")
 ]
 KvOption = Annotated[
-    str | None, typer.Option("--kv", help="Format of cached keys and values: MXINT8 (default), MXFP8.")
+    str | None, typer.Option("--kv", help="Format of cached keys and values: MXINT8 (default), MXFP8 or MXFP4.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 PageOption = Annotated[int, typer.Option("--page-tokens", help="Tokens of a KV cache page: 32, 64, 128 or 256.")]

@@ -19,9 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def chips(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Name of a chip, or path of a chip file.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Name of a chip, or path of a chip file.")] = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """List the named chips, or print one chip's record with units and derived numbers."""

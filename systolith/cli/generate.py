@@ -44,7 +44,7 @@ def generate(
     top_k: Annotated[int, typer.Option("--top-k", help="Sample from so many best tokens; 0: from all.")] = 0,
     top_p: Annotated[float, typer.Option("--top-p", help="Sample from the best tokens with this much weight.")] = 1.0,
     logits: Annotated[
-        Path | None, typer.Option("--logits", help="Write FP32 logits [steps, vocabulary] of the tokens, .npy.")
+        Path | None, typer.Option("--logits", help="Write FP32 logits of the tokens, steps x vocabulary, .npy.")
     ] = None,
     device: options.DeviceOption = "sim",
     page_tokens: options.PageOption = 64,

@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def logits(
-    output: Annotated[Path, typer.Option("-o", "--output", help="FP32 logits [positions, vocabulary], .npy.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="FP32 logits, positions x vocabulary, .npy.")],
     prompt_ids: Annotated[str, typer.Option("--prompt-ids", help="Token ids: 1,2,3 or a file of them.")],
     model: options.ModelArgument = options.TINYCODE,
     chip: options.ChipOption = "nano",

@@ -84,14 +84,10 @@ def asm(
     from systolith.isa.asm import assemble
     from systolith.isa.program import Program
     from systolith.runtime.files import check_output, save_program
-    from systolith.spec import ProgramError
 
     check_output(output)
     text = options.read_text(source, "the assembly")
-    try:
-        program = assemble(text)
-    except ProgramError as error:
-        raise ProgramError(f"{source}: {error}") from None
+    program = assemble(text, str(source))
     if images is not None:
         program = replace(program, images=Program.load(images).images)
     save_program(program, output)

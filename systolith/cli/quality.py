@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 def quality(
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]", help="Model directory; files here are further texts.")
+        list[str] | None, typer.Argument(metavar="MODEL", help="Model directory; files here are further texts.")
     ] = None,
     text: Annotated[list[Path] | None, typer.Option("--text", metavar="FILES", help="UTF-8 text files.")] = None,
     chip: options.ChipOption = "nano",
