@@ -38,39 +38,39 @@ def truncated(model: Path, folder: Path) -> tuple[list[object], str]:
         ((n, e) for n, e in entries.items() if n != "__metadata__"), key=lambda item: item[1]["data_offsets"][1]
     )
     return ["generate", model, "--prompt", "x"], (
-        f'{file}: is not a whole safetensors file (tensor "{name}" has data_offsets {last["data_offsets"]}, must be two '
-        f"within 0..{len(data) - 100 - header}); fetch the file again"
+        f'{file}: is not a whole safetensors file (tensor "{name}" has data_offsets {last["data_offsets"]}, must be '
+        f"two within 0..{len(data) - 100 - header}); fetch the file again"
     )
 
 
 def wrong_shape(model: Path, folder: Path) -> tuple[list[object], str]:
     edit(model, lambda c: c.update(vocab_size=301))
     return ["generate", model, "--prompt", "x"], (
-        f"{model}: tensor model.embed_tokens.weight of model.safetensors has shape [300, 64], must have [301, 64]; use the "
-        "config.json that belongs to these tensors"
+        f"{model}: tensor model.embed_tokens.weight of model.safetensors has shape [300, 64], must have [301, 64]; use "
+        "the config.json that belongs to these tensors"
     )
 
 
 def unknown_architecture(model: Path, folder: Path) -> tuple[list[object], str]:
     edit(model, lambda c: c.update(model_type="mamba"))
     return ["generate", model, "--prompt", "x"], (
-        f'{model}/config.json: model_type="mamba" is not supported, must be one of llama, mistral (did you mean llama?); '
-        "choose a model of these families"
+        f'{model}/config.json: model_type="mamba" is not supported, must be one of llama, mistral (did you mean llama?)'
+        "; choose a model of these families"
     )
 
 
 def misspelt_field(model: Path, folder: Path) -> tuple[list[object], str]:
     edit(model, lambda c: c.update(rms_nrom_eps=c.pop("rms_norm_eps")))
     return ["generate", model, "--prompt", "x"], (
-        f"{model}/config.json: rms_nrom_eps=1e-05 is no known field of a llama model (did you mean rms_norm_eps?); correct "
-        "the file"
+        f"{model}/config.json: rms_nrom_eps=1e-05 is no known field of a llama model (did you mean rms_norm_eps?); "
+        "correct the file"
     )
 
 
 def long_prompt(model: Path, folder: Path) -> tuple[list[object], str]:
     return ["generate", model, "--prompt-ids", ",".join(["7"] * 500), "--max-tokens", 14], (
-        "the prompt has 500 tokens and 14 are to be made, more than the context of 512 in all; shorten the prompt or ask "
-        "for fewer tokens"
+        "the prompt has 500 tokens and 14 are to be made, more than the context of 512 in all; shorten the prompt or "
+        "ask for fewer tokens"
     )
 
 
@@ -93,8 +93,8 @@ def large_batch(model: Path, folder: Path) -> tuple[list[object], str]:
     file = folder.parent / "prompts.txt"
     file.write_text("x\n" * 300)
     return ["generate", model, "--batch", file], (
-        f"nano: a batch of 300 has more rows than a step of {model.name} on this chip can hold; take a smaller batch or a "
-        "larger chip"
+        f"nano: a batch of 300 has more rows than a step of {model.name} on this chip can hold; take a smaller batch or "
+        "a larger chip"
     )
 
 
@@ -112,8 +112,8 @@ def corrupt_program(model: Path, folder: Path) -> tuple[list[object], str]:
     data[40] ^= 1
     file.write_bytes(data)
     return ["disasm", file, "-o", folder / "x.sasm"], (
-        f"{file}: the checksum over {len(data)} bytes does not match, so the file is damaged or cut short; copy or compile "
-        "it again."
+        f"{file}: the checksum over {len(data)} bytes does not match, so the file is damaged or cut short; copy or "
+        "compile it again."
     )
 
 
@@ -213,16 +213,16 @@ def bad_assembly(model: Path, folder: Path) -> tuple[list[object], str]:
     file = folder.parent / "a.sasm"
     file.write_text("HULT\n")
     return ["asm", file, "-o", folder / "x"], (
-        f"{file}:1: instruction HULT is unknown; known are SET, ALU, DESC, ADV, LOOP, BR, READX, HALT, COPY, MATMUL, VEC, "
-        "PICK, PUT, SYNC, RING."
+        f"{file}:1: instruction HULT is unknown; known are SET, ALU, DESC, ADV, LOOP, BR, READX, HALT, COPY, MATMUL, "
+        "VEC, PICK, PUT, SYNC, RING."
     )
 
 
 CASES = [
     truncated, wrong_shape, unknown_architecture, misspelt_field, long_prompt, foreign_token, small_memory, large_batch,
     foreign_program, corrupt_program, full_disk, full_disk_logits, no_folder, unknown_chip, unknown_device, no_prompt,
-    two_prompts, no_tokenizer, bad_sampling, bad_pages, bad_format, profile_twice, misspelt_option, no_text, long_window,
-    bad_assembly,
+    two_prompts, no_tokenizer, bad_sampling, bad_pages, bad_format, profile_twice, misspelt_option, no_text,
+    long_window, bad_assembly,
 ]  # fmt: skip
 
 
