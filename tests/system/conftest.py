@@ -45,6 +45,16 @@ def biased(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 
 @pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """A model so small that plain Python runs it: two layers, two query heads on one KV head, biases."""
+    path = make_llama(
+        tmp_path_factory.mktemp("models") / "small", hidden=64, layers=2, heads=2, kv_heads=1, head_dim=32,
+        intermediate=96, vocab=70, context=512, tied=True, attention_bias=True, seed=6,
+    )  # fmt: skip
+    return Subject.open(path)
+
+
+@pytest.fixture(scope="session")
 def tinycode() -> Subject:
     """The shipped model."""
     if not (TINYCODE / "model.safetensors").exists():
