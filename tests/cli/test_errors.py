@@ -93,8 +93,8 @@ def large_batch(model: Path, folder: Path) -> tuple[list[object], str]:
     file = folder.parent / "prompts.txt"
     file.write_text("x\n" * 300)
     return ["generate", model, "--batch", file], (
-        f"nano: a batch of 300 has more rows than a step of {model.name} on this chip can hold; take a smaller batch or "
-        "a larger chip"
+        f"nano: a batch of 300 has more rows than a step of {model.name} on this chip can hold; take a smaller batch "
+        "or a larger chip"
     )
 
 
