@@ -135,7 +135,7 @@ class Bench:
             ["peak memory of this process", f"{peak:.0f} MiB"],
         ]
         conditions = (
-            f"tinycode on nano, MXINT8 throughout, batch 1; decode: prompt of {len(self.prompt)} tokens, {TOKENS} made; "
+            f"tinycode on nano, all in MXINT8, batch 1; decode: prompt of {len(self.prompt)} tokens, {TOKENS} made; "
             f"prefill: {PREFILL} tokens. Per CPU second of one process, the first call apart. Commit {commit()}, "
             f"{processor()}, Python {platform.python_version()}."
         )

@@ -68,7 +68,7 @@ def generate(
     from systolith.runtime.device import find_device
     from systolith.runtime.files import check_output, write_whole
     from systolith.runtime.job import Request, Sampling
-    from systolith.runtime.session import compile_job, run_job
+    from systolith.runtime.session import compile_job, load_kernels, run_job
 
     target = find_device(device)
     if logits is not None:
@@ -82,6 +82,8 @@ def generate(
             checkpoint, loaded_chip, chosen, requests,
             page_tokens=page_tokens, prefill_chunk=prefill_chunk, keep_logits=logits is not None,
         )  # fmt: skip
+    with progress("loading the simulator; the first time it is compiled, for half a minute"):
+        load_kernels(target)
     stream = _Stream(texts[0], tokenizer) if batch is None and not as_json and target.runs else None
     if stream is not None:
         stream.begin()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,10 +25,12 @@ from systolith.spec.errors import ProgramError
 if TYPE_CHECKING:
     from systolith.timing import TimingMachine, TimingResult, Waterfall
 
-__all__ = ["Run", "Token", "compile_job", "prompt_logits", "run_job"]
+__all__ = ["Run", "Token", "compile_job", "load_kernels", "prompt_logits", "run_job"]
 
 CONTEXT_STEP = 256
 """A program's context is a multiple of this, or the model's: nearby jobs have one program."""
+STEPS_STEP = 8
+"""A program's step records are a multiple of this, for the same reason."""
 _ROWS = 512
 """Resolved rows of each slice asked for at once."""
 _WORDS = 1 << 18
@@ -100,6 +103,14 @@ class Run:
         return Waterfall.total(w for w in self.timing.windows if w.start >= max(firsts) and w.end <= last)
 
 
+def load_kernels(device: Device) -> None:
+    """Import what a timed run needs. The first time on a machine this compiles it, half a minute; then it is cached."""
+    if device.runs:
+        import_module("systolith.timing")
+    if device.name == "sim":
+        import_module("systolith.sim")
+
+
 def compile_job(
     checkpoint: Checkpoint,
     chip: Chip,
@@ -134,7 +145,7 @@ def compile_job(
     )
     plan, memory = plan_model(checkpoint, chip, profile, options)
     steps = pack(requests, plan.rows, memory.record.max_segments, prefill_chunk=prefill_chunk, every_row=every_row)
-    options = replace(options, steps=len(steps) + 2, rows=plan.rows)
+    options = replace(options, steps=padded(len(steps) + 1, STEPS_STEP), rows=plan.rows)
     return compile_model(checkpoint, chip, profile, options)
 
 

@@ -1,0 +1,15 @@
+"""A small random model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.reference.make_model import make_llama
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers, hidden size 64, vocabulary 300, context 512."""
+    return make_llama(tmp_path_factory.mktemp("models") / "tiny", vocab=300, context=512, seed=5)
