@@ -263,8 +263,8 @@ def _divisor(count: int, most: int) -> int:
     return max(i for i in range(1, max(1, min(count, most)) + 1) if count % i == 0)
 
 
-def _linear(chip: Chip, profile: Profile, name: str, n: int, k: int, rows: int, unit: int = BLOCK) -> LinearPlan:
-    """Cut one class. n: columns, padded to blocks; unit: columns that must stay in one run of tiles (a head)."""
+def _linear(chip: Chip, profile: Profile, name: str, n: int, k: int, rows: int, unit: int = 0) -> LinearPlan:
+    """Cut one class. n: columns, padded to blocks; unit: columns that tiles must divide (a head), or 0."""
     chosen = profile.head if name == "head" else profile.weights
     terms = 2 if chosen == TWO_TERMS else 1
     fmt = FORMATS["INT8" if chosen == TWO_TERMS else chosen]
@@ -274,7 +274,7 @@ def _linear(chip: Chip, profile: Profile, name: str, n: int, k: int, rows: int, 
     lengths = [min(run, blocks - i * run) for i in range(spans) if i * run < blocks]
     # Widest tile that the accumulator, the arrays and an even share allow.
     most = chip.accumulator_words // 2 // (rows * len(lengths)) // BLOCK
-    per_slice = max(1, min(unit, n) // BLOCK if unit > BLOCK else n // BLOCK // chip.slices)
+    per_slice = unit // BLOCK if unit else max(1, n // BLOCK // chip.slices)
     nt = BLOCK * _divisor(per_slice, min(most, max(1, chip.columns // BLOCK), 16))
     # A slot holds whole blocks of K of a tile; four slots at least, so that weights run ahead.
     per_block = nt * terms * (BLOCK * fmt.bits // 8 + 1)
