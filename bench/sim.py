@@ -1,4 +1,4 @@
-"""Speed of the fast functional simulator on single instructions: `python bench/sim.py`. CPU seconds, first call apart."""
+"""Speed of the fast simulator on single instructions: `python bench/sim.py`. CPU seconds, first call apart."""
 
 from __future__ import annotations
 
@@ -6,8 +6,24 @@ import time
 
 from systolith import spec
 from systolith.isa import (
-    Alu, Copy, Desc, Descriptor, Format, Func, Halt, Instruction, Loop, Matmul, Op1, Program, Queue, Requires, Set, Space,
-    Vec, Zero,
+    Alu,
+    Copy,
+    Desc,
+    Descriptor,
+    Format,
+    Func,
+    Halt,
+    Instruction,
+    Loop,
+    Matmul,
+    Op1,
+    Program,
+    Queue,
+    Requires,
+    Set,
+    Space,
+    Vec,
+    Zero,
 )  # fmt: skip
 
 CHIP = spec.load("server")
@@ -61,7 +77,8 @@ def main() -> None:
         tensor(Space.SPAD, Format.INT8, (1, 1, 256), scale=1),
         tensor(Space.SPAD, Format.INT8, (256, 1, 64), base=1 << 19),
     )
-    print(f"MATMUL by rows 1x64x256 {1e6 * measure(Matmul(d=1, a=2, b=3, zero=Zero.YES, by_rows=1), by_rows, 20000):8.2f} us")
+    seconds = measure(Matmul(d=1, a=2, b=3, zero=Zero.YES, by_rows=1), by_rows, 20000)
+    print(f"MATMUL by rows 1x64x256 {1e6 * seconds:8.2f} us")
     fp32 = tensor(Space.SPAD, Format.FP32, (1, 1, 768))
     int8 = tensor(Space.SPAD, Format.INT8, (1, 1, 768), base=1 << 19, scale=1)
     int32 = tensor(Space.SPAD, Format.INT32, (1, 1, 768), base=1 << 16)

@@ -73,8 +73,8 @@ def constant_table(constants: tuple[Descriptor, ...]) -> Ints:
 def format_tables() -> tuple[Any, Any, Any, Any]:
     """Give the tables that kernels share with `numerics`.
 
-    Units of E2M1 codes, int16 [16]; of E4M3 codes, int32 [256], NaN as NAN_UNITS; 2^(code-127), float64 [256], 255 as NaN;
-    T of exp2fx, float64 [65536].
+    Units of E2M1 codes, int16 [16]; of E4M3 codes, int32 [256], NaN as NAN_UNITS; 2^(code-127), float64 [256], 255 as
+    NaN; T of exp2fx, float64 [65536].
     """
     units = np.array(E2M1.values, np.int16)
     e4m3 = np.array([NAN_UNITS if value is None else value for value in E4M3.values], np.int32)

@@ -1,6 +1,7 @@
 """Single values: rounding, scaling by powers of two, rcp, rsqrt, exp2fx, quantisation of one element.
 
-Written apart from `numerics`: float64 and bit patterns here, integers and rationals there. Shared: the table T of exp2fx.
+Written apart from `numerics`: float64 and bit patterns here, integers and rationals there. Shared: the table T of
+exp2fx.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ def rne(x: Scalar) -> Scalar:
 def rcp(x: Scalar) -> Scalar:
     """1/x, correctly rounded.
 
-    Rounding twice is innocent: for x no power of two and any number m of 25 bits or fewer (a midpoint of FP32, subnormal
-    ones too), x*m is an integer over a power of two and differs from 1 by 2^-49 of it at least, so the float64 quotient,
-    off by 2^-53 of itself, lies on the same side of m as 1/x.
+    Rounding twice is innocent: for x no power of two and any number m of 25 bits or fewer (a midpoint of FP32,
+    subnormal ones too), x*m is an integer over a power of two and differs from 1 by 2^-49 of it at least, so the
+    float64 quotient, off by 2^-53 of itself, lies on the same side of m as 1/x.
     """
     return np.float32(1.0 / np.float64(x))
 
@@ -44,9 +45,9 @@ def rcp(x: Scalar) -> Scalar:
 def rsqrt(x: Scalar) -> Scalar:
     """1/sqrt(x), correctly rounded; never subnormal.
 
-    Two float64 roundings err by less than 2^-51 of the value. Where that leaves two FP32 results, the midpoint m between
-    them decides: m < 1/sqrt(x) exactly when m*m*x < 1. m has 25 bits, m*m is exact, and the product with x is taken as a
-    sum of two float64 (Dekker 1971). The mantissa of 0x403A18E3 needs it.
+    Two float64 roundings err by less than 2^-51 of the value. Where that leaves two FP32 results, the midpoint m
+    between them decides: m < 1/sqrt(x) exactly when m*m*x < 1. m has 25 bits, m*m is exact, and the product with x is
+    taken as a sum of two float64 (Dekker 1971). The mantissa of 0x403A18E3 needs it.
     """
     if x < np.float32(0.0):
         return np.float32(np.nan)
@@ -71,7 +72,7 @@ def fix(y: Scalar) -> Scalar:
     """RNE(y * 2^16), clamped; a bound is an integer, so clamping before rounding is the same."""
     if y != y:
         return np.int32(NAN_FX)
-    x = np.float64(y) * 65536.0
+    x: Scalar = np.float64(y) * 65536.0
     x = _MIN32 if x < _MIN32 else x
     x = _MAX32 if x > _MAX32 else x
     return np.int32((x + _ROUND) - _ROUND)
@@ -94,7 +95,7 @@ def exp2fx(F: Scalar, M: Scalar, exp2_table: Array) -> Scalar:
 @kernel(f"int64(int64, int64, {F64})")
 def weight(F: Scalar, M: Scalar, exp2_table: Array) -> Scalar:
     """RNE(2^31 * exp2fx) as an unsigned 32-bit integer (rule 8); NaN and masked give 0."""
-    if F == NAN_FX or F == MASKED:
+    if F in (NAN_FX, MASKED):
         return 0
     p = np.float64(exp2fx(F, M, exp2_table))
     if p >= 2.0:
@@ -107,9 +108,9 @@ def weight(F: Scalar, M: Scalar, exp2_table: Array) -> Scalar:
 def shift_add(a: Scalar, ea: Scalar, b: Scalar, eb: Scalar) -> Scalar:
     """a * 2^(ea-M) + b * 2^(eb-M) with M the larger exponent (rule 7), one rounding.
 
-    Only one term is shifted. A shift beyond 900 leaves it far below half an ulp of anything and not zero, as 900 does; an
-    FP32 value times 2^-900 is exact in float64. The float64 sum rounds once more to FP32: innocent for normal results
-    (53 >= 2 * 24 + 2); below 2^-126 a sum near a midpoint is exact.
+    Only one term is shifted. A shift beyond 900 leaves it far below half an ulp of anything and not zero, as 900
+    does; an FP32 value times 2^-900 is exact in float64. The float64 sum rounds once more to FP32: innocent for
+    normal results (53 >= 2 * 24 + 2); below 2^-126 a sum near a midpoint is exact.
     """
     if ea == MASKED:
         return b
@@ -133,19 +134,19 @@ def scale_exponent(magnitude: Scalar, emax: Scalar) -> Scalar:
 
 @kernel("int64(float32, float64, int64)")
 def encode(x: Scalar, factor: Scalar, form: Scalar) -> Scalar:
-    """Code of x * factor, factor = 2^-e: one rounding, saturating, no code of -0 (rule 4). form: E2M1 0, E4M3 1, INT8 2."""
+    """Code of x * factor, factor = 2^-e: one rounding, saturating, no -0 (rule 4). form: E2M1 0, E4M3 1, INT8 2."""
     y = np.float64(x) * factor
     if form == 2:
-        units = np.int64(rne(y * 64.0))
+        units: Scalar = np.int64(rne(y * 64.0))
         return min(max(units, -127), 127) & 0xFF
     if form == 1:
         mantissa, least, largest, sign = 3, -6, 0x7E, 0x80
     else:
         mantissa, least, largest, sign = 1, 0, 7, 8
-    q = ((np.float64(y).view(np.int64) >> 52) & 0x7FF) - 1023
+    q: Scalar = ((np.float64(y).view(np.int64) >> 52) & 0x7FF) - 1023
     q = max(q, least)
     # A mantissa that rounds up to the next power of two carries into the exponent field by itself.
-    code = np.int64(rne(abs(y) * pow2(mantissa - q))) + ((q - least) << mantissa)
+    code: Scalar = np.int64(rne(abs(y) * pow2(mantissa - q))) + ((q - least) << mantissa)
     code = min(code, largest)
     return code | sign if y < 0.0 and code > 0 else code
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +26,7 @@ from systolith.isa import (
     Space,
     Sync,
 )
-from systolith.spec import PAIRS, RANK_REGISTER, Chip
+from systolith.spec import PAIRS, Chip
 
 from ._operators import (
     ACC,
@@ -58,11 +59,12 @@ def make_program(rng: random.Random, chip: Chip, slices: int, chunks: int = 3) -
     ]
     code.append(Desc(d=1, k=0))
     code += [Set(r=r, imm=rng.randint(0, 40)) for r in range(1, 8)]
+    done: Counter[str] = Counter()
     for chunk in range(chunks):
         maker = Maker(rng, chip, slices, constants)
-        body = _body(maker, barrier=16 + chunk % 7)
+        body = _body(maker, 16 + chunk % 7, done)
         code += maker.loads
-        code.append(Loop(count=rng.randint(12, 18), len=len(body)))
+        code.append(Loop(count=rng.randint(8, 13), len=len(body)))
         code += [replace(i, target=len(code) + n + 2) if isinstance(i, Br) else i for n, i in enumerate(body)]
     code.append(Halt(cause=rng.randrange(1 << 16)))
     return Program(
@@ -71,14 +73,22 @@ def make_program(rng: random.Random, chip: Chip, slices: int, chunks: int = 3) -
         constants=tuple(constants),
         sem_init=tuple(rng.choice((0, 0, 1, 7)) if n < 16 else 0 for n in range(24)),
         requires=Requires(
-            slices=slices, dram_bytes=DRAM_END, spad_bytes=SPAD_END, slot_bytes=SLOT_END, acc_bytes=4 * ACC.elements, pairs=PAIRS
+            slices=slices,
+            dram_bytes=DRAM_END,
+            spad_bytes=SPAD_END,
+            slot_bytes=SLOT_END,
+            acc_bytes=4 * ACC.elements,
+            pairs=PAIRS,
         ),
         lines=tuple(f"fuzz.py:{n}" for n in range(len(code))),
     )
 
 
-def _body(maker: Maker, barrier: int) -> list[Instruction]:
-    """Make the body of a loop: an inner loop stands in some of them; tokens are given and taken inside one level."""
+def _body(maker: Maker, barrier: int, done: Counter[str]) -> list[Instruction]:
+    """Make the body of a loop: an inner loop stands in some of them; tokens are given and taken inside one level.
+
+    done : executions of each class an outer iteration, so far; the rarest class comes next
+    """
     rng = maker.rng
     makers = {
         "load": lambda: maker.copy(Queue.L),
@@ -88,18 +98,24 @@ def _body(maker: Maker, barrier: int) -> list[Instruction]:
         "store": lambda: maker.copy(Queue.S),
         "collective": maker.put,
     }
-    order: list[str] = []
-    body: list[Instruction] = []
+    body = [maker.late_cells()]  # operands lie elsewhere in the next iteration
+    classes = {id(body[0]): "load"}
+    done["load"] += 1
     while maker.free < _LAST_DESCRIPTOR:
-        if not order:
-            order = list(_CLASSES)
-            rng.shuffle(order)
-        body.append(makers[order.pop()]())
-    for _ in range(rng.randint(1, 3)):
+        name = min(_CLASSES, key=lambda name: (done[name], rng.random()))
+        done[name] += 1
+        body.append(makers[name]())
+        classes[id(body[-1])] = name
+    rng.shuffle(body)
+    for _ in range(rng.choice((1, 1, 2))):
         body.insert(rng.randint(0, len(body)), maker.scalar())
     start = rng.randint(0, len(body) - 2)
     end = rng.randint(start + 1, len(body)) if rng.random() < 0.5 else start
     levels = [body[:start], body[start:end], body[end:]]
+    count = rng.randint(1, 3)
+    for instruction in levels[1]:
+        if id(instruction) in classes:
+            done[classes[id(instruction)]] += count - 1
     sem = 0
     for level in levels:
         for _ in range(min(3, len(level) // 2)):
@@ -108,15 +124,13 @@ def _body(maker: Maker, barrier: int) -> list[Instruction]:
         _arrival(rng, level, barrier)
     moves = maker.moves
     if levels[1]:
-        count = rng.randint(1, 3)
         levels[1] = [Loop(count=count, len=len(levels[1])), *levels[1]]
     last = levels[2] + moves
-    if rng.random() < 0.5:
+    if rng.random() < 0.25:
         # A branch over one instruction of the sequencer, taken or not.
         jump = Br(cond=rng.choice(list(Cond)), ra=rng.randint(0, 12), rb=rng.randint(0, 12), target=0)
         last += [jump, Set(r=3, imm=rng.randint(0, 40)), Sync(on=Queue.M)]
-    result = levels[0] + levels[1] + (last or [Sync(on=Queue.M)])
-    return result
+    return levels[0] + levels[1] + (last or [Sync(on=Queue.M)])
 
 
 def _pair(rng: random.Random, level: list[Instruction], sem: int) -> None:
@@ -162,7 +176,8 @@ def memory_at_start(seed: int, rank: int) -> dict[Space, Bytes]:
         spaces[space][:LIST_BYTES] = entries.view(np.uint8)
         spaces[space][LIST_BYTES : LIST_BYTES + 32 * RECORDS] = records.reshape(-1).view(np.uint8)
     n = EXPONENTS.elements
-    exponents = np.where(rng.random(n) < 0.1, -(2**31), rng.integers(-rng.choice([4, 30, 300], n), 300)).astype(np.int32)
+    size = rng.choice([1, 8, 8, 30, 300], n)
+    exponents = np.where(rng.random(n) < 0.05, -(2**31), rng.integers(-size, size + 1)).astype(np.int32)
     spaces[Space.SPAD][EXPONENTS.base : EXPONENTS.base + 4 * n] = exponents.view(np.uint8)
     cells = rng.integers(0, LATE_MAX + 1, LATE + 1).astype(np.uint32)
     cells[0] = 0
@@ -203,6 +218,3 @@ def _scales(rng: np.random.Generator, n: int) -> Bytes:
     values = rng.integers(120, 136, n)
     special = rng.random(n) < 0.05
     return np.where(special, rng.choice([0, 1, 100, 200, 254, 255], n), values).astype(np.uint8)
-
-
-assert RANK_REGISTER == 31

@@ -68,7 +68,6 @@ from .sequencer import (
     PUT,
     READX,
     RING,
-    SYNC,
     VEC,
     close_loops,
     control,
@@ -78,7 +77,7 @@ from .sequencer import (
 )  # fmt: skip
 from .vector import pick, vec
 
-# What `run` and `run_slice` return.
+# What `run` returns.
 LIMIT, STOPPED, DEADLOCK, TRAPPED, RANG, ROWS_FULL, WAITS = range(7)
 
 
@@ -104,41 +103,6 @@ _MEMORY = f"{U8}, {I32}, {F32}"
 _TABLES = f"{I16}, {I32}, {F64}, {F64}"
 _SCRATCH = f"{F32}, {I32}, {F32}, {I32}, {F32}, {I32}, {F32}, {I32}, {U8}, {I64}"
 _TILES = f"{I16}, {I32}, {I16}, {I32}, {F64}, {F64}, {F64}"
-
-
-@kernel(f"int64({I64_2D}, int64, {I64_2D}, int64, {I64_2D}, {I64}, {I64}, {_MEMORY}, {_TABLES}, {_SCRATCH}, {_TILES})")
-def dispatch(
-    st: Array, s: Scalar, words: Array, pc: Scalar, o: Array, cfg: Array, records: Array,
-    m8: Array, m32: Array, mf: Array, units: Array, e4m3: Array, powers: Array, exp2_table: Array,
-    v: Array, vi: Array, b: Array, bi: Array, c: Array, ci: Array, t: Array, ti: Array, masked: Array, sums64: Array,
-    a16: Array, a32: Array, w16: Array, w32: Array, pa: Array, pw: Array, sums: Array,
-) -> Scalar:  # fmt: skip
-    """Run an instruction of a queue whose operands have been resolved; 0 or the code of a trap."""
-    op = words[pc, W_OP]
-    if op == MATMUL:
-        zero = zero_of(st, s, words, pc)
-        return matmul(
-            o, zero, words[pc, W_F + 1], words[pc, W_F + 2], m8, m32, mf, units, e4m3, powers, a16, a32, w16, w32, pa, pw,
-            sums, v,
-        )  # fmt: skip
-    if op == COPY:
-        return copy(o, words[pc, W_QUEUE], m8, m32)
-    if op == VEC:
-        return vec(
-            st, s, words, pc, o, m8, m32, units, e4m3, powers, exp2_table, v, vi, b, bi, c, ci, t, ti, masked
-        )  # fmt: skip
-    if op == PUT:
-        expect = words[pc, W_F + 3]
-        first = first_of(s, words, pc, cfg, m32)
-        return put(
-            st, s, o, first, count_of(words, pc, cfg, first), words[pc, W_F + 4],
-            words[pc, W_F + 2], expect if expect != 0 else cfg[C_SLICES], words[pc, W_F + 1], cfg, m8, m32,
-        )  # fmt: skip
-    if op == PICK:
-        return pick(o, m8, m32, units, e4m3, powers, exp2_table, v, vi, b, bi, c, ci, t, ti, masked, sums64)
-    if op == RING:
-        return ring(o, s, cfg, m32, records)
-    return 0
 
 
 @kernel(f"void({I64_2D}, int64, int64, {I64_2D}, {I64_2D}, {I64}, int64, int64, int64, int64)")
@@ -193,55 +157,87 @@ def move_tokens(st: Array, s: Scalar, mask: Scalar, by: Scalar) -> Scalar:
     return 0
 
 
-_ALL = (
-    f"{I64_2D}, {I64_2D}, {I64_2D}, {I64_2D}, {I64}, {I64}, {I64}, {I64_2D}, {I64}, {_MEMORY}, {_TABLES}, {_SCRATCH}, {_TILES}"
+@kernel(f"int64({I64_2D}, int64, {I64_2D}, int64, {I64_2D}, {I64}, {I64_2D}, {I64}, {I32})")
+def note(
+    st: Array, s: Scalar, words: Array, pc: Scalar, o: Array, cfg: Array, rows: Array, fill: Array, m32: Array
+) -> Scalar:
+    """Write the resolved row of a word that is about to run."""
+    op = words[pc, W_OP]
+    zero = zero_of(st, s, words, pc) if op == MATMUL else 0
+    taken = first = count = 0
+    if op == BR:
+        y = words[pc, W_F + 2] & MASK32 if words[pc, W_F + 1] != 0 else st[s, REGS + words[pc, W_B]]
+        taken = 1 if holds(words[pc, W_F], st[s, REGS + words[pc, W_A]], y) else 0
+    elif op == LOOP:
+        taken = st[s, REGS + words[pc, W_F + 1]] if words[pc, W_F] != 0 else words[pc, W_F + 2]
+    elif op == PUT:
+        first = first_of(s, words, pc, cfg, m32)
+        count = count_of(words, pc, cfg, first)
+    write_row(words, s, pc, o, rows, fill, zero, taken, first, count)
+    return 0
+
+
+@kernel(f"int64({I64_2D}, {I64}, int64, int64)")
+def round_over(st: Array, cfg: Array, moved: Scalar, tired: Scalar) -> Scalar:
+    """Say what the end of a round over the slices means: STOPPED, LIMIT, DEADLOCK, or -1 to go on."""
+    halted = 0
+    for s in range(cfg[C_SLICES]):
+        halted += 1 if st[s, STATUS] == HALTED else 0
+    if halted == cfg[C_SLICES]:
+        return STOPPED
+    if moved != 0:
+        return -1
+    return LIMIT if tired != 0 else DEADLOCK
+
+
+@kernel(
+    f"int64(int64, int64, {I64_2D}, {I64_2D}, {I64_2D}, {I64_2D}, {I64}, {I64}, {I64}, {I64_2D}, {I64}, "
+    f"{_MEMORY}, {_TABLES}, {_SCRATCH}, {_TILES})"
 )
-
-
-@kernel(f"int64(int64, int64, {_ALL})")
-def run_slice(
-    s: Scalar, limit: Scalar, st: Array, words: Array, constants: Array, o: Array, cfg: Array, ran: Array, records: Array,
-    rows: Array, fill: Array,
+def run(
+    only: Scalar, limit: Scalar, st: Array, words: Array, constants: Array, o: Array, cfg: Array, ran: Array,
+    records: Array, rows: Array, fill: Array,
     m8: Array, m32: Array, mf: Array, units: Array, e4m3: Array, powers: Array, exp2_table: Array,
     v: Array, vi: Array, b: Array, bi: Array, c: Array, ci: Array, t: Array, ti: Array, masked: Array, sums64: Array,
     a16: Array, a32: Array, w16: Array, w32: Array, pa: Array, pw: Array, sums: Array,
 ) -> Scalar:  # fmt: skip
-    """Run words of slice s until it waits, stops, traps, has run `limit` words in this call, or the host is wanted.
+    """Run the slices in turn, from the cursor on, until all have stopped or nothing moves; why it returned.
 
+    only : 1: the slice at the cursor alone, until it waits (WAITS), stops, or has run `limit` words in this call
     ran : executions by word    records : what RING sends    rows, fill : resolved rows, {on, rows a slice, used ...}
+
+    One function for the loops over slices and words and for the choice of the unit: numba optimises the code of every
+    function again in each of its callers, and each level costs seconds of compilation.
     """
-    while st[s, STATUS] != HALTED:
-        pc = st[s, PC]
-        if pc >= cfg[C_WORDS]:
-            st[s, ERR] = T_END
-            return TRAPPED
-        wait = words[pc, W_WAIT]
-        if wait != 0 and missing(st, s, wait) != 0:
-            return WAITS
-        if st[s, DONE] == limit:
-            return LIMIT
-        if fill[0] != 0 and fill[2 + s] == fill[1]:
-            return ROWS_FULL
-        op = words[pc, W_OP]
-        code = resolve_all(st, s, words, pc, o, cfg, m32) if op >= COPY else 0
-        if code == 0 and fill[0] != 0:
-            zero = zero_of(st, s, words, pc) if op == MATMUL else 0
-            taken = first = count = 0
-            if op == BR:
-                y = words[pc, W_F + 2] & MASK32 if words[pc, W_F + 1] != 0 else st[s, REGS + words[pc, W_B]]
-                taken = 1 if holds(words[pc, W_F], st[s, REGS + words[pc, W_A]], y) else 0
-            elif op == LOOP:
-                taken = st[s, REGS + words[pc, W_F + 1]] if words[pc, W_F] != 0 else words[pc, W_F + 2]
-            elif op == PUT:
-                first = first_of(s, words, pc, cfg, m32)
-                count = count_of(words, pc, cfg, first)
-            write_row(words, s, pc, o, rows, fill, zero, taken, first, count)
-        if wait != 0:
-            move_tokens(st, s, wait, -1)
-        then = pc + 1
-        before = cfg[C_RINGS]
-        if code == 0:
-            if op == READX:
+    while True:
+        s = cfg[C_CURSOR]
+        why = STOPPED
+        while st[s, STATUS] != HALTED:
+            pc = st[s, PC]
+            if pc >= cfg[C_WORDS]:
+                st[s, ERR] = T_END
+                return TRAPPED
+            wait = words[pc, W_WAIT]
+            if wait != 0 and missing(st, s, wait) != 0:
+                why = WAITS
+                break
+            if st[s, DONE] == limit:
+                why = LIMIT
+                break
+            if fill[0] != 0 and fill[2 + s] == fill[1]:
+                why = ROWS_FULL
+                break
+            op = words[pc, W_OP]
+            code = resolve_all(st, s, words, pc, o, cfg, m32) if op >= COPY else 0
+            if code == 0 and fill[0] != 0:
+                note(st, s, words, pc, o, cfg, rows, fill, m32)
+            if wait != 0:
+                move_tokens(st, s, wait, -1)
+            then = pc + 1
+            before = cfg[C_RINGS]
+            if code != 0:
+                pass
+            elif op == READX:
                 cell = words[pc, W_F]
                 home = (s * cfg[C_STRIDE] + cfg[C_OFFSET + CELL]) >> 2
                 st[s, REGS + words[pc, W_D]] = np.int64(m32[home + cell]) & MASK32 if cell != 0 else 0
@@ -251,54 +247,51 @@ def run_slice(
             elif op < COPY:
                 then = control(st, s, words, constants, pc)
                 code = -then if then < 0 else 0
-            elif op != SYNC:
-                code = dispatch(
-                    st, s, words, pc, o, cfg, records, m8, m32, mf, units, e4m3, powers, exp2_table,
-                    v, vi, b, bi, c, ci, t, ti, masked, sums64, a16, a32, w16, w32, pa, pw, sums,
+            elif op == MATMUL:
+                code = matmul(
+                    o, zero_of(st, s, words, pc), words[pc, W_F + 1], words[pc, W_F + 2], m8, m32, mf, units, e4m3,
+                    powers, a16, a32, w16, w32, pa, pw, sums, v,
                 )  # fmt: skip
-        if code == T_FULL:
-            move_tokens(st, s, wait, 1)
-            fill[2 + s] -= fill[0]
-            return RANG
-        if code == 0 and words[pc, W_POST] != 0:
-            code = move_tokens(st, s, words[pc, W_POST], 1)
-        if code != 0:
-            st[s, ERR] = code
-            return TRAPPED
-        ran[pc] += 1
-        st[s, DONE] += 1
-        cfg[C_MOVED] += 1
-        st[s, PC] = close_loops(st, s, then)
-        if cfg[C_STOP] != 0 and s == 0 and cfg[C_RINGS] != before:
-            return RANG
-    return STOPPED
-
-
-@kernel(f"int64(int64, {_ALL})")
-def run(
-    limit: Scalar, st: Array, words: Array, constants: Array, o: Array, cfg: Array, ran: Array, records: Array,
-    rows: Array, fill: Array,
-    m8: Array, m32: Array, mf: Array, units: Array, e4m3: Array, powers: Array, exp2_table: Array,
-    v: Array, vi: Array, b: Array, bi: Array, c: Array, ci: Array, t: Array, ti: Array, masked: Array, sums64: Array,
-    a16: Array, a32: Array, w16: Array, w32: Array, pa: Array, pw: Array, sums: Array,
-) -> Scalar:  # fmt: skip
-    """Run the slices in turn, from the cursor on, until all have stopped or nothing moves; why it returned."""
-    while True:
-        for s in range(cfg[C_CURSOR], cfg[C_SLICES]):
-            cfg[C_CURSOR] = s
-            why = run_slice(
-                s, limit, st, words, constants, o, cfg, ran, records, rows, fill, m8, m32, mf, units, e4m3, powers,
-                exp2_table, v, vi, b, bi, c, ci, t, ti, masked, sums64, a16, a32, w16, w32, pa, pw, sums,
-            )  # fmt: skip
-            if why == TRAPPED or why == RANG:
+            elif op == COPY:
+                code = copy(o, words[pc, W_QUEUE], m8, m32)
+            elif op == VEC:
+                code = vec(
+                    st, s, words, pc, o, m8, m32, units, e4m3, powers, exp2_table, v, vi, b, bi, c, ci, t, ti, masked
+                )  # fmt: skip
+            elif op == PUT:
+                expect = words[pc, W_F + 3]
+                first = first_of(s, words, pc, cfg, m32)
+                code = put(
+                    st, s, o, first, count_of(words, pc, cfg, first), words[pc, W_F + 4], words[pc, W_F + 2],
+                    expect if expect != 0 else cfg[C_SLICES], words[pc, W_F + 1], cfg, m8, m32,
+                )  # fmt: skip
+            elif op == PICK:
+                code = pick(
+                    o, m8, m32, units, e4m3, powers, exp2_table, v, vi, b, bi, c, ci, t, ti, masked, sums64
+                )  # fmt: skip
+            elif op == RING:
+                code = ring(o, s, cfg, m32, records)
+            if code == T_FULL:
+                move_tokens(st, s, wait, 1)
+                fill[2 + s] -= fill[0]
+                return RANG
+            if code == 0 and words[pc, W_POST] != 0:
+                code = move_tokens(st, s, words[pc, W_POST], 1)
+            if code != 0:
+                st[s, ERR] = code
+                return TRAPPED
+            ran[pc] += 1
+            st[s, DONE] += 1
+            cfg[C_MOVED] += 1
+            st[s, PC] = close_loops(st, s, then)
+            if cfg[C_STOP] != 0 and s == 0 and cfg[C_RINGS] != before:
+                return RANG
+        if only != 0:
+            return why
+        cfg[C_TIRED] += 1 if why in (LIMIT, ROWS_FULL) else 0
+        cfg[C_CURSOR] += 1
+        if cfg[C_CURSOR] == cfg[C_SLICES]:
+            why = round_over(st, cfg, cfg[C_MOVED], cfg[C_TIRED])
+            cfg[C_CURSOR] = cfg[C_MOVED] = cfg[C_TIRED] = 0
+            if why >= 0:
                 return why
-            if why == LIMIT or why == ROWS_FULL:
-                cfg[C_TIRED] += 1
-        moved, tired, halted = cfg[C_MOVED], cfg[C_TIRED], 0
-        cfg[C_CURSOR] = cfg[C_MOVED] = cfg[C_TIRED] = 0
-        for s in range(cfg[C_SLICES]):
-            halted += 1 if st[s, STATUS] == HALTED else 0
-        if halted == cfg[C_SLICES]:
-            return STOPPED
-        if moved == 0:
-            return LIMIT if tired != 0 else DEADLOCK

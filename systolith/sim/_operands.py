@@ -49,7 +49,7 @@ from ._traps import T_BOUNDS, T_EXTENT, T_LIST, T_LIST_BOUNDS, T_SCALE_BOUNDS
 @kernel("int64(int64)")
 def bits_of(form: Scalar) -> Scalar:
     """Storage bits of a format."""
-    if form == FP32 or form == INT32:
+    if form in (FP32, INT32):
         return 32
     return 4 if form == E2M1 else 8
 
@@ -74,7 +74,7 @@ def resolve(st: Array, s: Scalar, d: Scalar, k: Scalar, o: Array, cfg: Array, m3
     o[k, O_SIZE] = cfg[C_SIZE + space]
     via = st[s, at + D_VIA]
     xb = st[s, at + D_XB]
-    x = 0
+    x: Scalar = 0
     if xb != 0:
         x = np.int64(m32[cells + xb]) & 0xFFFFFFFF
     o[k, O_XB] = 0
@@ -150,7 +150,6 @@ def check(o: Array, k: Scalar, e0: Scalar, e1: Scalar, e2: Scalar, m32: Array) -
     last = o[k, O_BASE] + ((high * bits) >> 3) + (4 if bits == 32 else 1)
     if first < 0 or last > o[k, O_SIZE]:
         return T_BOUNDS
-    if o[k, O_SCALE] != 0:
-        if o[k, O_SBASE] + (low >> 5) < 0 or o[k, O_SBASE] + (high >> 5) + 1 > o[k, O_SIZE]:
-            return T_SCALE_BOUNDS
+    if o[k, O_SCALE] != 0 and (o[k, O_SBASE] + (low >> 5) < 0 or o[k, O_SBASE] + (high >> 5) + 1 > o[k, O_SIZE]):
+        return T_SCALE_BOUNDS
     return 0

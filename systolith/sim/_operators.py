@@ -1,7 +1,7 @@
 """Random legal instructions and their tensors for the fuzz; `_generate` makes programs of them.
 
-Memory is cut into typed regions, alike in DRAM and scratchpad, so that what one instruction writes another reads as values
-and not as noise. Cells 1..LATE hold 0..4 all the time and may shift or shorten any operand.
+Memory is cut into typed regions, alike in DRAM and scratchpad, so that what one instruction writes another reads as
+values and not as noise. Cells 1..LATE hold 0..4 all the time and may shift or shorten any operand.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Maker:
         room -= reach
         if read and s0 and rng.random() < 0.1 and not via:
             low, s0 = reach, -s0
-        if late and rng.random() < 0.3:
+        if late and rng.random() < 0.6:
             xb = rng.randint(1, LATE)
             if not via:
                 step = grain * rng.choice((0, 1, 2, max(1, room // (grain * (LATE_MAX + 1)))))
@@ -151,7 +151,7 @@ class Maker:
                 room -= step * LATE_MAX
         if late and rng.random() < 0.3 and ext[0] >= LATE_MAX:
             xe = rng.randint(1, LATE)
-        if late and room > 4 * grain and rng.random() < 0.12:
+        if late and room > 4 * grain and rng.random() < 0.07:
             wrap = grain * rng.randint(1, room // (2 * grain))
             room -= wrap
         at = low + grain * rng.randint(0, max(0, room // grain))
@@ -175,7 +175,7 @@ class Maker:
         if d.wrap:
             dim = self.rng.choice((0, 1, 3) if d.scale or d.format is Format.E2M1 else (0, 1, 2, 3))
             self.moves.append(Adv(d=register, dim=dim, imm=self.rng.randint(-3, 7)))
-        elif self.rng.random() < 0.06 and d.ext[0] > 1 and not d.xe:
+        elif self.rng.random() < 0.03 and d.ext[0] > 1 and not d.xe:
             self.moves.append(Adv(d=register, dim=0, kind=1, imm=self.rng.randint(0, d.ext[0])))
 
     def operands(self, *descriptors: Descriptor) -> int:
@@ -188,7 +188,9 @@ class Maker:
     def extents(self, most: int, grain: int = 1, wide: int = 0) -> tuple[int, int, int]:
         """Three extents with at most `most` elements, sometimes 0; `wide` is met and passed by the inner one."""
         rng = self.rng
-        inner = rng.choice((grain, grain * rng.randint(1, 8), grain * rng.randint(1, max(1, 128 // grain)), wide or grain))
+        inner = rng.choice(
+            (grain, grain * rng.randint(1, 8), grain * rng.randint(1, max(1, 128 // grain)), wide or grain)
+        )
         inner = max(grain, min(inner, most) // grain * grain)
         left = max(1, most // inner)
         e0 = rng.randint(1, min(left, rng.choice((1, 4, 16))))
@@ -201,18 +203,16 @@ class Maker:
         """Make a COPY of queue W, L or S."""
         rng = self.rng
         if queue is Queue.L and rng.random() < 0.1:
-            n = rng.randint(1, 6)
-            a = Descriptor(space=Space.SPAD, format=Format.INT32, base=4 * rng.randint(0, _LIST - n), ext=(1, 1, n), stride=(0, 0, 1))
-            d = Descriptor(space=Space.CELL, format=Format.INT32, base=4 * rng.randint(1, LATE - n + 1), ext=(1, 1, n), stride=(0, 0, 1))
-            # The list holds 0..7; cells that shift operands may hold 4 at most, so the first entries are 0..4.
-            return Copy(on=queue, d=self.take(d), a=self.take(Descriptor(**{**_fields(a), "base": 4 * rng.randint(0, 31 - n)})))
+            return self.late_cells()
         if queue is Queue.S and rng.random() < 0.1:
             cells = Descriptor(
                 space=Space.CELL, format=Format.INT32, base=4 * rng.randint(1, 50), ext=(1, 1, 8), stride=(0, 0, 1)
             )
             if rng.random() < 0.5:
                 return Ring(a=self.take(cells))
-            return Copy(on=queue, d=self.take(self.tensor(DRAM[Format.INT32], (1, 1, 8), read=False)), a=self.take(cells))
+            return Copy(
+                on=queue, d=self.take(self.tensor(DRAM[Format.INT32], (1, 1, 8), read=False)), a=self.take(cells)
+            )
         sources, targets = {
             Queue.W: ((DRAM,), SLOT), Queue.L: ((DRAM, DRAM, SPAD), SPAD), Queue.S: ((SPAD,), DRAM),
         }[queue]  # fmt: skip
@@ -220,6 +220,26 @@ class Maker:
         return self.transfer(
             lambda d, a: Copy(on=queue, d=d, a=a), rng.choice(sources)[form], targets[form], rng.random() < 0.7
         )
+
+    def late_cells(self) -> Instruction:
+        """Make a COPY of list entries to the cells that shift operands, from a place that such a cell shifts.
+
+        Entries 0..31 hold 0..LATE_MAX, the others up to 7, which is too much for a cell.
+        """
+        rng = self.rng
+        n, step = rng.randint(4, 12), rng.randint(1, 3)
+        a = Descriptor(
+            space=Space.SPAD, format=Format.INT32, base=4 * rng.randint(0, 31 - n - step * LATE_MAX), ext=(1, 1, n),
+            stride=(0, 0, 1), step=step, xb=rng.randint(1, LATE),
+        )  # fmt: skip
+        d = Descriptor(
+            space=Space.CELL,
+            format=Format.INT32,
+            base=4 * rng.randint(1, LATE - n + 1),
+            ext=(1, 1, n),
+            stride=(0, 0, 1),
+        )
+        return Copy(on=Queue.L, d=self.take(d), a=self.take(a))
 
     def transfer(self, make: Any, source: Region, target: Region, scaled: bool) -> Instruction:
         """Make a COPY or a PUT between two regions of one format; the extents of the two need not agree."""
@@ -262,7 +282,11 @@ class Maker:
             n = min(n, 96)
             n += n % 2 if by_rows else 0
             rows = (rng.choice((1, 1, 2, rng.randint(1, 12))), rng.choice((1, 1, 3)))
-            if (K << terms) * n <= home.elements // 2 and rows[0] * rows[1] * K * n <= MACS and rows[0] * rows[1] * n <= ELEMENTS:
+            if (
+                (K << terms) * n <= home.elements // 2
+                and rows[0] * rows[1] * K * n <= MACS
+                and rows[0] * rows[1] * n <= ELEMENTS
+            ):
                 break
             K = max(BLOCK, K // 2 // BLOCK * BLOCK)
         a = self.tensor(SPAD[fa], (*rows, K), scale=1)
@@ -302,7 +326,19 @@ class Maker:
         integer = rng.random() < 0.35
         fields: dict[str, Any] = {}
         op1 = rng.choice(
-            (Op1.NONE, Op1.IADD, Op1.ISUB, Op1.IMAX, Op1.IMIN, Op1.IEQ, Op1.ILT, Op1.EXP2, Op1.EXP2, Op1.EXP2, Op1.WEIGHT)
+            (
+                Op1.NONE,
+                Op1.IADD,
+                Op1.ISUB,
+                Op1.IMAX,
+                Op1.IMIN,
+                Op1.IEQ,
+                Op1.ILT,
+                Op1.EXP2,
+                Op1.EXP2,
+                Op1.EXP2,
+                Op1.WEIGHT,
+            )
             if integer
             else (Op1.NONE, Op1.ADD, Op1.SUB, Op1.MUL, Op1.MAX, Op1.MIN, Op1.SHIFTADD)
         )
@@ -317,7 +353,9 @@ class Maker:
         after_op1 = integer
         choice = [Op2.NONE, Op2.NONE]
         choice += (
-            [Op2.IADD, Op2.ISUB, Op2.IMAX, Op2.IMIN] if integer else [Op2.ADD, Op2.SUB, Op2.MUL, Op2.MAX, Op2.MIN, Op2.MULM]
+            [Op2.IADD, Op2.ISUB, Op2.IMAX, Op2.IMIN]
+            if integer
+            else [Op2.ADD, Op2.SUB, Op2.MUL, Op2.MAX, Op2.MIN, Op2.MULM]
         )
         op2 = Op2.NONE if shift else rng.choice(choice)
         func = Func.NONE if integer else rng.choice((Func.NONE, Func.NONE, Func.RCP, Func.RSQRT, Func.FIX, Func.FIX))
@@ -356,7 +394,9 @@ class Maker:
             e = self.tensor(SPAD[e_form], (ext[0], ext[1], 1), read=False)
             e = Descriptor(**{**_fields(e), "xe": 0})
             if ext[0] == ext[1] == 1 and e_form is not Format.E8M0 and rng.random() < 0.2:
-                e = Descriptor(space=Space.CELL, format=e_form, base=4 * rng.randint(LATE + 1, 63), ext=(1, 1, 1), stride=(1, 1, 1))
+                e = Descriptor(
+                    space=Space.CELL, format=e_form, base=4 * rng.randint(LATE + 1, 63), ext=(1, 1, 1), stride=(1, 1, 1)
+                )
             fields["d"] = self.operands(d, e)
         return Vec(op1=op1, op2=op2, func=func, red=red, **fields)
 
@@ -365,7 +405,11 @@ class Maker:
         rng = self.rng
         ext = (1, 1, rng.randint(1, ELEMENTS))
         record = Descriptor(
-            space=Space.SPAD, format=Format.INT32, base=LIST_BYTES + 32 * rng.randrange(RECORDS), ext=(1, 1, 5), stride=(0, 0, 1)
+            space=Space.SPAD,
+            format=Format.INT32,
+            base=LIST_BYTES + 32 * rng.randrange(RECORDS),
+            ext=(1, 1, 5),
+            stride=(0, 0, 1),
         )
         d = self.tensor(SPAD[Format.INT32], (1, 1, 1), read=False)
         c = self.take(record, self.tensor(SPAD[Format.INT32], (1, 1, 1), plain=True))

@@ -1,4 +1,4 @@
-"""Rule 8 on integers: the k best, the threshold of top-p, the random word, the prefix. Searches go by digits of 8 bits."""
+"""Rule 8 on integers: the k best, the threshold of top-p, the random word, the prefix. Digits of 8 bits."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def choose(
     """Index picked from n logits v with weights w, which it overwrites; sums: scratch of 256."""
     if k > 0:
         keep_best(v, bits, w, n, k, sums)
-    total = 0
+    total: Scalar = 0
     for i in range(n):
         total += np.int64(w[i]) & 0xFFFFFFFF
     if total == 0:
@@ -123,7 +123,7 @@ def choose(
         x = np.int64(w[i]) & 0xFFFFFFFF
         total += x if x >= t else 0
     r = share(philox_word(seed_low, seed_high, position), total)
-    prefix = 0
+    prefix: Scalar = 0
     for i in range(n):
         x = np.int64(w[i]) & 0xFFFFFFFF
         prefix += x if x >= t else 0

@@ -1,7 +1,7 @@
 """Rows of the vector unit: reading and dequantising, chained operations, sums, quantising and writing.
 
-A row is n values in scratch, seen both as float32 and as int32. A NaN may have any pattern in scratch; it becomes 0x7FC00000
-where it is written.
+A row is n values in scratch, seen both as float32 and as int32. A NaN may have any pattern in scratch; it becomes
+0x7FC00000 where it is written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def load(
     form = o[k, O_FORMAT]
     base = o[k, O_ABS] + o[k, O_BASE]
     step = 1 if form == E2M1 else o[k, O_STRIDE + 2]
-    if form == FP32 or form == INT32:
+    if form in (FP32, INT32):
         w = (base >> 2) + at
         if step == 1:
             words = m32[w : w + n]

@@ -1,7 +1,7 @@
-"""Shadow memory of the sanitizer: for each byte the last write and the last read of each queue, checked by vector clocks.
+"""Shadow memory of the sanitizer: the last write of each byte, its last read by each queue, and vector clocks.
 
-An event is one executed instruction: its thread (slice * 7 + queue), its number in that thread (epoch), its word. Event 0 is
-"never". An earlier event happened before the thread in hand if the thread's clock has reached its epoch.
+An event is one executed instruction: its thread (slice * 7 + queue), its number in that thread (epoch), its word.
+Event 0 is "never". An earlier event happened before the thread in hand if the thread's clock has reached its epoch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,19 @@ from __future__ import annotations
 from ._jit import I32, I32_2D, I64, I64_2D, Array, Scalar, kernel
 from ._operands import bits_of, row0
 from ._state import (
-    CELL, E2M1, O_ABS, O_BASE, O_FORMAT, O_LIST, O_LIST_ABS, O_SBASE, O_SCALE, O_SPACE, O_STRIDE, O_VIA, O_XB,
+    CELL,
+    E2M1,
+    O_ABS,
+    O_BASE,
+    O_FORMAT,
+    O_LIST,
+    O_LIST_ABS,
+    O_SBASE,
+    O_SCALE,
+    O_SPACE,
+    O_STRIDE,
+    O_VIA,
+    O_XB,
 )  # fmt: skip
 
 QUEUES = 7
@@ -59,7 +71,8 @@ def touch(
 ) -> None:  # fmt: skip
     """Mark what an instruction accesses of operand k over extents e0, e1, e2: index list, codes, scales.
 
-    away : bytes to the slice whose memory it is    banks : gets 1 for each scratchpad bank touched, [2, banks]: list, tensor
+    away : bytes to the slice whose memory it is    banks : gets 1 for each scratchpad bank touched, [2, banks]: list,
+    tensor
     """
     if e0 <= 0 or e1 <= 0 or e2 <= 0:
         return

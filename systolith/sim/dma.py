@@ -25,7 +25,9 @@ from ._traps import T_FORMAT, T_SHAPE, T_SPACE
 
 
 @kernel(f"void({U8}, int64, int64, int64, int64, int64, int64)")
-def copy_bytes(m8: Array, to: Scalar, to_step: Scalar, source: Scalar, source_step: Scalar, n: Scalar, m: Scalar) -> None:
+def copy_bytes(
+    m8: Array, to: Scalar, to_step: Scalar, source: Scalar, source_step: Scalar, n: Scalar, m: Scalar
+) -> None:
     """Copy n bytes `source_step` apart to `to`, `to_step` apart, then zeros up to m of them."""
     if to_step == 1 and source_step == 1:
         dst = m8[to : to + m]
@@ -77,7 +79,12 @@ def copy_tensor(o: Array, away: Scalar, m8: Array, m32: Array) -> None:
     e0, e1 = o[OD, O_EXT], o[OD, O_EXT + 1]
     # Rows that lie one after the other on both sides, and all inside A, are one long row. Not within one memory, where
     # a row that is written may be read as part of the next one.
-    if o[OD, O_ABS] + away != o[OA, O_ABS] and inside == n and e1 <= o[OA, O_EXT + 1] and (to_step == 1 and from_step == 1):
+    if (
+        o[OD, O_ABS] + away != o[OA, O_ABS]
+        and inside == n
+        and e1 <= o[OA, O_EXT + 1]
+        and (to_step == 1 and from_step == 1)
+    ):
         if e1 > 1 and o[OD, O_STRIDE + 1] == n and o[OA, O_STRIDE + 1] == n:
             n = inside = n * e1
             e1 = 1
@@ -119,9 +126,9 @@ def copy(o: Array, queue: Scalar, m8: Array, m32: Array) -> Scalar:
     if queue == 0:
         right = source == DRAM and target == SLOT
     elif queue == 1:
-        right = (source == DRAM or source == SPAD) and (target == SPAD or target == CELL)
+        right = (source in (DRAM, SPAD)) and (target in (SPAD, CELL))
     else:
-        right = (source == SPAD or source == CELL) and target == DRAM
+        right = (source in (SPAD, CELL)) and target == DRAM
     code = check_copy(o, m32) if right else T_SPACE
     if code == 0:
         copy_tensor(o, 0, m8, m32)

@@ -1,6 +1,7 @@
-"""Fuzz: random legal programs on `isa.execute.Machine` and on `FastMachine` in lock step, compared after each instruction.
+"""Fuzz: random legal programs on `Machine` and on `FastMachine` in lock step, compared after each instruction.
 
-The compiled entry points are those that `generate` runs. The report names the first mismatch: instruction, element, both values.
+The compiled entry points are those that `generate` runs. The report names the first mismatch: instruction, element,
+both values.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from systolith.isa import Descriptor, Format, Machine, Program, Space
 from systolith.isa.execute import where
 from systolith.isa.state import Footprint, Slice
-from systolith.spec import Chip, ConfigError
+from systolith.spec import Chip, ConfigError, ProgramError
 
 from ._generate import make_program, memory_at_start
 from .machine import FastMachine
@@ -139,8 +140,11 @@ def compare(
         instruction = program.code[pc]
         operands = {letter: s.descriptors[n] for letter, n in instruction.operands().items()}
         bases = {letter: s.view(n).base for letter, n in instruction.operands().items()}
-        written = machine.step()
-        ran = fast.step()
+        (written, trap), (ran, fast_trap) = _tried(machine.step), _tried(fast.step)
+        if trap or fast_trap:
+            if trap != fast_trap:
+                report.mismatches.append(Mismatch(seed, where(program, rank, pc), "trap", str(trap), str(fast_trap)))
+            return
         done += 1
         report.instructions += 1
         report.by_class[CLASSES.get(instruction.mnemonic, "sequencer")] += 1
@@ -166,6 +170,14 @@ def classes_of(report: Report) -> dict[str, float]:
 
 
 # What follows is private.
+
+
+def _tried(step: Callable[[], Any]) -> tuple[Any, str | None]:
+    """Result of a step, or the sentence of its trap."""
+    try:
+        return step(), None
+    except ProgramError as error:
+        return None, str(error)
 
 
 def _next(machine: Machine) -> int | None:
@@ -207,10 +219,10 @@ def _difference(
             what, expected, found = _element(machine, fast, rank, space, at, operands, bases)
             return f"{what} (outside what execute wrote)", expected, found
     for s in machine.slices:
-        for what, expected, found in _registers(s, fast):
-            if expected != found:
-                at = next(i for i, (x, y) in enumerate(zip(expected, found, strict=True)) if x != y)
-                return f"slice {s.rank}, {what} {at}", str(expected[at]), str(found[at])
+        for name, ours, found_there in _registers(s, fast):
+            if ours != found_there:
+                at = next(i for i, (x, y) in enumerate(zip(ours, found_there, strict=True)) if x != y)
+                return f"slice {s.rank}, {name} {at}", str(ours[at]), str(found_there[at])
     return None
 
 

@@ -1,7 +1,7 @@
 """`FastMachine`: the fast functional simulator. Same surface and same bits as `isa.execute.Machine`.
 
-Every word is interpreted by compiled kernels, one file a unit. A slice's spaces lie in one byte array, slices one after the
-other; only PUT reaches another slice's part.
+Every word is interpreted by compiled kernels, one file a unit. A slice's spaces lie in one byte array, slices one
+after the other; only PUT reaches another slice's part.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class FastMachine:
         self._fill[0] = 0
         self._begin(on_ring is not None)
         while True:
-            why = self._call(loop.run, _NO_LIMIT if limit is None else limit, rows=_NO_ROWS)
+            why = self._call(0, _NO_LIMIT if limit is None else limit, _NO_ROWS)
             self._drain(on_ring)
             if why == loop.STOPPED:
                 return True
@@ -102,14 +102,16 @@ class FastMachine:
                 raise self._fault(why)
 
     def run_resolved(self, buffer: Ints) -> Ints:
-        """Run and write resolved rows: int64 [slices, rows, COLS]; give the number of rows of each slice, int64 [slices].
+        """Run and write resolved rows, int64 [slices, rows, COLS]; give the rows of each slice, int64 [slices].
 
         Returns when all slices that can go on have filled their rows, or all have halted; called again it goes on.
         Raises ProgramError for a trap, and for a deadlock.
         """
         slices = len(self._state)
         if buffer.dtype != np.int64 or buffer.ndim != 3 or buffer.shape[0] != slices or buffer.shape[2] != COLS:
-            raise ProgramError(f"run_resolved: buffer {buffer.dtype}{buffer.shape} must be int64 [{slices}, rows, {COLS}].")
+            raise ProgramError(
+                f"run_resolved: buffer {buffer.dtype}{buffer.shape} must be int64 [{slices}, rows, {COLS}]."
+            )
         if not buffer.flags.c_contiguous or buffer.shape[1] == 0:
             raise ProgramError("run_resolved: buffer must be contiguous and hold at least one row a slice.")
         self._fill[:] = 0
@@ -117,7 +119,7 @@ class FastMachine:
         rows = buffer.reshape(-1, COLS)
         self._begin(False)
         while True:
-            why = self._call(loop.run, _NO_LIMIT, rows=rows)
+            why = self._call(0, _NO_LIMIT, rows)
             self._drain(None)
             if why in (loop.STOPPED, loop.LIMIT):
                 return self._fill[2:].copy()
@@ -139,7 +141,7 @@ class FastMachine:
             self._fill[:] = 0
             self._fill[:2] = row is not None, 1
             self._cfg[S.C_CURSOR] = rank
-            why = loop.STOPPED if halted else self._call(loop.run_slice, rank, 1, rows=rows)
+            why = loop.STOPPED if halted else self._call(1, 1, rows)
             self._drain(None)
             if why == loop.TRAPPED:
                 raise self._fault(why)
@@ -160,8 +162,8 @@ class FastMachine:
         cfg[S.C_CURSOR] = cfg[S.C_MOVED] = cfg[S.C_TIRED] = 0
         cfg[S.C_STOP] = int(stop_on_ring)
 
-    def _call(self, kernel: Any, *leading: int, rows: Ints) -> int:
-        why = int(kernel(*leading, *self._head, self._records, rows, self._fill, *self._tail))
+    def _call(self, only: int, limit: int, rows: Ints) -> int:
+        why = int(loop.run(only, limit, *self._head, self._records, rows, self._fill, *self._tail))
         self._turn = int(self._cfg[S.C_CURSOR])
         if why == loop.RANG and self._cfg[S.C_RINGS] == 0:  # one record is larger than the whole buffer
             self._records = np.zeros(4 * len(self._records), np.int64)
@@ -210,67 +212,67 @@ class FastMachine:
         """Executions of each word, over all slices: int64 [words]."""
         return self._ran.copy()
 
-    def write_dram(self, slice: int, address: int, data: bytes) -> None:
+    def write_dram(self, rank: int, address: int, data: bytes) -> None:
         """Write DRAM of a slice from the host."""
-        self._check(slice, address, len(data))
-        self.dram(slice)[address : address + len(data)] = np.frombuffer(data, np.uint8)
+        self._check(rank, address, len(data))
+        self.dram(rank)[address : address + len(data)] = np.frombuffer(data, np.uint8)
 
-    def read_dram(self, slice: int, address: int, count: int) -> bytes:
+    def read_dram(self, rank: int, address: int, count: int) -> bytes:
         """Read DRAM of a slice."""
-        self._check(slice, address, count)
-        return self.dram(slice)[address : address + count].tobytes()
+        self._check(rank, address, count)
+        return self.dram(rank)[address : address + count].tobytes()
 
-    def _check(self, slice: int, address: int, count: int) -> None:
+    def _check(self, rank: int, address: int, count: int) -> None:
         size, slices = self.program.requires.dram_bytes, len(self._state)
-        if not 0 <= slice < slices or address < 0 or address + count > size:
+        if not 0 <= rank < slices or address < 0 or address + count > size:
             raise ProgramError(
-                f"bytes {address}..{address + count - 1} of DRAM of slice {slice} are not there: {slices} slices "
+                f"bytes {address}..{address + count - 1} of DRAM of slice {rank} are not there: {slices} slices "
                 f"have {size} bytes each."
             )
 
-    def _space(self, slice: int, space: int) -> Bytes:
-        start = slice * self._stride + self._offsets[space]
+    def _space(self, rank: int, space: int) -> Bytes:
+        start = rank * self._stride + self._offsets[space]
         return self._memory_bytes[start : start + self._sizes[space]]
 
-    def dram(self, slice: int) -> Bytes:
+    def dram(self, rank: int) -> Bytes:
         """DRAM of a slice, a view: as much as the program uses."""
-        return self._space(slice, Space.DRAM)
+        return self._space(rank, Space.DRAM)
 
-    def spad(self, slice: int) -> Bytes:
+    def spad(self, rank: int) -> Bytes:
         """Scratchpad of a slice, a view."""
-        return self._space(slice, Space.SPAD)
+        return self._space(rank, Space.SPAD)
 
-    def slot(self, slice: int) -> Bytes:
+    def slot(self, rank: int) -> Bytes:
         """Weight slots of a slice, a view."""
-        return self._space(slice, Space.SLOT)
+        return self._space(rank, Space.SLOT)
 
-    def acc(self, slice: int) -> Bytes:
+    def acc(self, rank: int) -> Bytes:
         """Accumulator of a slice, a view."""
-        return self._space(slice, Space.ACC)
+        return self._space(rank, Space.ACC)
 
-    def regs(self, slice: int) -> list[int]:
+    def regs(self, rank: int) -> list[int]:
         """Registers of a slice, unsigned."""
-        return [int(x) for x in self._state[slice, S.REGS : S.REGS + REGISTERS]]
+        return [int(x) for x in self._state[rank, S.REGS : S.REGS + REGISTERS]]
 
-    def cells(self, slice: int) -> list[int]:
+    def cells(self, rank: int) -> list[int]:
         """Cells of a slice, unsigned; entry 0 is the memory behind cell 0, which no instruction can name."""
-        return [int(x) for x in self._space(slice, Space.CELL).view(np.uint32)[:CELLS]]
+        return [int(x) for x in self._space(rank, Space.CELL).view(np.uint32)[:CELLS]]
 
-    def sems(self, slice: int) -> list[int]:
+    def sems(self, rank: int) -> list[int]:
         """Tokens of each semaphore of a slice."""
-        return [int(x) for x in self._state[slice, S.SEMS : S.SEMS + SEMAPHORES]]
+        return [int(x) for x in self._state[rank, S.SEMS : S.SEMS + SEMAPHORES]]
 
-    def arrivals(self, slice: int) -> list[int]:
+    def arrivals(self, rank: int) -> list[int]:
         """Arrival counters of a slice."""
-        return [int(x) for x in self._state[slice, S.COUNTERS : S.COUNTERS + S.COUNTER_COUNT]]
+        return [int(x) for x in self._state[rank, S.COUNTERS : S.COUNTERS + S.COUNTER_COUNT]]
 
-    def cause(self, slice: int) -> int:
+    def cause(self, rank: int) -> int:
         """Cause of the HALT that stopped a slice; 0 while it runs."""
-        return int(self._state[slice, S.CAUSE])
+        return int(self._state[rank, S.CAUSE])
 
-    def records(self, slice: int) -> list[tuple[int, ...]]:
+    def records(self, rank: int) -> list[tuple[int, ...]]:
         """What RING of a slice has sent so far."""
-        return list(self._sent[slice])
+        return list(self._sent[rank])
 
 
 def _scratch() -> tuple[Any, ...]:

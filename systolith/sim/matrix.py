@@ -1,7 +1,7 @@
 """Matrix unit: MATMUL. Both tiles are decoded to integers once, then block sums run over contiguous memory.
 
-INT8 and E2M1 fit 16 bits, and a sum of 32 of their products fits 32 bits (21 bits for INT8xINT8); E4M3 in units of 2^-9 has 18
-bits, a sum of 32 products 42. Integer sums are exact in any order, so LLVM may vectorise them.
+INT8 and E2M1 fit 16 bits, and a sum of 32 of their products fits 32 bits (21 bits for INT8xINT8); E4M3 in units of
+2^-9 has 18 bits, a sum of 32 products 42. Integer sums are exact in any order, so LLVM may vectorise them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from ._state import (
     O_SCALE,
     O_SPACE,
     O_STRIDE,
+    O_VIA,
     OA,
     OB,
     OD,
-    O_VIA, SLOT,
+    SLOT,
     SPAD,
 )  # fmt: skip
 from ._traps import T_FORMAT, T_PAIR, T_SHAPE, T_SPACE

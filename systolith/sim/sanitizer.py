@@ -1,9 +1,9 @@
 """Sanitizer: runs a program once and finds what could go wrong under another timing.
 
-A program is a network of in-order queues joined by semaphores. Each queue of each slice, and each sequencer, is a thread with a
-vector clock; queue order, dispatch, posts taken by waits (first in, first out) and arrivals of PUT are its edges. Two accesses
-to one byte, one of them a write, that no chain of edges orders are a race, whatever this run's order was. As every semaphore has
-one posting and one waiting queue, one run speaks for every timing.
+A program is a network of in-order queues joined by semaphores. Each queue of each slice, and each sequencer, is a
+thread with a vector clock; queue order, dispatch, posts taken by waits (first in, first out) and arrivals of PUT are
+its edges. Two accesses to one byte, one of them a write, that no chain of edges orders are a race, whatever this
+run's order was. As every semaphore has one posting and one waiting queue, one run speaks for every timing.
 """
 
 from __future__ import annotations
@@ -133,18 +133,18 @@ class Sanitizer:
 
     # --- what the host does ---
 
-    def write_dram(self, slice: int, address: int, data: bytes) -> None:  # noqa: A002
+    def write_dram(self, rank: int, address: int, data: bytes) -> None:
         """Write DRAM of a slice from the host."""
-        self.machine.write_dram(slice, address, data)
-        self.written(slice, Space.DRAM, address, len(data))
+        self.machine.write_dram(rank, address, data)
+        self.written(rank, Space.DRAM, address, len(data))
 
-    def written(self, slice: int, space: Space, address: int, count: int) -> None:  # noqa: A002
+    def written(self, rank: int, space: Space, address: int, count: int) -> None:
         """Take bytes as written before everything that follows."""
-        at = slice * self.machine._stride + self.machine._offsets[space] + address
+        at = rank * self.machine._stride + self.machine._offsets[space] + address
         self._writer[at : at + count] = 1
 
     def run(self, limit: int | None = None, on_ring: OnRing | None = None) -> bool:
-        """Run until all slices have halted or a fault ends it (True), or `limit` words of all slices have run (False)."""
+        """Run until all slices have halted or a fault ends it (True), or `limit` words in all have run (False)."""
         row = np.zeros(COLS, np.int64)
         done = 0
         sent = len(self.machine.records(0))
@@ -245,7 +245,9 @@ class Sanitizer:
         if not kind:
             return
         member, offset = divmod(at, self.machine._stride)
-        while offset < self.machine._offsets[space]:  # an index list lies in the scratchpad, whatever the operand's space
+        while (
+            offset < self.machine._offsets[space]
+        ):  # an index list lies in the scratchpad, whatever the operand's space
             space -= 1
         place = f"{Space(space).name} byte {offset - self.machine._offsets[space]} of slice {member}"
         here = where(self.program, rank, pc)
@@ -254,7 +256,9 @@ class Sanitizer:
             return
         other = int(self._word_of[event])
         there = where(self.program, int(self._thread_of[event]) // _THREADS, other)
-        what = f"{here} and {there} both write" if kind == shadow.RACE_WRITE_WRITE else f"{here} {_RACES[kind]} {there}:"
+        what = (
+            f"{here} and {there} both write" if kind == shadow.RACE_WRITE_WRITE else f"{here} {_RACES[kind]} {there}:"
+        )
         self._report("race", f"{what} {place}, and no semaphore orders them", rank, pc, other)
 
     def _cells(self, rank: int, pc: int, queue: int, event: int, clock: Clock, instruction: Any) -> None:
@@ -312,9 +316,13 @@ class Sanitizer:
         if sem.posting is not None and sem.posting != queue:
             first = "the network" if sem.posting == _NETWORK else f"queue {Queue(sem.posting).name}"
             self._report(
-                "semaphore", f"{where(self.program, sender, pc)} posts semaphore {n} of slice {rank}, which {first} posts "
-                "already: one queue may", sender, pc, n,
-            )  # fmt: skip
+                "semaphore",
+                f"{where(self.program, sender, pc)} posts semaphore {n} of slice {rank}, which {first} posts already: "
+                "one queue may",
+                sender,
+                pc,
+                n,
+            )
         sem.posting = queue
         sem.tokens.append(clock.copy())
         sem.given += 1
@@ -339,9 +347,13 @@ class Sanitizer:
                 if other != queue and past and clock[self._thread_of[past]] < self._epoch_of[past]:
                     word = int(self._word_of[past])
                     self._report(
-                        "bank", f"{where(self.program, rank, pc)} and {where(self.program, rank, word)} may use bank {bank} "
-                        "at the same time", rank, pc, word,
-                    )  # fmt: skip
+                        "bank",
+                        f"{where(self.program, rank, pc)} and {where(self.program, rank, word)} may use bank {bank} at "
+                        "the same time",
+                        rank,
+                        pc,
+                        word,
+                    )
             last[queue] = event
 
     def _capacity(self) -> None:
@@ -349,9 +361,13 @@ class Sanitizer:
             if space != Space.CELL and top > size:
                 name = {1: "spad_bytes", 2: "slot_bytes", 3: "acc_bytes", 0: "dram_bytes"}[space]
                 self._report(
-                    "capacity", f"program {self.program.name!r} uses {int(top)} bytes of {Space(space).name}, but requires "
-                    f"{name}={size}: state what it needs", 0, -1, space,
-                )  # fmt: skip
+                    "capacity",
+                    f"program {self.program.name!r} uses {int(top)} bytes of {Space(space).name}, but requires "
+                    f"{name}={size}: state what it needs",
+                    0,
+                    -1,
+                    space,
+                )
 
     def _ended(self, fault: ProgramError, turn: int) -> None:
         message = str(fault)
@@ -360,7 +376,9 @@ class Sanitizer:
             return
         rank = self.machine._turn
         code, pc = int(self.machine._state[rank, S.ERR]), int(self.machine._state[rank, S.PC])
-        name = "bounds" if code in (T_BOUNDS, T_SCALE_BOUNDS, T_LIST_BOUNDS) else "semaphore" if code == T_POST else "trap"
+        name = (
+            "bounds" if code in (T_BOUNDS, T_SCALE_BOUNDS, T_LIST_BOUNDS) else "semaphore" if code == T_POST else "trap"
+        )
         self._report(name, message, rank, pc, -1)
 
     def _report(self, fault: str, sentence: str, rank: int, pc: int, other: int) -> None:
@@ -428,7 +446,8 @@ def sanitize(
 ) -> list[Finding]:
     """Run a program under observation; give what it finds, in order.
 
-    prepare : writes the host's data (`Sanitizer.write_dram`) before the start    limit : most words, of all slices together
+    prepare : writes the host's data (`Sanitizer.write_dram`) before the start    limit : most words, of all slices
+    together
     """
     try:
         sanitizer = Sanitizer(chip, program)

@@ -225,4 +225,3 @@ def close_loops(st: Array, s: Scalar, pc: Scalar) -> Scalar:
             return st[s, top + LOOP_START]
         st[s, DEPTH] -= 1
     return pc
-

@@ -140,14 +140,14 @@ def legal_spaces(o: Array) -> Scalar:
     """Check the spaces of the operands of VEC and PICK; 0 or T_SPACE."""
     for k in range(OPERANDS):
         space = o[k, O_SPACE]
-        if space >= 0 and space != SPAD and space != CELL and (space != ACC or k == OD or k == OE):
+        if space >= 0 and space != SPAD and space != CELL and (space != ACC or k in (OD, OE)):
             return T_SPACE
     return 0
 
 
 @kernel(f"void(int64, int64, int64, int64, int64, int64, {I32})")
 def mask_row(n: Scalar, r: Scalar, first: Scalar, hi: Scalar, window: Scalar, rw: Scalar, v_bits: Array) -> None:
-    """Replace what position j = first + i does not see by MASKED: visible if j < hi and, with a window, j >= hi - window."""
+    """Replace by MASKED what is not visible: j = first + i is if j < hi and, with a window, j >= hi - window."""
     for i in range(n):
         j = first + i
         if j >= hi or (rw != 0 and j < hi - window):
@@ -296,7 +296,7 @@ def pick(
     fetch(o, OX, 0, 0, 1, m8, m32, units, e4m3, powers, exp2_table, t, t_bits)
     word = np.int64(0xFFFFFFFF)
     P = (np.int64(c_bits[1]) & word) | ((np.int64(c_bits[2]) & word) << 32)
-    k = np.int64(c_bits[0]) & word
-    index = choose(v, v_bits, b_bits, n, k, P, c_bits[3] & word, c_bits[4] & word, t_bits[0] & word, sums)
+    keep = np.int64(c_bits[0]) & word
+    index = choose(v, v_bits, b_bits, n, keep, P, c_bits[3] & word, c_bits[4] & word, t_bits[0] & word, sums)
     m32[((o[OD, O_ABS] + o[OD, O_BASE]) >> 2) + row0(o, OD, 0, m32)] = index
     return 0

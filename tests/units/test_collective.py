@@ -41,8 +41,14 @@ def test_an_empty_put_still_arrives():
 def gather(dropped):
     put = Sync(on=Queue.C) if dropped else Put(d=1, a=2, arrive=1, sem=0)
     wait = 0 if dropped else 1
-    constants = (spad(Format.INT32, (1, 1, 4), 1024, step=4, xb=5), spad(Format.INT32, (1, 1, 4)), dense(Space.DRAM, Format.INT32, (1, 1, 8)))
-    return program([put, Copy(on=Queue.S, d=3, a=4, wait=wait)], (*constants, spad(Format.INT32, (1, 1, 8), 1024)), slices=2)
+    constants = (
+        spad(Format.INT32, (1, 1, 4), 1024, step=4, xb=5),
+        spad(Format.INT32, (1, 1, 4)),
+        dense(Space.DRAM, Format.INT32, (1, 1, 8)),
+    )
+    return program(
+        [put, Copy(on=Queue.S, d=3, a=4, wait=wait)], (*constants, spad(Format.INT32, (1, 1, 8), 1024)), slices=2
+    )
 
 
 def test_a_dropped_put_gives_other_results():
@@ -60,7 +66,9 @@ def test_a_dropped_put_gives_other_results():
 
 def test_a_dropped_put_whose_arrival_is_waited_for_is_a_deadlock():
     p = program([Sync(on=Queue.C), Sync(on=Queue.V, wait=1)], slices=2)
-    with pytest.raises(ProgramError, match=r"^deadlock: no slice can go on; slice 0, word 1 .* waits for semaphore 0; slice 1"):
+    with pytest.raises(
+        ProgramError, match=r"^deadlock: no slice can go on; slice 0, word 1 .* waits for semaphore 0; slice 1"
+    ):
         FastMachine(MINI, p).run()
 
 

@@ -13,14 +13,25 @@ def memory(seed, rank):
 
 
 def test_records_keep_their_order():
-    constants = (spad(Format.INT32, (2, 2, 3), stride=(40, 7, 2)), dense(Space.CELL, Format.INT32, (1, 1, 5), 4), spad(Format.INT32, (0, 1, 3)))
-    m = same([Ring(a=1), Ring(a=2), Ring(a=3), Loop(count=3, len=2), Ring(a=2), Adv(d=2, dim=2, imm=1)], constants, slices=3, memory=memory)
+    constants = (
+        spad(Format.INT32, (2, 2, 3), stride=(40, 7, 2)),
+        dense(Space.CELL, Format.INT32, (1, 1, 5), 4),
+        spad(Format.INT32, (0, 1, 3)),
+    )
+    m = same(
+        [Ring(a=1), Ring(a=2), Ring(a=3), Loop(count=3, len=2), Ring(a=2), Adv(d=2, dim=2, imm=1)],
+        constants,
+        slices=3,
+        memory=memory,
+    )
     assert len(m.records(2)) == 5
     assert m.records(0)[1] == (1, 2, 3, 4, 5)
 
 
 def test_the_host_hears_slice_0_at_once():
-    p = program([Loop(count=3, len=2), Ring(a=1), Set(r=1, imm=9), Set(r=2, imm=1)], (spad(Format.INT32, (1, 1, 2)),), slices=2)
+    p = program(
+        [Loop(count=3, len=2), Ring(a=1), Set(r=1, imm=9), Set(r=2, imm=1)], (spad(Format.INT32, (1, 1, 2)),), slices=2
+    )
     heard = []
     for kind in (Machine, FastMachine):
         machine = kind(MINI, p)
@@ -48,7 +59,10 @@ def test_images_and_memory_of_the_host():
         assert machine.read_dram(0, 16, 8) == b"all\0\0\0\0\0"
         assert machine.read_dram(1, 16, 8) == b"all\0one\0"
         assert machine.read_dram(0, 100, 4) == b"host"
-        with pytest.raises(ProgramError, match=r"^bytes 65536\.\.65536 of DRAM of slice 0 are not there: 2 slices have 65536 bytes each\.$"):
+        with pytest.raises(
+            ProgramError,
+            match=r"^bytes 65536\.\.65536 of DRAM of slice 0 are not there: 2 slices have 65536 bytes each\.$",
+        ):
             machine.read_dram(0, 65536, 1)
         with pytest.raises(ProgramError, match="slice 2 are not there"):
             machine.write_dram(2, 0, b"x")
@@ -60,7 +74,11 @@ def test_a_program_too_large_for_the_chip_is_refused():
 
 
 def test_illegal_records_trap_with_the_sentence_of_execute():
-    for a in (spad(Format.FP32, (1, 1, 2)), dense(Space.DRAM, Format.INT32, (1, 1, 2)), spad(Format.INT32, (1, 1, 2), 65532)):
+    for a in (
+        spad(Format.FP32, (1, 1, 2)),
+        dense(Space.DRAM, Format.INT32, (1, 1, 2)),
+        spad(Format.INT32, (1, 1, 2), 65532),
+    ):
         sentences = []
         for machine in (Machine, FastMachine):
             with pytest.raises(ProgramError) as error:

@@ -16,7 +16,10 @@ def extreme(codes):
 
     def memory(seed, rank):
         rng = np.random.default_rng(seed)
-        fill = {space: rng.choice(codes, size).astype(np.uint8) for space, size in ((Space.SPAD, 1 << 16), (Space.SLOT, 8192))}
+        fill = {
+            space: rng.choice(codes, size).astype(np.uint8)
+            for space, size in ((Space.SPAD, 1 << 16), (Space.SLOT, 8192))
+        }
         fill[Space.SPAD][32768:] = rng.choice([0, 1, 126, 127, 128, 253, 254, 255], 32768)
         fill[Space.SLOT][6144:] = rng.choice([0, 1, 60, 127, 128, 200, 254, 255], 2048)
         fill[Space.ACC] = rng.integers(0, 256, 8192).astype(np.uint8)
@@ -29,11 +32,19 @@ def extreme(codes):
 @pytest.mark.parametrize("zero", Zero)
 def test_every_pair_by_columns_and_rows(pair, zero):
     a_form, w_form = (Format[name] for name in pair.split("x"))
-    corner = {"E2M1": [0x00, 0x80, 0x77, 0xFF, 0x18], "E4M3": [0, 0x80, 0x7E, 0xFE, 0x7F, 1, 0x38], "INT8": [0, 1, 0x7F, 0x80, 0x81, 0xFF]}
+    corner = {
+        "E2M1": [0x00, 0x80, 0x77, 0xFF, 0x18],
+        "E4M3": [0, 0x80, 0x7E, 0xFE, 0x7F, 1, 0x38],
+        "INT8": [0, 1, 0x7F, 0x80, 0x81, 0xFF],
+    }
     for e0, e1, n, K in SHAPES:
         d = dense(Space.ACC, Format.FP32, (e0, e1, n))
         a = spad(a_form, (e0, e1, K), 0, 32768, 1)
-        by_columns = dense(Space.SLOT, w_form, (n, 1, K), 0, 6144, 1) if n * K * w_form.bits // 8 <= 6144 else spad(w_form, (n, 1, K), 8192, 36000, 1)
+        by_columns = (
+            dense(Space.SLOT, w_form, (n, 1, K), 0, 6144, 1)
+            if n * K * w_form.bits // 8 <= 6144
+            else spad(w_form, (n, 1, K), 8192, 36000, 1)
+        )
         by_rows = spad(w_form, (K, 1, n + n % 2), 8192)
         wide = dense(Space.ACC, Format.FP32, (e0, e1, n + 1))
         code = [Matmul(d=1, a=2, b=3, zero=zero), Matmul(d=5, a=2, b=4, zero=zero, by_rows=1)]
@@ -54,7 +65,9 @@ def test_strides_zero_extents_and_an_extent_cell():
     def memory(seed, rank):
         return extreme([1, 2, 3, 0xFF])(seed, rank) | {Space.CELL: np.array([0, 0, 0, 3], np.uint32).view(np.uint8)}
 
-    same([Matmul(d=3, a=1, b=2), Matmul(d=3, a=1, b=4, zero=1), Matmul(d=3, a=1, b=2)], (a, b, d, nothing), memory=memory)
+    same(
+        [Matmul(d=3, a=1, b=2), Matmul(d=3, a=1, b=4, zero=1), Matmul(d=3, a=1, b=2)], (a, b, d, nothing), memory=memory
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,22 @@ import pytest
 from sim.helpers import NANO, dense, program, same, spad, words
 
 from systolith.isa import (
-    Adv, Alu, AluFn, Br, Cond, Desc, Format, Loop, Machine, Matmul, Queue, Readx, Set, Space, Sync, Zero,
+    Adv,
+    Alu,
+    AluFn,
+    Br,
+    Cond,
+    Desc,
+    Format,
+    Loop,
+    Machine,
+    Matmul,
+    Queue,
+    Readx,
+    Set,
+    Space,
+    Sync,
+    Zero,
 )  # fmt: skip
 from systolith.sim import FastMachine
 from systolith.spec import ProgramError

@@ -9,8 +9,9 @@ from systolith.sim import FastMachine
 from systolith.spec import ProgramError
 
 FLOATS = (
-    0x00000000, 0x80000000, 0x3F800000, 0xBF800000, 0x7F800000, 0xFF800000, 0x7FC00000, 0x7FC12345, 0xFFC00000, 0x00000001,
-    0x80000001, 0x007FFFFF, 0x00800000, 0x7F7FFFFF, 0xFF7FFFFF, 0x403A18E3, 0x3F7FFFFF, 0x33800000, 0x46FFFE00, 0x42F70000,
+    0x00000000, 0x80000000, 0x3F800000, 0xBF800000, 0x7F800000, 0xFF800000, 0x7FC00000, 0x7FC12345, 0xFFC00000,
+    0x00000001, 0x80000001, 0x007FFFFF, 0x00800000, 0x7F7FFFFF, 0xFF7FFFFF, 0x403A18E3, 0x3F7FFFFF, 0x33800000,
+    0x46FFFE00, 0x42F70000,
 )  # fmt: skip
 INTS = (0, 1, -1, 65536, -65536, 65537, 2**31 - 1, 2**31 - 2, -(2**31), -(2**31) + 1, 40, -40, 8388608, -9830400)
 F32S, I32S = len(FLOATS) ** 2, len(INTS) ** 2
@@ -30,14 +31,18 @@ def corners(seed, rank):
 
 
 X, Y = spad(Format.FP32, (1, 1, F32S)), spad(Format.FP32, (1, 1, F32S), 4096)
-I, J = spad(Format.INT32, (1, 1, I32S), 8192), spad(Format.INT32, (1, 1, I32S), 12288)  # noqa: E741
+I, J = spad(Format.INT32, (1, 1, I32S), 8192), spad(Format.INT32, (1, 1, I32S), 12288)
 OUT, OUT_INT = spad(Format.FP32, (1, 1, F32S), 32768), spad(Format.INT32, (1, 1, F32S), 32768)
 OUT_E = (spad(Format.FP32, (1, 1, 1), 40000), spad(Format.INT32, (1, 1, 1), 40000), spad(Format.E8M0, (1, 1, 1), 40000))
 
 
 @pytest.mark.parametrize("op", [Op1.ADD, Op1.SUB, Op1.MUL, Op1.MAX, Op1.MIN])
 def test_fp32_operations_on_every_pair(op):
-    same([Vec(d=3, a=1, b=2, op1=op), Vec(d=3, a=1, b=2, c=2, op1=Op1.ADD, op2=Op2[op.name])], (X, Y, OUT), memory=corners)
+    same(
+        [Vec(d=3, a=1, b=2, op1=op), Vec(d=3, a=1, b=2, c=2, op1=Op1.ADD, op2=Op2[op.name])],
+        (X, Y, OUT),
+        memory=corners,
+    )
 
 
 @pytest.mark.parametrize("op", [Op1.IADD, Op1.ISUB, Op1.IMAX, Op1.IMIN, Op1.IEQ, Op1.ILT, Op1.WEIGHT])
@@ -46,7 +51,11 @@ def test_integer_operations_on_every_pair(op):
 
 
 def test_exp2_and_the_masked_multiply_on_every_pair():
-    same([Vec(d=3, a=1, b=2, op1=Op1.EXP2), Vec(d=3, a=1, b=2, c=4, op1=Op1.EXP2, op2=Op2.MULM)], (I, J, OUT, X), memory=corners)
+    same(
+        [Vec(d=3, a=1, b=2, op1=Op1.EXP2), Vec(d=3, a=1, b=2, c=4, op1=Op1.EXP2, op2=Op2.MULM)],
+        (I, J, OUT, X),
+        memory=corners,
+    )
     # M in units of 1, so that the results are of every scale
     small = spad(Format.INT32, (1, I32S, 40), 8192, stride=(0, 1, 0))
     M = spad(Format.INT32, (1, I32S, 40), 20480, stride=(0, 0, 1))
@@ -107,11 +116,19 @@ def test_quantise_and_dequantise(form):
     codes = spad(form, (16, 1, 256 if form is not Format.E2M1 else 32), 16384, 16640, 1, stride=(0, 0, 1))
     plain = spad(form, (1, 1, 256), 16384)
     every = spad(Format.E8M0, (1, 1, 256), 16384)
-    same([Vec(d=4, a=1), Vec(d=4, a=2), Vec(d=4, a=3)], (codes, plain, every, spad(Format.FP32, (16, 1, 256), 32768)), memory=corners)
+    same(
+        [Vec(d=4, a=1), Vec(d=4, a=2), Vec(d=4, a=3)],
+        (codes, plain, every, spad(Format.FP32, (16, 1, 256), 32768)),
+        memory=corners,
+    )
 
 
 def test_masks_windows_and_groups():
-    x, out, e = spad(Format.FP32, (3, 2, 40)), spad(Format.INT32, (3, 2, 40), 32768), spad(Format.INT32, (3, 2, 1), 40000)
+    x, out, e = (
+        spad(Format.FP32, (3, 2, 40)),
+        spad(Format.INT32, (3, 2, 40), 32768),
+        spad(Format.INT32, (3, 2, 1), 40000),
+    )
     code = []
     for hi in (0, 5, 39, 100, 0xFFFFFFFF):
         for first in (0, 7, 0xFFFFFFF0):
@@ -127,7 +144,11 @@ def test_in_place_broadcast_and_negative_strides():
     x = spad(Format.FP32, (2, 3, 20))
     back = spad(Format.FP32, (2, 3, 20), 4096 + 400, stride=(-60, -20, 1))
     one = spad(Format.FP32, (2, 3, 20), 4096, stride=(0, 0, 0))
-    same([Vec(d=1, a=1, b=2, c=3, op1=Op1.ADD, op2=Op2.MUL), Vec(d=1, a=1, b=1, op1=Op1.SUB)], (x, back, one), memory=corners)
+    same(
+        [Vec(d=1, a=1, b=2, c=3, op1=Op1.ADD, op2=Op2.MUL), Vec(d=1, a=1, b=1, op1=Op1.SUB)],
+        (x, back, one),
+        memory=corners,
+    )
 
 
 @pytest.mark.parametrize("k", [0, 1, 3, 50, 400, 2000])
