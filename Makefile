@@ -14,6 +14,8 @@ export PROMPT
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
+# Recipes that install must not run side by side.
+.NOTPARALLEL:
 .PHONY: help demo test test-deep bench lint clean
 
 help:
@@ -24,16 +26,16 @@ help:
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make clean      remove .venv and every cache"
 
-demo: .venv/.stamp-core
+demo: .venv/.stamp-core .venv/.stamp-kernels
 	@$(BIN)/systolith generate --chip nano --max-tokens 64 --prompt "$$PROMPT"
 
-test: .venv/.stamp-test
+test: .venv/.stamp-test .venv/.stamp-kernels
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(PYTEST_FLAGS)
 
-test-deep: .venv/.stamp-test
+test-deep: .venv/.stamp-test .venv/.stamp-kernels
 	@$(BIN)/python -m pytest -q -m deep -n $(JOBS) --dist worksteal $(PYTEST_FLAGS)
 
-bench: .venv/.stamp-core
+bench: .venv/.stamp-core .venv/.stamp-kernels
 	@$(BIN)/python -m bench
 
 lint: .venv/.stamp-test
@@ -51,3 +53,9 @@ clean:
 
 .venv/.stamp-test: pyproject.toml tools/install.sh
 	@PIP_FLAGS="$(PIP_FLAGS)" tools/install.sh test
+
+# The simulator is compiled on the first call and kept; done here on both cores, so that nothing waits for it later.
+.venv/.stamp-kernels: $(wildcard systolith/sim/*.py systolith/timing/*.py systolith/isa/*.py)
+	@echo 'systolith: compiling the simulator (once, about half a minute)' >&2
+	@$(BIN)/python -c 'import systolith.timing' & $(BIN)/python -c 'import systolith.sim'; wait $$!
+	@touch $@
