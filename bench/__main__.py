@@ -15,6 +15,7 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
+from bench._readme import update
 from systolith.models.checkpoint import Checkpoint
 from systolith.models.profile import Profile
 from systolith.models.tokenizer import Tokenizer
@@ -182,7 +183,9 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("what", nargs="?", choices=("speed", "chips"), help="one table; both if left out")
-    what = parser.parse_args().what
+    parser.add_argument("--readme", action="store_true", help="also put the tables into README.md")
+    arguments = parser.parse_args()
+    what, readme = arguments.what, arguments.readme
     bench = Bench()
     RESULTS.mkdir(exist_ok=True)
     for name, make in (("speed", bench.speed), ("chips", bench.chips)):
@@ -190,6 +193,8 @@ def main() -> None:
             text = make()
             print(text)
             (RESULTS / f"{name}.md").write_text(text)
+            if readme:
+                update(name, text[text.index("| ") :].rstrip())
 
 
 if __name__ == "__main__":
