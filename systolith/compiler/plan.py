@@ -276,9 +276,11 @@ def _linear(chip: Chip, profile: Profile, name: str, n: int, k: int, rows: int, 
     most = chip.accumulator_words // 2 // (rows * len(lengths)) // BLOCK
     per_slice = unit // BLOCK if unit else max(1, n // BLOCK // chip.slices)
     nt = BLOCK * _divisor(per_slice, min(most, max(1, chip.columns // BLOCK), 16))
-    # A slot holds whole blocks of K of a tile; four slots at least, so that weights run ahead.
+    # A slot holds whole blocks of K of a tile. Four slots or more let weights run ahead; three larger ones serve a small
+    # chip better than seven that hold a single block each.
     per_block = nt * terms * (BLOCK * fmt.bits // 8 + 1)
-    kt = _divisor(math.gcd(*lengths), max(1, chip.slots_bytes // 4 // per_block)) * BLOCK
+    fits = [chip.slots_bytes // count // per_block for count in (4, 3)]
+    kt = _divisor(math.gcd(*lengths), max(1, fits[0] if fits[0] > 1 else fits[1])) * BLOCK
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     cuts = tuple((BLOCK * s, BLOCK * length) for s, length in zip(starts, lengths, strict=True))
     return LinearPlan(name, n, k, nt, kt, cuts, terms, fmt.name, n // nt)
