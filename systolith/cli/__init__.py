@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except ClickException as error:
-        return _refuse(" ".join(error.format_message().split()))
+        sentence = " ".join(error.format_message().split())
+        return _refuse(sentence) if sentence else BAD_INPUT  # without a command typer has printed the help
     except SystolithError as error:
         return _refuse(str(error))
     except BrokenPipeError:

@@ -82,7 +82,7 @@ def generate(
             checkpoint, loaded_chip, chosen, requests,
             page_tokens=page_tokens, prefill_chunk=prefill_chunk, keep_logits=logits is not None,
         )  # fmt: skip
-    with progress("loading the simulator; the first time it is compiled, for half a minute"):
+    with progress("loading the simulator (compiled on first use)"):
         load_kernels(target)
     stream = _Stream(texts[0], tokenizer) if batch is None and not as_json and target.runs else None
     if stream is not None:

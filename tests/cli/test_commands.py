@@ -26,6 +26,12 @@ def test_help_names_every_command_and_option(run: Runner) -> None:
         assert run(name, "--help").code == 0
 
 
+def test_no_command_prints_the_help(run: Runner) -> None:
+    ended = run()
+    assert (ended.code, ended.err) == (2, "")
+    assert "generate" in ended.out
+
+
 def test_chips_lists_and_describes(run: Runner, tmp_path: Path) -> None:
     assert list(run("chips", "--json").json) == list(spec.NAMES)
     listed = run("chips").out
