@@ -33,7 +33,8 @@ class Matrix:
 @dataclass(frozen=True, slots=True)
 class DecoderModel:
     """A pre-norm decoder with rotary grouped attention and a gated feed-forward. Sizes are unpadded; `eps`, `theta` and
-    `scale` (None: 1/sqrt(d)) are binary64 as in the config; `window` in tokens or None."""
+    `scale` (None: 1/sqrt(d)) are binary64 as in the config; `scaling` is a `RopeScaling.text` or None; `window` in
+    tokens or None."""
 
     name: str
     hidden: int
@@ -46,6 +47,7 @@ class DecoderModel:
     context: int
     eps: float
     theta: float
+    scaling: str | None
     scale: float | None
     window: int | None
     tied: bool
@@ -75,6 +77,9 @@ def match(graph: ModelGraph) -> DecoderModel:
     for node in graph.layer:
         varying = [k for k, v in node.attrs.items() if isinstance(v, tuple) and len(set(v)) > 1]
         faults += [f"{node.op}.{name} that differs from layer to layer" for name in varying]
+    ropes = {(node.attr("theta", 0), node.attr("scaling", 0)) for node in graph.layer if node.op == "rope"}
+    if len(ropes) > 1:
+        faults.append("rotary that differs between q and k")
     if faults:
         raise ModelError(
             f"model {graph.name}: no kernel for {'; '.join(dict.fromkeys(faults))}; register kernels for them"
@@ -101,6 +106,7 @@ def match(graph: ModelGraph) -> DecoderModel:
         context=graph.context,
         eps=norms[0].float_attr("eps", 0),
         theta=rope.float_attr("theta", 0),
+        scaling=rope.text_attr("scaling", 0),
         scale=None if scale is None else attention.float_attr("scale", 0),
         window=None if window is None else attention.int_attr("window", 0),
         tied=graph.tied,

@@ -13,6 +13,7 @@ from systolith.compiler.model import DecoderModel
 from systolith.compiler.plan import LinearPlan, Plan, padded, share
 from systolith.isa.program import Image
 from systolith.models.checkpoint import Checkpoint
+from systolith.models.rope import tables
 from systolith.numerics import constants, fp32, functions
 from systolith.numerics.formats import FORMATS, Format
 from systolith.numerics.vector import pack_e2m1, quantise, quantise_two_term
@@ -72,7 +73,7 @@ def _tables(plan: Plan, memory: Memory) -> Iterator[Image]:
     words[Constant.MINUS_LOG2E] = fp32.to_bits(-constants.LOG2E)
     words[Constant.INT_ONE] = 1
     yield Image(-1, memory.dram["consts"], words.tobytes())
-    cos, sin = constants.rotary_tables(m.head_dim, m.theta, plan.options.context)
+    cos, sin = tables(m.head_dim, m.theta, m.scaling, plan.options.context)
     yield Image(-1, memory.dram["cos"], np.ascontiguousarray(cos, np.float32).tobytes())
     yield Image(-1, memory.dram["sin"], np.ascontiguousarray(sin, np.float32).tobytes())
 

@@ -16,7 +16,7 @@ from typing import TypeGuard
 
 from systolith.models._text import did_you_mean, show
 
-__all__ = ["GUARDED", "HARMLESS", "REQUIRED", "Field", "ModelConfig", "check_fields", "rope_theta"]
+__all__ = ["GUARDED", "HARMLESS", "REQUIRED", "Field", "ModelConfig", "check_fields"]
 
 REQUIRED = object()
 """Default of a field that has none."""
@@ -169,55 +169,6 @@ def check_fields(
         if field.default is not REQUIRED:
             values[field.name] = field.default
     return values, faults
-
-
-_ROPE_NAMES = """
-rope_type type rope_theta factor partial_rotary_factor attention_factor beta_fast beta_slow short_factor long_factor
-low_freq_factor high_freq_factor original_max_position_embeddings mscale mscale_all_dim truncate
-"""
-_ROPE_KEYS = frozenset(_ROPE_NAMES.split())
-
-
-def rope_theta(raw: Mapping[str, object], default: float) -> tuple[float, list[str]]:
-    """Base of the rotary wavelengths from `rope_theta`, `rope_scaling` or `rope_parameters`, and the faults.
-
-    transformers 4 writes `rope_theta` and `rope_scaling`, transformers 5 `rope_parameters`. Only the type "default"
-    is supported; a theta that stands in two places must be the same in both.
-    """
-    faults: list[str] = []
-    theta = Field("rope_theta", "float", low=1, high=1e15)
-    found: dict[str, object] = {}
-    if raw.get("rope_theta") is not None:
-        found["rope_theta"] = raw["rope_theta"]
-    for table in ("rope_scaling", "rope_parameters"):
-        value = raw.get(table)
-        if value is None:
-            continue
-        if not isinstance(value, dict):
-            faults.append(f"{table}={show(value)} must be an object or null")
-            continue
-        kind = value.get("rope_type", value.get("type", "default"))
-        if kind != "default":
-            faults.append(f'{table}.rope_type={show(kind)} is not supported, must be "default"')
-        for key in value:
-            if key not in _ROPE_KEYS:
-                faults.append(f"{table}.{show(key)[1:-1]} is no known field{did_you_mean(key, _ROPE_KEYS)}")
-            elif key == "partial_rotary_factor" and _same(value[key], 1.0):
-                continue
-            elif kind == "default" and key not in ("rope_type", "type", "rope_theta"):
-                faults.append(f'{table}.{key}={show(value[key])} is not supported with rope_type "default", remove it')
-        if value.get("rope_theta") is not None:
-            found[f"{table}.rope_theta"] = value["rope_theta"]
-    good = []
-    for name, value in found.items():
-        if theta.accepts(value):
-            assert isinstance(value, int | float)
-            good.append(float(value))
-        else:
-            faults.append(f"{name}={show(value)} must be {theta.allowed}")
-    if len(set(good)) > 1:
-        faults.append(" and ".join(f"{name}={show(value)}" for name, value in found.items()) + " must be equal")
-    return (good[0] if good else default), faults
 
 
 def _number(value: object) -> int | float | None:

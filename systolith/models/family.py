@@ -48,8 +48,9 @@ def families() -> Mapping[str, Family]:
     """
     from systolith.models.llama import LLAMA
     from systolith.models.mistral import MISTRAL
+    from systolith.models.qwen import QWEN2, QWEN3
 
-    found = {family.model_type: family for family in (LLAMA, MISTRAL)}
+    found = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3)}
     for point in metadata.entry_points(group=ENTRY_POINTS):
         try:
             family = point.load()

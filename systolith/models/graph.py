@@ -124,6 +124,13 @@ class Node:
             raise KeyError(f"{self.op}.{name}={value!r} is no number")
         return float(value)
 
+    def text_attr(self, name: str, layer: int | None = None) -> str | None:
+        """The same for an attribute that is a string or null."""
+        value = self.attr(name, layer)
+        if value is not None and not isinstance(value, str):
+            raise KeyError(f"{self.op}.{name}={value!r} is no string")
+        return value
+
 
 @dataclass(frozen=True)
 class ModelGraph:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from systolith.models.config import Field, ModelConfig, rope_theta
+from systolith.models.config import Field, ModelConfig
 from systolith.models.family import Family
 from systolith.models.graph import IDS, ModelGraph, Node, WeightRef, X
 from systolith.models.ops import AttrValue
+from systolith.models.rope import read_rope
 
 __all__ = ["DENSE_FIELDS", "LLAMA", "decoder", "derive_dense"]
 
@@ -36,11 +37,13 @@ DENSE_FIELDS = (
 
 
 def derive_dense(raw: Mapping[str, object], values: dict[str, object]) -> list[str]:
-    """Fill in what follows from other fields (KV heads, size of a head, theta); return what contradicts."""
-    theta, faults = rope_theta(raw, 10000.0)
+    """Fill in what follows from other fields (KV heads, size of a head, theta, scaling); return what contradicts."""
+    theta, scaling, faults = read_rope(raw, 10000.0, values.get("max_position_embeddings"))
     for name in ("rope_scaling", "rope_parameters"):
         values.pop(name, None)
     values["rope_theta"] = theta
+    if scaling is not None:  # a model without one keeps the hash it has always had
+        values["rope_scaling"] = scaling.text
     heads, hidden = values.get("num_attention_heads"), values.get("hidden_size")
     if isinstance(heads, int):
         if values["num_key_value_heads"] is None:
@@ -75,11 +78,13 @@ def decoder(
     qkv_bias: bool = False,
     o_bias: bool = False,
     mlp_bias: bool = False,
+    qk_norm: bool = False,
     window: AttrValue = None,
 ) -> ModelGraph:
     """Graph of a dense decoder: RMSNorm, rotary, grouped attention, SwiGLU, one residual stream.
 
-    The fields of DENSE_FIELDS are read from the config. `window` is one number, null, or a tuple with an entry a layer.
+    The fields of DENSE_FIELDS are read from the config. qk_norm: each head of q and k is normed before it is turned.
+    `window` is one number, null, or a tuple with an entry a layer.
     """
     hidden, inner, vocab = (config.integer(n) for n in ("hidden_size", "intermediate_size", "vocab_size"))
     heads, kv_heads, dim = (config.integer(n) for n in ("num_attention_heads", "num_key_value_heads", "head_dim"))
@@ -96,14 +101,28 @@ def decoder(
 
     q_size, kv_size = heads * dim, kv_heads * dim
     rope: dict[str, AttrValue] = {"head_dim": dim, "theta": theta}
+    scaling = config.values.get("rope_scaling")
+    if isinstance(scaling, str):
+        rope["scaling"] = scaling
     attention: dict[str, AttrValue] = {"heads": heads, "kv_heads": kv_heads, "head_dim": dim, "window": window}
+
+    def head_norm(name: str, count: int) -> tuple[Node, ...]:
+        if not qk_norm:
+            return ()
+        gain = WeightRef("model.layers.{layer}.self_attn." + name + "_norm.weight", (dim,), "norm")
+        size: dict[str, AttrValue] = {"heads": count, "head_dim": dim}
+        return (Node("head_norm", f"{name}_normed", (f"{name}_raw",), {"g": gain}, size | eps),)
+
+    turned = "normed" if qk_norm else "raw"
     layer = (
         Node("rms_norm", "a", (X,), norm("layers.{layer}.input_layernorm"), eps),
         Node("linear", "q_raw", ("a",), matrix("self_attn.q_proj", q_size, hidden, "q", qkv_bias)),
         Node("linear", "k_raw", ("a",), matrix("self_attn.k_proj", kv_size, hidden, "k", qkv_bias)),
         Node("linear", "v", ("a",), matrix("self_attn.v_proj", kv_size, hidden, "v", qkv_bias)),
-        Node("rope", "q", ("q_raw",), attrs={"heads": heads, **rope}),
-        Node("rope", "k", ("k_raw",), attrs={"heads": kv_heads, **rope}),
+        *head_norm("q", heads),
+        *head_norm("k", kv_heads),
+        Node("rope", "q", (f"q_{turned}",), attrs={"heads": heads, **rope}),
+        Node("rope", "k", (f"k_{turned}",), attrs={"heads": kv_heads, **rope}),
         Node("cache_append", "kv", ("k", "v"), attrs={"kv_heads": kv_heads, "head_dim": dim}),
         Node("attention", "attention", ("q", "kv"), attrs=attention),
         Node("linear", "o", ("attention",), matrix("self_attn.o_proj", hidden, q_size, "o", o_bias)),
@@ -154,4 +173,4 @@ LLAMA = Family(
     derive=derive_dense,
     build=_build,
 )
-"""Llama 1 to 3 with the default rotary embedding; biases where the config says so."""
+"""Llama 1 to 3, with linear, llama3 or YaRN rotary scaling or none; biases where the config says so."""

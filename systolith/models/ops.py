@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from systolith.models.rope import RopeScaling
 from systolith.spec.errors import ModelError
 
 if TYPE_CHECKING:
@@ -167,6 +168,12 @@ def _rope(node: Node, ins: list[ValueType], layer: int | None) -> ValueType:
     heads, dim = node.int_attr("heads", layer), node.int_attr("head_dim", layer)
     if dim % 2:
         raise ShapeError(f"head_dim={dim} must be even, rotary turns pairs (i, i + head_dim / 2)")
+    scaling = node.attr("scaling", layer)
+    if scaling is not None:
+        try:
+            RopeScaling.from_text(str(scaling))
+        except ValueError as error:
+            raise ShapeError(f"scaling={scaling!r} {error}") from None
     return _rows(ins[0], node.ins[0], heads * dim)
 
 
@@ -206,6 +213,8 @@ _COUNT = AttrSpec("int", "number of heads", low=1)
 _DIM = AttrSpec("int", "elements of a head, unpadded", low=1)
 _EPS = AttrSpec("float", "added to the mean square, binary64 as in the config (NUMERICS rounds it to FP32)", low=0.0)
 _SCALE = AttrSpec("float", "multiplies the scores; null is 1 / sqrt(head_dim), exactly", nullable=True, required=False)
+_THETA = AttrSpec("float", "base of the wavelengths, binary64", low=1.0)
+_SCALING = AttrSpec("str", "`RopeScaling.text`; null is the plain embedding", nullable=True, required=False)
 _WINDOW = AttrSpec("int", "i sees position j when i - j < window; null sees all", 1, nullable=True, required=False)
 
 OPS: dict[str, OpSpec] = {}
@@ -230,7 +239,7 @@ for _spec in (
     ),
     OpSpec(
         "rope", ("x",), {},
-        {"heads": _COUNT, "head_dim": _DIM, "theta": AttrSpec("float", "base of the wavelengths, binary64", low=1.0)},
+        {"heads": _COUNT, "head_dim": _DIM, "theta": _THETA, "scaling": _SCALING},
         _rope, "rotary position embedding of each head by the position of the row; pairs (i, i + head_dim / 2)",
     ),
     OpSpec(

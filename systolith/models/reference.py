@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from systolith.models.checkpoint import Checkpoint
 from systolith.models.graph import IDS, ModelGraph, Node, X, unsupported
+from systolith.models.rope import frequencies
 from systolith.spec.errors import ModelError
 
 __all__ = ["OPERATIONS", "Interpreter", "interpret"]
@@ -156,9 +157,13 @@ def _linear(context: _Context, node: Node, ins: list[Value]) -> Array:
 def _rope(context: _Context, node: Node, ins: list[Value]) -> Array:
     x, layer = ins[0], context.layer
     heads, dim, theta = node.int_attr("heads", layer), node.int_attr("head_dim", layer), node.float_attr("theta", layer)
-    frequency = (theta ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)).astype(np.float32)
+    scaling, factor = node.text_attr("scaling", layer), 1.0
+    if scaling is None:
+        frequency = (theta ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)).astype(np.float32)
+    else:
+        frequency, factor = frequencies(dim, theta, scaling)
     angle = np.arange(context.start, context.start + len(x), dtype=np.float32)[:, None] * frequency
-    cos, sin = np.cos(angle)[:, None, :], np.sin(angle)[:, None, :]
+    cos, sin = (f(angle)[:, None, :] * np.float32(factor) for f in (np.cos, np.sin))
     pairs = x.reshape(len(x), heads, 2, dim // 2)
     first, second = pairs[:, :, 0], pairs[:, :, 1]
     turned = np.stack([first * cos - second * sin, second * cos + first * sin], axis=2)

@@ -18,6 +18,7 @@ __all__ = [
     "Undecided",
     "cos_sin",
     "iroot",
+    "ln",
     "log2e",
     "pi",
     "pi_fixed",
@@ -125,6 +126,29 @@ def log2e(bits: int) -> Interval:
     terms = ((18, 26), (-2, 4801), (8, 8749))
     ln2 = sum(factor * _inverse_series(n, one, 1) for factor, n in terms)
     return Interval.exact(1) / _fixed(ln2, bits)
+
+
+def ln(value: Interval, bits: int) -> Interval:
+    """Enclose the natural logarithm of a positive number."""
+    return Interval(_ln(value.lo, bits).lo, _ln(value.hi, bits).hi)
+
+
+@cache
+def _ln(value: Fraction, bits: int) -> Interval:
+    """The same of a rational: m * 2^e with m in 0.5..2, ln m = 2 atanh((m - 1) / (m + 1))."""
+    if value <= 0:
+        raise Undecided
+    e = value.numerator.bit_length() - value.denominator.bit_length()
+    m = value / Fraction(2) ** e
+    one = 1 << (bits + _GUARD)
+    x = (one * (m.numerator - m.denominator)) // (m.numerator + m.denominator)  # off by one unit, within +-one/3
+    square, power, total, k = x * x >> (bits + _GUARD), x, 0, 0
+    while power not in (0, -1):
+        total += power // (2 * k + 1)
+        power = power * square >> (bits + _GUARD)
+        k += 1
+    part = _fixed(2 * total, bits)
+    return part + Interval.exact(e) / log2e(bits) if e else part
 
 
 def iroot(n: int, k: int) -> int:

@@ -6,19 +6,21 @@ Numbers of a model file (theta, scales, temperature, eps) are binary64 and enter
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
 from systolith.numerics import _exact
-from systolith.numerics._exact import Interval
+from systolith.numerics._exact import Enclosure, Interval, Undecided
 from systolith.numerics.fp32 import round_f32, round_fraction
 from systolith.numerics.trig import cos_sin
 from systolith.spec.errors import SystolithError
 
 __all__ = [
-    "LOG2E", "Interval", "Scaling", "eps_constant", "inverse_frequencies", "llama3_scaling", "mean_scale",
-    "rotary_angles", "rotary_tables", "score_scale", "temperature_scale",
+    "LOG2E", "Enclosure", "Interval", "Scaling", "eps_constant", "inverse_frequencies", "linear_scaling",
+    "llama3_scaling", "mean_scale", "rotary_angles", "rotary_tables", "score_scale", "temperature_scale",
+    "yarn_attention_factor", "yarn_scaling",
 ]  # fmt: skip
 
 Float32s = npt.NDArray[np.float32]
@@ -69,6 +71,12 @@ more bits.
 """
 
 
+def linear_scaling(factor: float) -> Scaling:
+    """Give the scaling that divides every frequency: positions are interpolated."""
+    divisor = Interval.exact(_positive("rope_scaling: factor", factor))
+    return lambda i, f, bits: f / divisor
+
+
 def llama3_scaling(factor: float, low_freq_factor: float, high_freq_factor: float, original_context: int) -> Scaling:
     """Give the frequency scaling of Llama 3.1, exact but for its pi.
 
@@ -96,6 +104,67 @@ def llama3_scaling(factor: float, low_freq_factor: float, high_freq_factor: floa
     return scale
 
 
+def yarn_scaling(
+    d: int, theta: float, factor: float, original_context: int, beta_fast: float = 32.0, beta_slow: float = 1.0,
+    truncate: bool = True,
+) -> Scaling:  # fmt: skip
+    """Give the frequency scaling of YaRN for a rotated size d, exact but for pi and the logarithms.
+
+    turns(n) = d * ln(original_context / (2 pi n)) / (2 ln theta) is the index of the pair that turns n times in the
+    original context; low = turns(beta_fast) and high = turns(beta_slow), rounded down and up if `truncate`, then kept
+    within 0 and d - 1. ramp_i = (i - low) / (high - low), kept within 0..1; f becomes
+    f / factor * ramp + f * (1 - ramp).
+    Source: "YaRN: Efficient Context Window Extension of Large Language Models", arXiv:2309.00071, section 3.2.
+    """
+    base, zero, one = _positive("theta", theta), Fraction(0), Interval.exact(1)
+    if base <= 1:
+        raise SystolithError(f"rope_scaling: theta={theta} must be above 1 for YaRN")
+    divisor = Interval.exact(_positive("rope_scaling: factor", factor))
+    if beta_fast < beta_slow:
+        raise SystolithError(f"rope_scaling: beta_fast={beta_fast} must be at least beta_slow={beta_slow}")
+    turns = [_positive("rope_scaling: beta_fast", beta_fast), _positive("rope_scaling: beta_slow", beta_slow)]
+
+    @cache
+    def ends(bits: int) -> tuple[Interval, Interval]:
+        """low and high."""
+        index = []
+        for n, whole in zip(turns, (math.floor, math.ceil), strict=True):
+            ratio = Interval.exact(original_context / (2 * n)) / _exact.pi(bits)
+            at = Interval.exact(Fraction(d, 2)) * _exact.ln(ratio, bits) / _exact.ln(Interval.exact(base), bits)
+            if truncate:
+                if whole(at.lo) != whole(at.hi):
+                    raise Undecided
+                at = Interval.exact(whole(at.lo))
+            index.append(at)
+        low, high = index
+        return (Interval.exact(0) if low.below(zero) else low), (high if high.below(d - 1) else Interval.exact(d - 1))
+
+    def scale(i: int, f: Interval, bits: int) -> Interval:
+        low, high = ends(bits)
+        same = low == high and (low.lo == low.hi or beta_fast == beta_slow)
+        width = Interval.exact(Fraction(1, 1000)) if same else high - low
+        ramp = (Interval.exact(i) - low) / width
+        if ramp.below(zero):
+            return f
+        if not ramp.below(1):
+            return f / divisor
+        return f / divisor * ramp + f * (one - ramp)
+
+    return scale
+
+
+def yarn_attention_factor(factor: float, attention_factor: float | None = None) -> Enclosure:
+    """Give YaRN's factor on cosine and sine: the model's own, exact, or 0.1 * ln(factor) + 1, not rounded; 1 where
+    factor is at most 1."""
+    if attention_factor is not None:
+        own = Interval.exact(_positive("rope_scaling: attention_factor", attention_factor))
+        return lambda bits: own
+    s = Interval.exact(_positive("rope_scaling: factor", factor))
+    if factor <= 1:
+        return lambda bits: Interval.exact(1)
+    return lambda bits: Interval.exact(Fraction(1, 10)) * _exact.ln(s, bits) + Interval.exact(1)
+
+
 def inverse_frequencies(d: int, theta: float, scaling: Scaling | None = None) -> Float32s:
     """Give inv_freq_i = RNE(theta^(-2i/d)), FP32 [d/2]; `scaling` acts inside the one rounding; d: rotated size."""
     base = _positive("theta", theta)
@@ -121,14 +190,16 @@ def rotary_angles(positions: Sequence[int] | npt.NDArray[np.integer], inv_freq: 
 
 
 def rotary_tables(
-    d: int, theta: float, positions: int | Sequence[int] | npt.NDArray[np.integer], scaling: Scaling | None = None
-) -> tuple[Float32s, Float32s]:
+    d: int, theta: float, positions: int | Sequence[int] | npt.NDArray[np.integer], scaling: Scaling | None = None,
+    factor: Enclosure | None = None,
+) -> tuple[Float32s, Float32s]:  # fmt: skip
     """Give (cosines, sines), each FP32 [P, d/2], correctly rounded from the FP32 angle RNE(position * inv_freq_i).
 
     positions : a count P for 0..P-1, or the positions themselves, below 2^24.
+    factor : multiplies cosine and sine inside that rounding (YaRN); None is 1.
     """
     where = np.arange(positions) if isinstance(positions, int) else np.asarray(positions)
-    return cos_sin(rotary_angles(where, inverse_frequencies(d, theta, scaling)))
+    return cos_sin(rotary_angles(where, inverse_frequencies(d, theta, scaling)), factor)
 
 
 def _positive(name: str, value: float) -> Fraction:

@@ -54,8 +54,8 @@ def wrong_shape(model: Path, folder: Path) -> tuple[list[object], str]:
 def unknown_architecture(model: Path, folder: Path) -> tuple[list[object], str]:
     edit(model, lambda c: c.update(model_type="mamba"))
     return ["generate", model, "--prompt", "x"], (
-        f'{model}/config.json: model_type="mamba" is not supported, must be one of llama, mistral (did you mean llama?)'
-        "; choose a model of these families"
+        f'{model}/config.json: model_type="mamba" is not supported, must be one of llama, mistral, qwen2, qwen3 '
+        "(did you mean llama?); choose a model of these families"
     )
 
 

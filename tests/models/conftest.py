@@ -58,8 +58,12 @@ def tensors_of(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
             "mlp.down_proj": (hidden, inner),
         }.items():
             out[f"{base}{name}.weight"] = generator.normal(0, columns**-0.5, (rows, columns))
-            if config.get("attention_bias" if "self_attn" in name else "mlp_bias"):
+            bias = config.get("attention_bias" if "self_attn" in name else "mlp_bias")
+            if bias or (config["model_type"] == "qwen2" and name[-6] in "qkv"):
                 out[f"{base}{name}.bias"] = generator.normal(0, 0.3, rows)
+        if config["model_type"] == "qwen3":
+            for name in ("q_norm", "k_norm"):
+                out[f"{base}self_attn.{name}.weight"] = 1 + generator.normal(0, 0.3, dim)
         for name in ("input_layernorm", "post_attention_layernorm"):
             out[f"{base}{name}.weight"] = 1 + generator.normal(0, 0.1, hidden)
     out["model.norm.weight"] = 1 + generator.normal(0, 0.1, hidden)

@@ -46,14 +46,15 @@ def test_published_configs_are_read(config: dict[str, Any], parameters: int) -> 
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", ["LlamaConfig", "MistralConfig"])
+@pytest.mark.parametrize("name", ["LlamaConfig", "MistralConfig", "Qwen2Config", "Qwen3Config"])
 @pytest.mark.parametrize("whole", [False, True])
 def test_what_transformers_writes_is_read(name: str, whole: bool) -> None:
     transformers = pytest.importorskip("transformers", reason="pip install transformers==5.23.0")
     config = getattr(transformers, name)()
     read = parse_config(json.loads(config.to_json_string(use_diff=not whole)), "config.json")
-    for field in ("hidden_size", "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps"):
+    for field in ("hidden_size", "num_key_value_heads", "max_position_embeddings", "rms_norm_eps"):
         assert read.values[field] == getattr(config, field), field
+    assert read.values["head_dim"] == getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     assert read.number("rope_theta") == config.rope_parameters["rope_theta"]
 
 
@@ -75,6 +76,7 @@ def test_several_eos_ids_and_null() -> None:
     assert (graph.eos_ids, graph.bos_id) == ((), None)
 
 
+KNOWN = "must be one of llama, mistral, qwen2, qwen3"
 TAIL = r"; correct the file$"
 
 
@@ -106,7 +108,38 @@ TAIL = r"; correct the file$"
         ({"eos_token_id": [2, 64]}, r"^c: eos_token_id=64 must be below vocab_size=64"),
         (
             {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
-            r'^c: rope_scaling\.rope_type="llama3" is not supported, must be "default"',
+            r"^c: rope_scaling\.low_freq_factor is missing, must be a number 0\.001\.\.1e\+06; "
+            r"rope_scaling\.high_freq_factor is missing, must be a number 0\.001\.\.1e\+06",
+        ),
+        (
+            {"rope_scaling": {"type": "dynamic", "factr": 8.0}},
+            r'^c: rope_scaling\.rope_type="dynamic" is not supported, must be one of default, linear, llama3, yarn; '
+            r"rope_scaling\.factr is no known field \(did you mean factor\?\)",
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "factor": True, "beta_fast": 3}},
+            r'^c: rope_scaling\.beta_fast=3 is not supported with rope_type "linear", remove it; '
+            r"rope_scaling\.factor=true must be a number 0\.001\.\.1e\+06",
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2, "beta_fast": 0.5, "truncate": None}},
+            r"^c: rope_scaling\.beta_fast=0\.5 must be at least rope_scaling\.beta_slow=1\.0",
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2, "mscale": 1.0, "mscale_all_dim": None}},
+            r'^c: rope_scaling\.mscale=1\.0 is not supported with rope_type "yarn", remove it',
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2}, "rope_theta": 1},
+            r'^c: rope_theta=1\.0 must be above 1 with rope_type "yarn"',
+        ),
+        (
+            {"rope_scaling": {"type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 4}},
+            r"^c: rope_scaling\.high_freq_factor=4\.0 must be above rope_scaling\.low_freq_factor=4\.0",
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {"rope_type": "default"}},
+            r"^c: rope_scaling and rope_parameters must say the same, remove one of them",
         ),
         ({"rope_scaling": {"typ": "default"}}, r"^c: rope_scaling\.typ is no known field \(did you mean type\?\)"),
         (
@@ -152,15 +185,15 @@ def test_missing_fields_are_named_with_what_they_must_be() -> None:
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
-        ({}, r"^c: model_type is missing, must be one of llama, mistral; choose a model of these families$"),
+        ({}, rf"^c: model_type is missing, {KNOWN}; choose a model of these families$"),
         (
             {"model_type": "lama"},
-            r'^c: model_type="lama" is not supported, must be one of llama, mistral \(did you mean llama\?\); '
+            rf'^c: model_type="lama" is not supported, {KNOWN} \(did you mean llama\?\); '
             r"choose a model of these families$",
         ),
         (
             {"model_type": ["llama"]},
-            r'^c: model_type=\["llama"\] is not supported, must be one of llama, mistral; '
+            rf'^c: model_type=\["llama"\] is not supported, {KNOWN}; '
             r"choose a model of these families$",
         ),
     ],
@@ -201,8 +234,26 @@ def test_a_list_is_no_config_and_a_missing_file_is_named(tmp_path: Path) -> None
         load_config(tmp_path)
 
 
-def test_500_random_byte_changes_end_in_a_sentence_or_normally(make_model: Callable[..., Path]) -> None:
-    path = make_model(rope_scaling=None, pad_token_id=None, attention_bias=False, eos_token_id=[2, 3])
+_YARN = {"type": "yarn", "factor": 4.0, "beta_fast": 32, "truncate": True, "original_max_position_embeddings": 64}
+_LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+FUZZED: dict[str, dict[str, Any]] = {
+    "llama": {"rope_scaling": None, "pad_token_id": None, "attention_bias": False, "eos_token_id": [2, 3]},
+    "llama3": {"rope_scaling": {**_LLAMA3, "original_max_position_embeddings": 64}},
+    "qwen2": {
+        "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "rope_scaling": _YARN,
+        "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1,
+    },
+    "qwen3": {
+        "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "rope_theta": None,
+        "rope_parameters": {**_YARN, "rope_theta": 10000.0, "attention_factor": 1.1},
+        "layer_types": ["full_attention", "full_attention"],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FUZZED)
+def test_500_random_byte_changes_end_in_a_sentence_or_normally(family: str, make_model: Callable[..., Path]) -> None:
+    path = make_model(**FUZZED[family])
     file = path / "config.json"
     digits = [at for at, byte in enumerate(file.read_bytes()) if chr(byte).isdigit()]
 
@@ -213,6 +264,33 @@ def test_500_random_byte_changes_end_in_a_sentence_or_normally(make_model: Calla
     report = fuzz_file(file, attempt, seed=3, places=digits)
     assert report.normal > 10
     assert len(report.refusals) > 100
+
+
+def test_windows_of_qwen_follow_the_layers() -> None:
+    def read(**changes: Any) -> object:
+        raw = {**SMALL_LLAMA, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], **changes}
+        graph = build_graph(parse_config(raw, "c"))
+        return next(node for node in graph.layer if node.op == "attention").attrs["window"]
+
+    on = {"use_sliding_window": True, "sliding_window": 9}
+    assert read() is None
+    assert read(sliding_window=9, max_window_layers=0) is None
+    assert read(**on) is None  # from layer 28 on
+    assert read(**on, max_window_layers=1) == (None, 9)
+    assert read(**on, max_window_layers=0) == 9
+    assert read(**on, layer_types=["sliding_attention", "full_attention"]) == (9, None)
+    with pytest.raises(
+        ModelError,
+        match=r"^c: layer_types names sliding_attention: use_sliding_window must be true and sliding_window a number; "
+        r"correct the file$",
+    ):
+        read(layer_types=["sliding_attention", "full_attention"])
+    with pytest.raises(
+        ModelError,
+        match=r'^c: layer_types=\["full_attention"\] must be a list with full_attention or sliding_attention for each '
+        r"of 2 layers, or null; correct the file$",
+    ):
+        read(layer_types=["full_attention"])
 
 
 class _Point:

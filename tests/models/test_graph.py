@@ -26,6 +26,7 @@ from systolith.models.graph import (
 )
 from systolith.models.ops import ShapeError, ValueType
 from systolith.models.reference import OPERATIONS
+from systolith.models.rope import RopeScaling
 from systolith.spec.errors import ModelError
 
 from .conftest import SMALL_LLAMA, tensors_of
@@ -157,6 +158,18 @@ def test_attributes_may_differ_from_layer_to_layer() -> None:
     assert [attention.attr("window", layer) for layer in range(2)] == [None, 16]
     with pytest.raises(KeyError, match="differs from layer to layer"):
         attention.attr("window")
+
+
+def test_a_rotary_scaling_is_canonical_text_and_absent_where_there_is_none() -> None:
+    scaled = build_graph(parse_config({**SMALL_LLAMA, "rope_scaling": {"type": "linear", "factor": 2}}, "c"))
+    assert scaled != small()
+    assert [set(node.attrs) for node in small().layer if node.op == "rope"] == [{"heads", "head_dim", "theta"}] * 2
+    text = next(node for node in scaled.layer if node.op == "rope").text_attr("scaling", 0)
+    assert text == RopeScaling("linear", 2.0).text
+    assert RopeScaling.from_text(text) == RopeScaling("linear", 2.0)
+    for wrong in ("", "[]", "{}", text.replace("linear", "liner"), text + " "):
+        bad = small().with_attr("rope", scaling=wrong)
+        assert check(bad)[0] == f"layer: rope q: scaling={wrong!r} is no rotary scaling"
 
 
 def test_single_layers_may_have_another_body(make_model: Callable[..., Path]) -> None:

@@ -16,6 +16,16 @@ from systolith.spec.errors import ModelError
 ODD = {"hidden_size": 144, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 48, "vocab_size": 1003}
 MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
 
+QWEN2 = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+WINDOWS = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+WIDE = {"head_dim": 32, "max_position_embeddings": 256}
+
 MODELS: dict[str, dict[str, Any]] = {
     "llama_untied": ODD,
     "llama_tied": {**ODD, "tie_word_embeddings": True},
@@ -28,7 +38,23 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "mistral_window": {**MISTRAL, "sliding_window": 24, "max_position_embeddings": 256},
     "mistral_no_window": {**MISTRAL, "sliding_window": None, "head_dim": None},
-}
+    "llama_linear": {**WIDE, "rope_scaling": {"type": "linear", "factor": 2.5}},
+    "llama_llama3": {**WIDE, "rope_scaling": LLAMA3},
+    "llama_yarn": {**WIDE, "rope_theta": None, "rope_parameters": {**YARN, "rope_theta": 5e4, "truncate": False}},
+    "llama_yarn_options": {
+        **WIDE,
+        "rope_scaling": {**YARN, "beta_fast": 8.0, "beta_slow": 0.5, "attention_factor": 1.25},
+    },
+    "qwen2": {**QWEN2, **ODD},
+    "qwen2_tied_yarn": {**QWEN2, **WIDE, "tie_word_embeddings": True, "rope_scaling": {**YARN, "type": "yarn"}},
+    "qwen2_windows": {**QWEN2, **WIDE, **WINDOWS},
+    "qwen3": {**QWEN3, **ODD, "sliding_window": None},
+    "qwen3_biases_tied": {**QWEN3, **WIDE, "attention_bias": True, "tie_word_embeddings": True},
+    "qwen3_windows_yarn": {
+        **QWEN3, **WIDE, "use_sliding_window": True, "sliding_window": 20, "rope_scaling": YARN,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}  # fmt: skip
 
 
 @pytest.mark.torch

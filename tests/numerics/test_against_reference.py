@@ -1,6 +1,7 @@
 """The package against `tests/reference`, which was written from the contract's text by somebody else."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,44 @@ def test_rotary_tables(reference: SimpleNamespace, d: int, theta: float) -> None
     where = np.concatenate([np.arange(300), np.arange(4000, 4100), [131071, 2**24 - 1]])
     expected = reference.exact.rotary_table(where, d, {"rope_theta": theta})
     for got, want in zip(constants.rotary_tables(d, theta, where), expected, strict=True):
+        assert got.tobytes() == want.astype(np.float32).tobytes()
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 32.0}
+
+
+@pytest.mark.parametrize(
+    ("d", "theta", "rope"),
+    [
+        (48, 1e4, {"rope_type": "linear", "factor": 2.5}),
+        (128, 5e5, {**LLAMA3, "original_max_position_embeddings": 8192}),
+        (64, 1e4, {**LLAMA3, "factor": 3.7, "original_max_position_embeddings": 64}),
+        (64, 150000.0, {**YARN, "original_max_position_embeddings": 4096, "truncate": False}),
+        (128, 1e6, {**YARN, "factor": 4.0, "original_max_position_embeddings": 32768}),
+        (48, 1e4, {**YARN, "factor": 1.0, "original_max_position_embeddings": 40}),
+        (32, 1e4, {**YARN, "beta_fast": 3.5, "beta_slow": 0.3, "original_max_position_embeddings": 100}),
+        (32, 1e4, {**YARN, "beta_fast": 2.0, "beta_slow": 2.0, "original_max_position_embeddings": 100,
+                   "truncate": False, "attention_factor": 0.7}),
+        (16, 1.5, {**YARN, "original_max_position_embeddings": 7, "attention_factor": 1.25}),
+    ],
+)  # fmt: skip
+def test_scaled_rotary_tables(reference: SimpleNamespace, d: int, theta: float, rope: dict[str, Any]) -> None:
+    where = np.concatenate([np.arange(130), np.arange(4000, 4020), [131071, 2**24 - 1]])
+    expected = reference.exact.rotary_table(where, d, {"rope_theta": theta, **rope})
+    own = {key: value for key, value in rope.items() if key not in ("rope_type", "original_max_position_embeddings")}
+    attention = own.pop("attention_factor", None)
+    context, factor = rope.get("original_max_position_embeddings", 0), None
+    if rope["rope_type"] == "yarn":
+        scaling = constants.yarn_scaling(d, theta, original_context=context, **own)
+        factor = constants.yarn_attention_factor(own["factor"], attention)
+    elif rope["rope_type"] == "llama3":
+        scaling = constants.llama3_scaling(original_context=context, **own)
+    else:
+        scaling = constants.linear_scaling(**own)
+    frequencies = reference.exact.inverse_frequencies(d, {"rope_theta": theta, **rope})[0]
+    assert constants.inverse_frequencies(d, theta, scaling).tobytes() == frequencies.tobytes()
+    for got, want in zip(constants.rotary_tables(d, theta, where, scaling, factor), expected, strict=True):
         assert got.tobytes() == want.astype(np.float32).tobytes()
 
 

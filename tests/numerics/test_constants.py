@@ -104,6 +104,47 @@ def test_llama3_scaling() -> None:
         constants.llama3_scaling(8.0, 4.0, 1.0, 8192)
 
 
+def test_yarn_scaling() -> None:
+    d, theta, factor, context = 64, 150000.0, 32.0, 4096
+    got = constants.inverse_frequencies(d, theta, constants.yarn_scaling(d, theta, factor, context)).astype(np.float64)
+    plain = theta ** (-np.arange(0, d, 2) / d)
+    low, high = (d * math.log(context / (2 * math.pi * n)) / (2 * math.log(theta)) for n in (32, 1))
+    ramp = np.clip((np.arange(d // 2) - math.floor(low)) / (math.ceil(high) - math.floor(low)), 0, 1)
+    assert ((ramp > 0) & (ramp < 1)).sum() > 5
+    np.testing.assert_allclose(got, plain / factor * ramp + plain * (1 - ramp), rtol=2**-23)
+    cosines, sines = constants.rotary_tables(
+        d, theta, 3, constants.yarn_scaling(d, theta, factor, context), constants.yarn_attention_factor(factor)
+    )
+    with decimal.localcontext(CONTEXT):
+        attention = Fraction(CONTEXT.ln(Decimal(32))) / 10 + 1
+    assert (cosines[0] == np.float32(value(rne(attention)))).all()
+    assert (sines[0] == 0).all()
+    np.testing.assert_allclose(cosines[1:] ** 2 + sines[1:] ** 2, float(attention) ** 2, rtol=1e-6)
+    angle = np.float32(3.5)
+    for own in (0.7, 1.25):
+        exact = [x * Fraction(own) for x in (Fraction(c) for c in decimal_cos_sin(Fraction(3.5)))]
+        pair = trig.cos_sin(np.array([angle]), constants.yarn_attention_factor(8.0, own))
+        assert [fp32.to_bits(float(x[0])) for x in pair] == [rne(x) for x in exact]
+    for wrong, sentence in (
+        ({"theta": 1.0}, r"^rope_scaling: theta=1.0 must be above 1 for YaRN$"),
+        ({"beta_fast": 0.5}, r"^rope_scaling: beta_fast=0.5 must be at least beta_slow=1.0$"),
+    ):
+        arguments = {"d": d, "theta": theta, "factor": factor, "original_context": context, **wrong}
+        with pytest.raises(SystolithError, match=sentence):
+            constants.yarn_scaling(**arguments)  # type: ignore[arg-type]
+
+
+@given(st.fractions(min_value=Fraction(1, 10**9), max_value=10**9))
+def test_logarithms_enclose_those_of_decimals(x: Fraction) -> None:
+    with decimal.localcontext(CONTEXT):
+        expected = Fraction(CONTEXT.ln(Decimal(x.numerator) / Decimal(x.denominator)))
+    for bits in (64, 128):
+        got = trig._exact.ln(trig._exact.Interval.exact(x), bits)
+        near = Fraction(1, 10**60)
+        assert got.lo - near <= expected <= got.hi + near
+        assert got.hi - got.lo < Fraction(1, 1 << (bits - 8))
+
+
 def test_angles_are_the_exact_product_rounded_once() -> None:
     inv_freq = constants.inverse_frequencies(128, 1e6)
     positions = [0, 1, 3, 4607, 131071, 2**24 - 1]
@@ -155,23 +196,25 @@ def as_bits(x: float) -> int:
     return fp32.to_bits(x)
 
 
-def test_the_error_bound_holds_with_room(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("times", [None, 1.25, 0.7], ids=["plain", "exact_factor", "factor"])
+def test_the_error_bound_holds_with_room(times: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The float64 values before rounding are within a thirtieth of the margin claimed for them."""
     seen = []
     original = trig._decide
+    factor = None if times is None else constants.yarn_attention_factor(1.0, times)
 
-    def spy(values):  # type: ignore[no-untyped-def]
+    def spy(values, factor):  # type: ignore[no-untyped-def]
         seen.append(values.copy())
-        return original(values)
+        return original(values, factor)
 
     monkeypatch.setattr(trig, "_decide", spy)
     rng = np.random.default_rng(12)
     angles = rng.uniform(0, 2**24, 400).astype(np.float32)
     angles[:200] = (rng.integers(1, 10**7, 200) * (math.pi / 2)).astype(np.float32)
-    trig.cos_sin(angles)
+    trig.cos_sin(angles, factor)
     for function, values in zip((0, 1), seen, strict=True):
         for angle, got in zip(angles.tolist(), values.tolist(), strict=True):
-            exact = trig._exact.cos_sin(Fraction(angle), 160)[function].lo
+            exact = trig._exact.cos_sin(Fraction(angle), 160)[function].lo * Fraction(times or 1)
             assert abs(Fraction(got) - exact) < Fraction(float(trig._margin(np.float64(got)))) / 30
             assert trig._margin(np.float64(got)) < 2**-45 * abs(got) + 2**-79
 
