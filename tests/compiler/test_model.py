@@ -1,0 +1,78 @@
+"""Matching: a graph that has no kernels is refused with the whole list."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from systolith.compiler.model import match
+from systolith.models.graph import ModelGraph
+from systolith.models.profile import Profile
+from systolith.spec import ModelError
+
+from .conftest import Make
+
+
+@pytest.fixture
+def graph(make: Make) -> ModelGraph:
+    return make().graph
+
+
+def test_a_llama_is_a_decoder(make: Make) -> None:
+    found = match(make(attention_bias=True, tied=False, theta=500000.0).graph)
+    assert (found.hidden, found.inner, found.heads, found.kv_heads, found.head_dim) == (64, 96, 2, 1, 32)
+    assert (found.vocab, found.layers, found.context, found.theta, found.window) == (70, 2, 512, 500000.0, None)
+    assert [name for name in found.matrices if found.bias(name)] == ["q", "k", "v", "o"]
+    assert not found.tied
+    assert found.matrices["head"].weight.at(None) == "lm_head.weight"
+    assert found.matrices["down"].weight.at(1) == "model.layers.1.mlp.down_proj.weight"
+
+
+def test_a_window_is_read_and_may_be_set_by_the_profile(make: Make, graph: ModelGraph) -> None:
+    mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 24}
+    assert match(Profile(window=9).apply(graph)).window == 9
+    assert match(make(extra=mistral).graph).window == 24
+
+
+def test_everything_without_a_kernel_is_told_at_once(graph: ModelGraph) -> None:
+    layer = list(graph.layer)
+    layer[4] = replace(layer[4], op="head_norm")
+    layer[13] = replace(layer[13], op="gelu_mul")
+    strange = replace(graph, layer=tuple(layer), special={1: graph.layer})
+    with pytest.raises(
+        ModelError,
+        match=r"^model m: no kernel for operation gelu_mul \(1\); operation head_norm \(1\); a layer other than "
+        r"norm, q, k, v, rotary, attention, o, add, norm, gate, up, silu, down, add; layers with a body of their own "
+        r"\(1\); register kernels for them$",
+    ):
+        match(strange)
+
+
+def test_a_head_or_embedding_of_another_kind(graph: ModelGraph) -> None:
+    with pytest.raises(
+        ModelError,
+        match=r"^model m: no kernel for an embedding or head other than table, select, norm, linear; register kernels "
+        r"for them$",
+    ):
+        match(replace(graph, head=graph.head[:2]))
+
+
+def test_what_differs_from_layer_to_layer(graph: ModelGraph) -> None:
+    varied = graph.with_attr("attention", window=(5, 7)).with_attr("rope", theta=(1e4, 1e6))
+    with pytest.raises(
+        ModelError,
+        match=r"^model m: no kernel for rope\.theta that differs from layer to layer; attention\.window that differs "
+        r"from layer to layer; register kernels for them$",
+    ):
+        match(varied)
+    assert match(graph.with_attr("attention", window=(7, 7))).window == 7
+
+
+def test_norms_of_different_eps(graph: ModelGraph) -> None:
+    head = tuple(replace(n, attrs={**n.attrs, "eps": 0.5}) if n.op == "rms_norm" else n for n in graph.head)
+    with pytest.raises(
+        ModelError,
+        match=r"^model m: no kernel for norms with different eps; register a kernel for them$",
+    ):
+        match(replace(graph, head=head))
