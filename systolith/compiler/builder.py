@@ -33,12 +33,12 @@ SEMAPHORE = {
         "operand",                       # network to M: a gathered operand
         "partials",                      # network to V: partial sums of squares, attention partials
         "kv_rows",                       # network to S: K and V of this step
-        "logits",                        # network to L: a row of logits
+        "arrived",                       # network to L: K and V of this step; logits
         "kv_full", "kv_free",            # L to M and back: parts of K and V
         "load_full", "load_free",        # L to V and back: scales of V, gains, biases, residual tiles
         "p_full", "p_free",              # V to M and back: probabilities
         "store_full", "store_free",      # V to S and back: what is stored or told to the host
-        "cached",                        # S to L: K and V are in memory
+        "cached",                        # S to L: K and V of this step are in memory
         "loaded",                        # L to the sequencer: cells
         "decided",                       # V to the sequencer: how many requests live
         "released",                      # V to L: index lists and tables may be read or replaced

@@ -66,7 +66,7 @@ def compile_model(checkpoint: Checkpoint, chip: Chip, profile: Profile, options:
     write_program(ctx)
     b = ctx.b
     tokens = dict.fromkeys(SEMAPHORE, 0) | {
-        "slot_free": plan.slots, "acc_free": 2, "stage_free": 2, "kv_free": 2, "load_free": 2, "p_free": 1, "cached": 1,
+        "slot_free": plan.slots, "acc_free": 2, "stage_free": 2, "kv_free": 2, "load_free": 2, "p_free": 1,
         "released": 1, "residual": 1,
     }  # fmt: skip
     counts = [tokens[name] for name in SEMAPHORE]

@@ -82,6 +82,7 @@ class Counter(IntEnum):
     LOGITS = 8
     EXCHANGE = 9
     """And 10: exchanges of partials take turns."""
+    KV_FRESH = 11
 
 
 @dataclass
@@ -98,6 +99,7 @@ class Context:
         # Rings: weight slots, accumulator halves, stages, loads, parts of K and V.
         self.r_slot, self.r_acc, self.r_stage, self.r_load, self.r_kv = (b.register() for _ in range(5))
         self.r_steps, self.r_decoding, self.r_log, self.r_layer, self.r_exchange = (b.register() for _ in range(5))
+        self.r_arrived = b.register()
         self.streams: dict[str, int] = {}
         self.labels: list[Label] = []
         self.nothing = b.descriptor()

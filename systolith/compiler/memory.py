@@ -166,9 +166,10 @@ def scratchpad(plan: Plan) -> list[Buffer]:
         ("b", _blocks(rows * hidden, p.activations), (O_, F)),
         ("tb_b", 4 * rows * plan.d_blocks, (O_, F)),
         ("q", _blocks(rows * m.heads * plan.dp, p.k), (Q, A)),
-        ("k", _blocks(rows * m.kv_heads * plan.dp, p.k), (Q, A)),
-        ("v", padded(_codes(rows * m.kv_heads * plan.dp, p.v), 4), (Q, A)),
-        ("vscale", rows * m.kv_heads, (Q, A)),
+        # S stores from these until the gains of the phase after are loaded.
+        ("k", _blocks(rows * m.kv_heads * plan.dp, p.k), (Q, A, O_)),
+        ("v", padded(_codes(rows * m.kv_heads * plan.dp, p.v), 4), (Q, A, O_)),
+        ("vscale", rows * m.kv_heads, (Q, A, O_)),
         ("attention", _blocks(rows * m.heads * plan.dp, p.activations), (A, O_)),
         ("h", _blocks(rows * inner, p.activations), (F, D_)),
         ("head_tile", 4 * rows * plan.dp, (Q,)),

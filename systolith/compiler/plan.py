@@ -231,6 +231,11 @@ class Plan:
         return self.rows if self.options.every_row else min(self.rows, self.options.batch)
 
     @property
+    def whole_chunks(self) -> bool:
+        """Whether K and V come a chunk at a time, so that all loads of a chunk can run ahead of its arithmetic."""
+        return self.part_tokens == CHUNK_TOKENS
+
+    @property
     def turn_whole(self) -> bool:
         """Whether rotary collects whole heads in FP32: where a half is no whole blocks, or is to be stored."""
         return self.options.dump or self.model.head_dim // 2 % BLOCK != 0
@@ -264,7 +269,7 @@ def _divisor(count: int, most: int) -> int:
 
 
 def _linear(chip: Chip, profile: Profile, name: str, n: int, k: int, rows: int, unit: int = 0) -> LinearPlan:
-    """Cut one class. n: columns, padded to blocks; unit: columns that tiles must divide (a head), or 0."""
+    """Cut one class. n: columns in whole blocks; unit: columns that tiles must divide (a head), or 0."""
     chosen = profile.head if name == "head" else profile.weights
     terms = 2 if chosen == TWO_TERMS else 1
     fmt = FORMATS["INT8" if chosen == TWO_TERMS else chosen]
@@ -276,8 +281,8 @@ def _linear(chip: Chip, profile: Profile, name: str, n: int, k: int, rows: int, 
     most = chip.accumulator_words // 2 // (rows * len(lengths)) // BLOCK
     per_slice = unit // BLOCK if unit else max(1, n // BLOCK // chip.slices)
     nt = BLOCK * _divisor(per_slice, min(most, max(1, chip.columns // BLOCK), 16))
-    # A slot holds whole blocks of K of a tile. Four slots or more let weights run ahead; three larger ones serve a small
-    # chip better than seven that hold a single block each.
+    # A slot holds whole blocks of K of a tile. Four slots or more let weights run ahead; three larger ones serve a
+    # small chip better than seven that hold a single block each.
     per_block = nt * terms * (BLOCK * fmt.bits // 8 + 1)
     fits = [chip.slots_bytes // count // per_block for count in (4, 3)]
     kt = _divisor(math.gcd(*lengths), max(1, fits[0] if fits[0] > 1 else fits[1])) * BLOCK

@@ -123,20 +123,23 @@ def pack(
     prefill_chunk: int | None = None,
     every_row: bool = False,
 ) -> tuple[Step, ...]:
-    """Pack prompts into steps of at most `rows` rows, `prefill_chunk` rows of a request, `max_segments` segments."""
+    """Pack prompts into steps of at most `rows` rows, `prefill_chunk` rows of a request, `max_segments` segments.
+
+    A step holds at most one segment of a request: a run of rows inside one chunk of attention.
+    """
     chunk = min(prefill_chunk or rows, rows)
     steps: list[Step] = []
     done = [0] * len(requests)
     while any(d < len(r.prompt) for d, r in zip(done, requests, strict=True)):
         step = Step()
         for slot, request in enumerate(requests):
-            left = min(len(request.prompt) - done[slot], chunk, rows - len(step.rows))
-            while left and len(step.segments()) < max_segments:
-                # Up to the next chunk of attention, so that a segment more is known to fit.
-                take = min(left, CHUNK_TOKENS - done[slot] % CHUNK_TOKENS)
-                step.rows += [(slot, done[slot] + i) for i in range(take)]
-                done[slot] += take
-                left -= take
+            # One segment of a request: attention takes older tokens from the cache, where an earlier step has put them.
+            room = CHUNK_TOKENS - done[slot] % CHUNK_TOKENS
+            take = min(len(request.prompt) - done[slot], chunk, rows - len(step.rows), room)
+            if not take or len(step.segments()) == max_segments:
+                continue
+            step.rows += [(slot, done[slot] + i) for i in range(take)]
+            done[slot] += take
             ended = step.rows and step.rows[-1][0] == slot and done[slot] == len(request.prompt)
             if ended and not every_row:
                 step.outputs.append((len(step.rows) - 1, slot))

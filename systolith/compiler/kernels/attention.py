@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from systolith.compiler.builder import Label
 from systolith.compiler.context import Cell, Constant, Context, Counter
-from systolith.compiler.kernels.chunk import Tile, attend_chunk
+from systolith.compiler.kernels.chunk import Tile, attend_chunk, wait_for_rows
 from systolith.compiler.kernels.dump import store_rows, tap
 from systolith.compiler.kernels.partial import Partial, merge, start_empty
 from systolith.compiler.kernels.segment import each_segment, each_unit
@@ -25,7 +25,10 @@ def attention(ctx: Context) -> None:
     """Attend all rows of the step and send the result to all slices as the operand of o."""
     b = ctx.b
     b.tensor_name = "attention"
-    b.sync(Queue.M, wait="operand")
+    # V waits too: a unit without a chunk would send its empty partial into a slice that is not done with q, k and v.
+    b.sync(Queue.M, wait="operand", post="acc_full")
+    b.sync(Queue.V, wait="acc_full")
+    b.set(ctx.r_arrived, 0)
     with each_segment(ctx) as segment, each_unit(ctx) as unit, b.registers(2) as (first, tokens):
         # first: token of the tile within the segment; tokens: of the tile.
         b.set(first, 0)
@@ -40,6 +43,9 @@ def attention(ctx: Context) -> None:
         b.alu_r(AluFn.ADD, first, first, tokens)
         b.close_loop(place)
     ctx.arrive(("operand", Counter.OPERAND_ATTENTION))
+    wait_for_rows(ctx)
+    # What S stored may be read from here on, and what it stored from may be written: L tells V with the next gains.
+    b.sync(Queue.L, wait="cached")
     b.tensor_name = ""
 
 

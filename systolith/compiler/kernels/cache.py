@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from systolith.compiler.context import Cell, Context
+from systolith.compiler.context import Context
 from systolith.compiler.kernels.chunk import page_list
 from systolith.compiler.kernels.segment import Segment, Unit, each_segment, each_unit
 from systolith.isa.instruction import Queue
@@ -13,35 +13,54 @@ __all__ = ["append"]
 
 
 def append(ctx: Context) -> None:
-    """Store this step's K and V. L may read the cache when it has taken the last segment's `cached`."""
+    """Store this step's K and V, for later steps: attention takes them from the scratchpad. L waits for `cached`."""
     b, plan = ctx.b, ctx.plan
     b.tensor_name = "cache"
     b.sync(Queue.S, wait="kv_rows")
-    with each_segment(ctx, wait="cached") as segment:
-        with b.registers(1) as (lane,):
-            # Group of the segment's lane: (chunk mod R) / lanes of a unit.
-            b.alu(AluFn.SHR, lane, segment.position, CHUNK_TOKENS.bit_length() - 1)
-            b.alu(AluFn.AND, lane, lane, plan.profile_lanes - 1)
-            b.alu(AluFn.SHR, lane, lane, plan.lanes_local.bit_length() - 1)
-            with each_unit(ctx) as unit:
-                elsewhere = ctx.label()
-                b.branch_r(elsewhere, Cond.NE, lane, unit.group)
-                _append_unit(ctx, segment, unit)
-                b.place(elsewhere)
-        b.sync(Queue.S, post="cached")
-    b.sync(Queue.L, wait="cached")
+    with each_segment(ctx) as segment, b.registers(1) as (lane,):
+        # Group of the segment's lane: (chunk mod R) / lanes of a unit.
+        b.alu(AluFn.SHR, lane, segment.position, CHUNK_TOKENS.bit_length() - 1)
+        b.alu(AluFn.AND, lane, lane, plan.profile_lanes - 1)
+        b.alu(AluFn.SHR, lane, lane, plan.lanes_local.bit_length() - 1)
+        with each_unit(ctx) as unit:
+            elsewhere = ctx.label()
+            b.branch_r(elsewhere, Cond.NE, lane, unit.group)
+            _append_unit(ctx, segment, unit)
+            b.place(elsewhere)
     b.sync(Queue.S, post="cached")
     b.tensor_name = ""
 
 
 def _append_unit(ctx: Context, segment: Segment, unit: Unit) -> None:
-    """Three copies, rows going where the page list sends them; the first position is in a cell."""
+    """Page by page three copies, into the page of the position and at its place there."""
+    b, page = ctx.b, ctx.plan.page_tokens
+    again = ctx.label()
+    with b.registers(5) as (position, row, left, place, take):
+        b.move(position, segment.position)
+        with segment.row() as first, segment.rows() as rows:
+            b.move(row, first)
+            b.move(left, rows)
+        b.place(again)
+        b.alu(AluFn.AND, place, position, page - 1)
+        b.set(take, page)
+        b.alu_r(AluFn.SUB, take, take, place)
+        b.alu_r(AluFn.MIN, take, take, left)
+        _append_rows(ctx, segment, unit, position, row, place, take)
+        b.alu_r(AluFn.ADD, position, position, take)
+        b.alu_r(AluFn.ADD, row, row, take)
+        b.alu_r(AluFn.SUB, left, left, take)
+        b.branch(again, Cond.NE, left, 0)
+
+
+def _append_rows(ctx: Context, segment: Segment, unit: Unit, position: int, row: int, place: int, take: int) -> None:
+    """Copy R[take] rows from row R[row] of the step on to the page of R[position], from R[place] of the page on."""
     b, plan = ctx.b, ctx.plan
     rows, dp, kv = plan.rows, plan.dp, plan.model.kv_heads
     pool = plan.pool_pages * plan.page_tokens
     layer = plan.units_local * pool
     bits = plan.page_tokens.bit_length() - 1
     with page_list(ctx, segment) as pages, b.descriptors(2) as (a, d):
+        pages.advance(position)
         for name, fmt, width, scaled in (
             ("k", plan.profile.k, dp, True), ("v", plan.profile.v, dp, False), ("vscale", "E8M0", 1, False),
         ):  # fmt: skip
@@ -51,19 +70,18 @@ def _append_unit(ctx: Context, segment: Segment, unit: Unit) -> None:
                 ctx.spad(name, fmt, (rows, 1, width), (width, rows * width, inner),
                          scales=kv * rows * width if scaled else None),
             )  # fmt: skip
-            with segment.row() as row, unit.head() as head:
-                b.advance_r(a, 0, row)
+            b.advance_r(a, 0, row)
+            with unit.head() as head:
                 b.advance_r(a, 1, head)
             region = {"k": "k_cache", "v": "v_cache", "vscale": "v_scales"}[name]
             b.load(
                 d,
                 ctx.dram(region, fmt, (rows, 1, width), (width, pool * width, inner),
-                         scales="k_scales" if scaled else "", step=layer * width, xb=Cell.SEGMENT + 3,
-                         via=pages.d, unit=bits),
+                         scales="k_scales" if scaled else "", step=layer * width, via=pages.d, unit=bits),
             )  # fmt: skip
+            b.advance_r(d, 0, place)
             b.advance_r(d, 1, unit.number)
             b.advance_r(d, 3, ctx.r_layer)
-            with segment.rows() as count:
-                b.extent_r(a, 0, count)
-                b.extent_r(d, 0, count)
+            b.extent_r(a, 0, take)
+            b.extent_r(d, 0, take)
             b.copy(Queue.S, d, a)

@@ -16,11 +16,11 @@ from systolith.compiler.kernels.segment import Segment, Unit
 from systolith.compiler.memory import kv_bytes
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
-from systolith.isa.sequencer import AluFn
+from systolith.isa.sequencer import AluFn, Cond
 from systolith.isa.vector import Op1, Op2, Red
 from systolith.spec.limits import CHUNK_TOKENS
 
-__all__ = ["Tile", "attend_chunk", "page_list"]
+__all__ = ["Tile", "attend_chunk", "page_list", "wait_for_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,9 @@ def attend_chunk(ctx: Context, tile: Tile, current: Partial, start: int) -> None
         b.alu(AluFn.MIN, total, total, CHUNK_TOKENS)
         b.set(parts, plan.part_tokens)
         b.alu_r(AluFn.CEILDIV, parts, total, parts)
+        if plan.whole_chunks:
+            what = (_keys(ctx), _scales_of(ctx), _values_of(ctx, 1))
+            _load(ctx, tile, *what, position=start, start=start, total=total)
         _scores(ctx, tile, start, total, parts)
         _probabilities(ctx, tile, start, total, parts)
         _values(ctx, tile, start, total, parts)
@@ -87,10 +90,8 @@ def _scores(ctx: Context, tile: Tile, start: int, total: int, parts: int) -> Non
         if plan.model.window is not None:
             b.set(window, plan.model.window)
         with b.loop_r(parts):
-            source = ctx.dram("k_cache", fmt, (part, 1, dp), (dp, _unit_rows(ctx) * dp, 1), scales="k_scales",
-                              step=plan.units_local * _unit_rows(ctx) * dp)  # fmt: skip
-            view = ctx.ring("kv_ring", fmt, kv_bytes(plan), (part, 1, dp), (dp, 0, 1), scales=True)
-            _load_part(ctx, tile, source, view, position, start, total)
+            if not plan.whole_chunks:
+                _load(ctx, tile, _keys(ctx), position=position, start=start, total=total)
             b.load(q, ctx.spad("q", fmt, (plan.tile_tokens, g, dp), (dp, rows * dp, 1), scales=heads * rows * dp,
                                step=g * rows * dp))  # fmt: skip
             with tile.segment.row() as row:
@@ -99,7 +100,7 @@ def _scores(ctx: Context, tile: Tile, start: int, total: int, parts: int) -> Non
                 b.advance_r(q, 3, head)
             b.advance_r(q, 0, tile.first)
             b.extent_r(q, 0, tile.tokens)
-            ctx.load_ring(weights, view, ctx.r_kv)
+            ctx.load_ring(weights, _keys(ctx).ring, ctx.r_kv)
             ctx.bump(ctx.r_kv)
             ctx.load_ring(acc, ctx.acc(plan.tile_tokens, part, group=g), ctx.r_acc)
             ctx.bump(ctx.r_acc)
@@ -120,18 +121,9 @@ def _probabilities(ctx: Context, tile: Tile, start: int, total: int, parts: int)
     """M of each row; P = quantise(exp2fx(F - M) * 2^sv); l, the tree over the positions."""
     b, plan = ctx.b, ctx.plan
     fmt = plan.profile.p
-    with b.pair() as d, b.descriptors(4) as (scores, maxima, ring, source):
-        # V's scales of the chunk; the rest of the 256 is zero-filled.
-        ctx.load_ring(ring, ctx.words("vscale_ring", "E8M0", CHUNK_TOKENS, (CHUNK_TOKENS, 1, 1), (1, 0, 0)), ctx.r_load)
-        with page_list(ctx, tile.segment) as pages:
-            pages.advance(start)
-            pool = _unit_rows(ctx)
-            b.load(source, ctx.dram("v_scales", "E8M0", (CHUNK_TOKENS, 1, 1), (1, pool, 0),
-                                    step=plan.units_local * pool, via=pages.d, unit=_page_bits(ctx)))  # fmt: skip
-            b.advance_r(source, 1, tile.unit.number)
-            b.advance_r(source, 3, ctx.r_layer)
-            b.extent_r(source, 0, total)
-            b.copy(Queue.L, ring, source, wait="load_free", post="load_full")
+    with b.pair() as d, b.descriptors(3) as (scores, maxima, ring):
+        if not plan.whole_chunks:
+            _load(ctx, tile, _scales_of(ctx), position=start, start=start, total=total)
         b.load(scores, _tile_view(ctx, "scores", "INT32", CHUNK_TOKENS, CHUNK_TOKENS))
         b.extent_r(scores, 0, tile.tokens)
         with b.registers(1) as (columns,):
@@ -159,11 +151,9 @@ def _values(ctx: Context, tile: Tile, start: int, total: int, parts: int) -> Non
         b.extent_r(p, 0, tile.tokens)
         ctx.load_ring(acc, ctx.acc(plan.tile_tokens, dp, group=g), ctx.r_acc)
         with b.loop_r(parts):
-            source = ctx.dram("v_cache", plan.profile.v, (part, 1, dp), (dp, _unit_rows(ctx) * dp, 1),
-                              step=plan.units_local * _unit_rows(ctx) * dp)  # fmt: skip
-            view = ctx.ring("kv_ring", plan.profile.v, kv_bytes(plan), (part, 1, dp), (dp, 0, 1))
-            _load_part(ctx, tile, source, view, position, start, total)
-            ctx.load_ring(weights, view, ctx.r_kv)
+            if not plan.whole_chunks:
+                _load(ctx, tile, _values_of(ctx), position=position, start=start, total=total)
+            ctx.load_ring(weights, _values_of(ctx).ring, ctx.r_kv)
             ctx.bump(ctx.r_kv)
             b.matmul(acc, p, weights, zero=2, by_rows=True, wait="kv_full", post="kv_free")
             b.advance(p, 2, part)
@@ -233,24 +223,132 @@ def page_list(ctx: Context, segment: Segment) -> Iterator[PageList]:
         yield PageList(ctx, d)
 
 
-def _load_part(
-    ctx: Context, tile: Tile, source: Descriptor, view: Descriptor, position: int, start: int, total: int
-) -> None:
-    """Load the tokens from a position on, as many as there are, into the ring; the rest of the part is zero."""
-    b, plan = ctx.b, ctx.plan
-    part, page = plan.part_tokens, plan.page_tokens
-    with page_list(ctx, tile.segment) as pages, b.descriptors(2) as (a, d), b.registers(1) as (count,):
-        pages.advance(position)
-        b.load(a, replace(source, via=pages.d, unit=_page_bits(ctx)))
-        b.advance_r(a, 1, tile.unit.number)
-        b.advance_r(a, 3, ctx.r_layer)
-        if part < page:
-            b.alu(AluFn.AND, count, position, page - 1)
-            b.advance_r(a, 0, count)
-        # Tokens of the part: min(total - (position - start), part).
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """What attention loads: a region of the cache, the same rows of this step, and the ring entry they go to.
+
+    length: tokens of an entry; counter: register of the ring; ahead: entries beyond it; wait, post: semaphores.
+    """
+
+    region: Descriptor
+    fresh: Descriptor
+    ring: Descriptor
+    counter: int
+    length: int
+    wait: str
+    post: str
+    ahead: int = 0
+
+
+def _keys(ctx: Context) -> Cached:
+    """A part of K."""
+    plan, fmt = ctx.plan, ctx.plan.profile.k
+    part, dp, pool = plan.part_tokens, plan.dp, _unit_rows(ctx)
+    return Cached(
+        ctx.dram("k_cache", fmt, (part, 1, dp), (dp, pool * dp, 1), scales="k_scales",
+                 step=plan.units_local * pool * dp),
+        _fresh(ctx, "k", fmt, dp, scaled=True),
+        ctx.ring("kv_ring", fmt, kv_bytes(plan), (part, 1, dp), (dp, 0, 1), scales=True),
+        ctx.r_kv, part, "kv_free", "kv_full",
+    )  # fmt: skip
+
+
+def _values_of(ctx: Context, ahead: int = 0) -> Cached:
+    """A part of V."""
+    plan, fmt = ctx.plan, ctx.plan.profile.v
+    part, dp, pool = plan.part_tokens, plan.dp, _unit_rows(ctx)
+    return Cached(
+        ctx.dram("v_cache", fmt, (part, 1, dp), (dp, pool * dp, 1), step=plan.units_local * pool * dp),
+        _fresh(ctx, "v", fmt, dp),
+        ctx.ring("kv_ring", fmt, kv_bytes(plan), (part, 1, dp), (dp, 0, 1)),
+        ctx.r_kv, part, "kv_free", "kv_full", ahead,
+    )  # fmt: skip
+
+
+def _scales_of(ctx: Context) -> Cached:
+    """V's scales of a chunk."""
+    pool = _unit_rows(ctx)
+    return Cached(
+        ctx.dram("v_scales", "E8M0", (CHUNK_TOKENS, 1, 1), (1, pool, 0), step=ctx.plan.units_local * pool),
+        _fresh(ctx, "vscale", "E8M0", 1),
+        ctx.words("vscale_ring", "E8M0", CHUNK_TOKENS, (CHUNK_TOKENS, 1, 1), (1, 0, 0)),
+        ctx.r_load, CHUNK_TOKENS, "load_free", "load_full",
+    )  # fmt: skip
+
+
+def _load(ctx: Context, tile: Tile, *what: Cached, position: int, start: int, total: int) -> None:
+    """Load the tokens from a position on, as many as there are, into ring entries; the rest of an entry is zero.
+
+    Tokens of earlier steps come from the cache, and first, as they are there; those of this step from the scratchpad,
+    where the gather puts them: a step does not wait for its own stores.
+    """
+    b = ctx.b
+    with b.registers(2) as (count, old):
+        # count: tokens from the position on; old: those before the segment's first.
         b.alu_r(AluFn.SUB, count, position, start)
         b.alu_r(AluFn.SUB, count, total, count)
-        b.alu(AluFn.MIN, count, count, part)
+        b.alu(AluFn.MIN, count, count, what[0].length)
+        b.alu_r(AluFn.MAX, old, position, tile.segment.position)
+        b.alu_r(AluFn.SUB, old, old, position)
+        b.alu_r(AluFn.MIN, old, old, count)
+        for cached in what:
+            _load_old(ctx, tile, cached, position, old)
+        wait_for_rows(ctx)
+        b.alu_r(AluFn.SUB, count, count, old)
+        for cached in what:
+            _load_fresh(ctx, tile, cached, position, old, count)
+
+
+def wait_for_rows(ctx: Context) -> None:
+    """Let L wait for this step's K and V: the first time in a layer."""
+    b, known = ctx.b, ctx.label()
+    b.branch(known, Cond.NE, ctx.r_arrived, 0)
+    b.sync(Queue.L, wait="arrived")
+    b.set(ctx.r_arrived, 1)
+    b.place(known)
+
+
+def _load_old(ctx: Context, tile: Tile, cached: Cached, position: int, old: int) -> None:
+    """Load R[old] tokens of the cache from R[position] on, and zeros behind them."""
+    b, page = ctx.b, ctx.plan.page_tokens
+    with page_list(ctx, tile.segment) as pages, b.descriptors(2) as (a, d):
+        pages.advance(position)
+        b.load(a, replace(cached.region, via=pages.d, unit=_page_bits(ctx)))
+        b.advance_r(a, 1, tile.unit.number)
+        b.advance_r(a, 3, ctx.r_layer)
+        if cached.length < page:
+            with b.registers(1) as (place,):
+                b.alu(AluFn.AND, place, position, page - 1)
+                b.advance_r(a, 0, place)
+        b.extent_r(a, 0, old)
+        ctx.load_ring(d, cached.ring, cached.counter)
+        b.advance(d, 3, cached.ahead)
+        b.copy(Queue.L, d, a, wait=cached.wait)
+
+
+def _load_fresh(ctx: Context, tile: Tile, cached: Cached, position: int, old: int, count: int) -> None:
+    """Load R[count] tokens of this step behind the R[old] others."""
+    b = ctx.b
+    with b.descriptors(2) as (a, d):
+        b.load(a, cached.fresh)
+        with tile.unit.head() as head:
+            b.advance_r(a, 1, head)
+        with tile.segment.row() as row:
+            b.advance_r(a, 0, row)
+        with b.registers(1) as (skip,):
+            b.alu_r(AluFn.MAX, skip, position, tile.segment.position)
+            b.alu_r(AluFn.SUB, skip, skip, tile.segment.position)
+            b.advance_r(a, 0, skip)
         b.extent_r(a, 0, count)
-        ctx.load_ring(d, view, ctx.r_kv)
-        b.copy(Queue.L, d, a, wait="kv_free", post="kv_full")
+        ctx.load_ring(d, cached.ring, cached.counter)
+        b.advance(d, 3, cached.ahead)
+        b.advance_r(d, 0, old)
+        b.extent_r(d, 0, count)
+        b.copy(Queue.L, d, a, post=cached.post)
+
+
+def _fresh(ctx: Context, name: str, fmt: str, width: int, *, scaled: bool = False) -> Descriptor:
+    """Rows of this step as the gather put them: [rows, 1, width], heads along dimension 1."""
+    rows, kv = ctx.rows, ctx.plan.model.kv_heads
+    return ctx.spad(name, fmt, (rows, 1, width), (width, rows * width, 1 if width > 1 else 0),
+                    scales=kv * rows * width if scaled else None)  # fmt: skip

@@ -52,5 +52,5 @@ def head(ctx: Context) -> None:
         b.advance_r(out, 3, tile)
         b.put(out, stage, count=receivers, wait="stage_full", post="stage_free")
         ctx.bump(ctx.r_stage)
-    ctx.arrive(("logits", Counter.LOGITS))
+    ctx.arrive(("arrived", Counter.LOGITS))
     b.tensor_name = ""

@@ -40,7 +40,7 @@ def qkv(ctx: Context) -> None:
                 _send_values(ctx, first, head)
             else:
                 _send_codes(ctx, linear.name, first, head)
-    ctx.arrive(("operand", Counter.OPERAND_Q), ("kv_rows", Counter.KV))
+    ctx.arrive(("operand", Counter.OPERAND_Q), ("kv_rows", Counter.KV), ("arrived", Counter.KV_FRESH))
     b.tensor_name = ""
 
 

@@ -27,7 +27,7 @@ def sample(ctx: Context) -> None:
     """Pick a token for each row of logits, tell the host, and find out who goes on."""
     b = ctx.b
     b.tensor_name = "sample"
-    b.sync(Queue.L, wait="logits")
+    b.sync(Queue.L, wait="arrived")
     first = ctx.label()
     b.branch(first, Cond.EQ, ctx.r_decoding, 0)
     # In a decode step the token to be made is one further on; a finished request stays where it is.

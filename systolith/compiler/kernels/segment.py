@@ -66,8 +66,8 @@ class Unit:
 
 
 @contextmanager
-def each_segment(ctx: Context, *, wait: str = "") -> Iterator[Segment]:
-    """Repeat for each segment of the step; `wait`: what the load queue waits for before it replaces the cells."""
+def each_segment(ctx: Context) -> Iterator[Segment]:
+    """Repeat for each segment of the step."""
     b = ctx.b
     offset = 4 * ctx.memory.record.segments
     with b.registers(1) as (position,), ctx.cell_loop(Cell.SEGMENTS) as index:
@@ -78,7 +78,7 @@ def each_segment(ctx: Context, *, wait: str = "") -> Iterator[Segment]:
                 ctx.spad("record", "INT32", (1, 1, SEGMENT_WORDS), (0, 0, 1), offset=offset, step=SEGMENT_WORDS),
             )
             b.advance_r(source, 3, index)
-            b.copy(Queue.L, cells, source, wait=wait, post="loaded")
+            b.copy(Queue.L, cells, source, post="loaded")
         b.read(position, Cell.SEGMENT + 3, wait="loaded")
         yield Segment(ctx, position)
 

@@ -73,7 +73,7 @@ def write_program(ctx: Context) -> None:
         with b.registers(1) as (count,):
             b.read(count, Cell.OUT_ROWS)
             b.alu_r(AluFn.ADD, ctx.r_log, ctx.r_log, count)
-        b.sync(Queue.L, wait="logits")
+        b.sync(Queue.L, wait="arrived")
         b.sync(Queue.V, post="released")
         b.branch(step)
     else:
@@ -86,8 +86,8 @@ def write_program(ctx: Context) -> None:
             b.branch(step)
     # Without logits the slices still meet, or a fast one would send the next step's operand into one being read.
     b.place(no_logits)
-    ctx.arrive(("logits", Counter.LOGITS))
-    b.sync(Queue.L, wait="logits")
+    ctx.arrive(("arrived", Counter.LOGITS))
+    b.sync(Queue.L, wait="arrived")
     b.sync(Queue.V, post="released")
     b.branch(step)
     b.place(end)
