@@ -12,6 +12,7 @@ import resource
 import subprocess
 import time
 from collections.abc import Callable
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -32,8 +33,9 @@ CHIPS = ("nano", "micro", "mini", "server")
 RESULTS = Path(__file__).parent / "results"
 
 
+@cache
 def commit() -> str:
-    """Commit of the checkout, with a mark where files differ from it."""
+    """Commit of the checkout when the run began, with a mark where files differ from it."""
     try:
         command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -186,6 +188,7 @@ def main() -> None:
     parser.add_argument("--readme", action="store_true", help="also put the tables into README.md")
     arguments = parser.parse_args()
     what, readme = arguments.what, arguments.readme
+    commit()
     bench = Bench()
     RESULTS.mkdir(exist_ok=True)
     for name, make in (("speed", bench.speed), ("chips", bench.chips)):
