@@ -66,6 +66,8 @@ class Constant(IntEnum):
     EPS = 5
     MINUS_LOG2E = 6
     INT_ONE = 7
+    MEAN_HEAD = 8
+    """1/d, where heads are normed."""
 
 
 class Counter(IntEnum):

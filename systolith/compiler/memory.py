@@ -189,6 +189,8 @@ def scratchpad(plan: Plan) -> list[Buffer]:
         table += [("logits", 4 * padded(m.vocab), (H,)), ("weights", 4 * padded(m.vocab), (H,)), ("max", 4, (H,))]
     if m.sinks is not None or p.sink is not None:
         table.append(("sinks", 2 * 4 * m.heads, ALL))
+    if m.head_norms is not None:
+        table += [("g_head", 4 * 2 * m.head_dim, ALL), ("r_head", 4 * rows, (Q,))]
     if plan.group > 1:
         table.append(("exchange", 2 * plan.group * partial, (A,)))
     if spans:
@@ -284,6 +286,8 @@ def _dram(plan: Plan, memory: Memory) -> None:
     reserve("sin", 4 * o.context * (m.head_dim // 2))
     shard = plan.shard
     reserve("g", 4 * shard * (2 * m.layers + 1))
+    if m.head_norms is not None:
+        reserve("g_head", 4 * 2 * m.head_dim * m.layers)
     if m.sinks is not None or p.sink is not None:
         reserve("sinks", 2 * 4 * m.heads * (m.layers if m.sinks is not None else 1))
     reserve("table", _codes(m.vocab * shard, p.embed))

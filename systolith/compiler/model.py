@@ -13,13 +13,18 @@ from systolith.spec.errors import ModelError
 
 __all__ = ["DecoderModel", "Matrix", "match"]
 
-KERNELS = ("embed", "rms_norm", "linear", "rope", "cache_append", "attention", "silu_mul", "add", "select")
+KERNELS = (
+    "embed", "rms_norm", "linear", "head_norm", "rope", "cache_append", "attention", "silu_mul", "add", "select",
+)  # fmt: skip
 """Operations that have a kernel."""
 
-_LAYER = (
-    "rms_norm", "linear", "linear", "linear", "rope", "rope", "cache_append", "attention", "linear", "add",
+_QKV = ("rms_norm", "linear", "linear", "linear")
+_REST = (
+    "rope", "rope", "cache_append", "attention", "linear", "add",
     "rms_norm", "linear", "linear", "silu_mul", "linear", "add",
 )  # fmt: skip
+_LAYERS = ((*_QKV, *_REST), (*_QKV, "head_norm", "head_norm", *_REST))
+"""Operations of a layer: without and with norms of the heads of q and k."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,8 @@ class DecoderModel:
     final_norm: WeightRef
     matrices: dict[str, Matrix]
     sinks: WeightRef | None
+    head_norms: tuple[WeightRef, WeightRef] | None
+    """Gains [d] of the norms of the heads of q and of k."""
 
     def bias(self, name: str) -> bool:
         """Whether the matrices of a class have a bias."""
@@ -66,7 +73,7 @@ class DecoderModel:
 def match(graph: ModelGraph) -> DecoderModel:
     """Read a graph as a decoder. Raises ModelError with everything that has no kernel."""
     faults = [f"operation {name}" for name in unsupported(graph, KERNELS)]
-    if tuple(node.op for node in graph.layer) != _LAYER:
+    if tuple(node.op for node in graph.layer) not in _LAYERS:
         faults.append("a layer other than norm, q, k, v, rotary, attention, o, add, norm, gate, up, silu, down, add")
     if graph.special:
         faults.append(f"layers with a body of their own ({', '.join(map(str, sorted(graph.special)))})")
@@ -91,7 +98,8 @@ def match(graph: ModelGraph) -> DecoderModel:
     matrices["head"] = Matrix(head.weights["w"], head.weights.get("bias"))
     rope, attention = _only(graph.layer, "rope"), _only(graph.layer, "attention")
     norms = [node for node in graph.layer if node.op == "rms_norm"] + [graph.head[1]]
-    if len({n.attr("eps", 0) for n in norms}) > 1:
+    head_norms = [node for node in graph.layer if node.op == "head_norm"]
+    if len({n.attr("eps", 0) for n in (*norms, *head_norms)}) > 1:
         raise ModelError(f"model {graph.name}: no kernel for norms with different eps; register a kernel for them")
     scale, window = attention.attr("scale", 0), attention.attr("window", 0)
     return DecoderModel(
@@ -116,6 +124,7 @@ def match(graph: ModelGraph) -> DecoderModel:
         final_norm=norms[2].weights["g"],
         matrices=matrices,
         sinks=attention.weights.get("sinks"),
+        head_norms=(head_norms[0].weights["g"], head_norms[1].weights["g"]) if head_norms else None,
     )
 
 

@@ -72,6 +72,8 @@ def _tables(plan: Plan, memory: Memory) -> Iterator[Image]:
     words[Constant.EPS] = fp32.to_bits(constants.eps_constant(m.eps))
     words[Constant.MINUS_LOG2E] = fp32.to_bits(-constants.LOG2E)
     words[Constant.INT_ONE] = 1
+    if m.head_norms is not None:
+        words[Constant.MEAN_HEAD] = fp32.to_bits(constants.mean_scale(m.head_dim))
     yield Image(-1, memory.dram["consts"], words.tobytes())
     cos, sin = tables(m.head_dim, m.theta, m.scaling, plan.options.context)
     yield Image(-1, memory.dram["cos"], np.ascontiguousarray(cos, np.float32).tobytes())
@@ -99,6 +101,9 @@ def _gains(plan: Plan, memory: Memory, checkpoint: Checkpoint) -> Iterator[Image
         first, count = share(plan.o.tiles, plan.slices, rank)
         part = table[:, first * plan.o.nt : (first + count) * plan.o.nt]
         yield Image(rank, memory.dram["g"], _padded_to(part, (len(rows), shard)).tobytes())
+    if m.head_norms is not None:
+        heads = [checkpoint.tensor(ref.at(layer)) for layer in range(m.layers) for ref in m.head_norms]
+        yield Image(-1, memory.dram["g_head"], np.concatenate(heads).tobytes())
 
 
 def _bytes(codes: Bytes, fmt: Format) -> Bytes:

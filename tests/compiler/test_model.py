@@ -29,6 +29,30 @@ def test_a_llama_is_a_decoder(make: Make) -> None:
     assert found.matrices["down"].weight.at(1) == "model.layers.1.mlp.down_proj.weight"
 
 
+def test_norms_of_heads_are_both_there_or_none(make: Make) -> None:
+    graph = make(family="qwen3").graph
+    gains = match(graph).head_norms
+    assert gains is not None
+    assert [g.at(1) for g in gains] == [f"model.layers.1.self_attn.{name}_norm.weight" for name in "qk"]
+    assert match(make().graph).head_norms is None
+    one = tuple(n if n.out != "k" else replace(n, ins=("k_raw",)) for n in graph.layer if n.out != "k_normed")
+    with pytest.raises(ModelError, match=r"^model \w+: no kernel for a layer other than norm, q, k, v, rotary"):
+        match(replace(graph, layer=one))
+
+
+def test_q_and_k_turn_alike(make: Make) -> None:
+    linear = {"rope_scaling": {"type": "linear", "factor": 2.0}}
+    graph = make(extra=linear).graph
+    scaling = match(graph).scaling
+    assert scaling is not None
+    assert '"kind":"linear"' in scaling
+    k = tuple(replace(n, attrs={**n.attrs, "scaling": None}) if n.out == "k" else n for n in graph.layer)
+    with pytest.raises(
+        ModelError, match=r"^model \w+: no kernel for rotary that differs between q and k; register kernels for them$"
+    ):
+        match(replace(graph, layer=k))
+
+
 def test_a_window_is_read_and_may_be_set_by_the_profile(make: Make, graph: ModelGraph) -> None:
     mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 24}
     assert match(Profile(window=9).apply(graph)).window == 9
@@ -37,12 +61,12 @@ def test_a_window_is_read_and_may_be_set_by_the_profile(make: Make, graph: Model
 
 def test_everything_without_a_kernel_is_told_at_once(graph: ModelGraph) -> None:
     layer = list(graph.layer)
-    layer[4] = replace(layer[4], op="head_norm")
+    layer[4] = replace(layer[4], op="layer_norm")
     layer[13] = replace(layer[13], op="gelu_mul")
     strange = replace(graph, layer=tuple(layer), special={1: graph.layer})
     with pytest.raises(
         ModelError,
-        match=r"^model m: no kernel for operation gelu_mul \(1\); operation head_norm \(1\); a layer other than "
+        match=r"^model m: no kernel for operation gelu_mul \(1\); operation layer_norm \(1\); a layer other than "
         r"norm, q, k, v, rotary, attention, o, add, norm, gate, up, silu, down, add; layers with a body of their own "
         r"\(1\); register kernels for them$",
     ):

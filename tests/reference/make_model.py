@@ -1,4 +1,4 @@
-"""Small random Llama checkpoints in Hugging Face layout, the same bytes for the same arguments on every machine.
+"""Small random models of Llama's type in Hugging Face layout, the same bytes for the same arguments on every machine.
 
 Random numbers are sums of four uniform integers from a frozen generator, so no libm call can change a bit. Scales
 are those of a trained model: unit q and k, scores with a spread of a few units, a residual stream that grows slowly,
@@ -52,6 +52,7 @@ def make_llama(
     attention_bias: bool = False,
     qk_norm: bool = False,
     outliers: int = 2,
+    family: str = "llama",
     extra: dict[str, Any] | None = None,
 ) -> Path:
     """Write config.json, the weights and tokenizer.json into a directory, made if missing, and return it.
@@ -59,6 +60,7 @@ def make_llama(
     dtype : "float32", "bfloat16" or "float16"      shards : files; more than one adds an index
     outliers : channels of the residual stream that are OUTLIERS times larger, and as many that the norms stress
     attention_bias, qk_norm : add the biases of q, k and v (and o), the per-head norms of q and k
+    family : "llama", "qwen2" (biases of q, k and v only) or "qwen3" (norms of q and k); the config says so
     extra : entries added to config.json, or put in place of those there (model_type, rope_parameters, ...)
     """
     if dtype not in ("float32", "bfloat16", "float16"):
@@ -73,11 +75,17 @@ def make_llama(
         "attention_bias": attention_bias, "mlp_bias": False, "dtype": dtype,
         "bos_token_id": None, "eos_token_id": min(256, vocab - 1),
     }  # fmt: skip
+    if family != "llama":
+        config |= {"architectures": [f"{family.capitalize()}ForCausalLM"], "model_type": family}
+        for name in ("mlp_bias", *(["attention_bias"] if family == "qwen2" else [])):
+            del config[name]
     (root / "config.json").write_text(json.dumps({**config, **(extra or {})}, indent=1) + "\n")
     tensors = _tensors(
         _Random(seed), hidden, layers, heads * head_dim, kv_heads * head_dim, head_dim, intermediate, vocab, tied,
-        attention_bias, qk_norm, outliers,
+        attention_bias or family == "qwen2", qk_norm or family == "qwen3", outliers,
     )  # fmt: skip
+    if family == "qwen2":
+        tensors = {name: value for name, value in tensors.items() if not name.endswith("o_proj.bias")}
     _write_shards(root, tensors, dtype, shards)
     (root / "tokenizer.json").write_text(json.dumps(byte_tokenizer(vocab), ensure_ascii=False) + "\n")
     return root

@@ -1,4 +1,4 @@
-"""Queries, keys and values: projection, deferred norm, rotary, quantisation, and the gather to all slices.
+"""Queries, keys and values: projection, deferred norm, head norms, rotary, quantisation, and the gather to all slices.
 
 A slice makes whole heads. A head's columns come in tiles; they are collected in FP32, turned, quantised and sent.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from systolith.compiler.context import Cell, Context, Counter
 from systolith.compiler.kernels.dump import store_rows, tap
+from systolith.compiler.kernels.head_norm import give_back_head_gains, load_head_gains, norm_head
 from systolith.compiler.kernels.linear import bias_tile, operand, product, sums
 from systolith.compiler.kernels.norm import make_r
 from systolith.compiler.plan import LinearPlan
@@ -31,6 +32,9 @@ def qkv(ctx: Context) -> None:
     b.sync(Queue.M, wait="operand")
     if plan.profile.deferred_norm:
         make_r(ctx, "a")
+    normed = plan.model.head_norms is not None
+    if normed:
+        load_head_gains(ctx)
     for linear in (plan.q, plan.k, plan.v):
         b.tensor_name = linear.name
         first, count = _CELLS[linear.name]
@@ -39,7 +43,11 @@ def qkv(ctx: Context) -> None:
             if linear.name == "v":
                 _send_values(ctx, first, head)
             else:
+                if normed:
+                    norm_head(ctx, linear.name)
                 _send_codes(ctx, linear.name, first, head)
+    if normed:
+        give_back_head_gains(ctx)
     ctx.arrive(("operand", Counter.OPERAND_Q), ("kv_rows", Counter.KV), ("arrived", Counter.KV_FRESH))
     b.tensor_name = ""
 

@@ -14,6 +14,7 @@ from systolith.compiler.kernels.cache import append
 from systolith.compiler.kernels.embed import embed
 from systolith.compiler.kernels.ffn import ffn
 from systolith.compiler.kernels.head import head
+from systolith.compiler.kernels.head_norm import rewind_head_gains
 from systolith.compiler.kernels.linear import open_streams, rewind
 from systolith.compiler.kernels.norm import make_r
 from systolith.compiler.kernels.project import project
@@ -49,6 +50,8 @@ def write_program(ctx: Context) -> None:
     b.place(run)
     _position_tables(ctx)
     rewind(ctx)
+    if plan.model.head_norms is not None:
+        rewind_head_gains(ctx)
     b.load(ctx.streams["g"], ctx.dram("g", "FP32", (1, 1, ctx.shard), (0, 0, 1), step=ctx.shard))
     ctx.gain_parity = 0
     b.set(ctx.r_layer, 0)
@@ -101,7 +104,7 @@ def _start(ctx: Context) -> None:
     b.tensor_name = "start"
     b.load(ctx.nothing, tensor(Space.SPAD, "INT8", 0, (0, 0, 0), (0, 0, 0)))
     open_streams(ctx)
-    for name in ("g", "record"):
+    for name in ("g", "record", *(["g_head"] if plan.model.head_norms is not None else [])):
         ctx.streams[name] = b.descriptor()
     tables = [
         ("consts", "INT32", 16), ("pages", "INT32", o.batch * plan.chunks * plan.pages_per_chunk),
