@@ -51,22 +51,17 @@ def fixed_swiglu(gate: Any, up: Any) -> Any:
 
 
 def make_text(subject: Subject, files: list[Path], tokens: int) -> Text:
-    """The first window of every file, then the second, until there are enough."""
+    """Windows at even distances over all held-out text."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(TINYCODE / "tokenizer.json"))
     coded = [tokenizer.encode(file.read_text("utf-8"), add_special_tokens=False).ids for file in files]
     run = CONTEXT - 1
-    windows = [
-        [0, *ids[at : at + run]]
-        for at in range(0, max(map(len, coded)), run)
-        for ids in coded
-        if at + run <= len(ids)
-    ][: -(-tokens // run)]  # fmt: skip
-    if len(windows) * run < tokens:
-        pytest.skip(
-            f"this interpreter's held-out files hold {len(windows) * run} tokens in whole windows, not {tokens}"
-        )
+    every = [[0, *ids[at : at + run]] for ids in coded for at in range(0, len(ids) - run + 1, run)]
+    count = -(-tokens // run)
+    if len(every) < count:
+        pytest.skip(f"this interpreter's held-out files hold {len(every) * run} tokens in whole windows, not {tokens}")
+    windows = [every[n * len(every) // count] for n in range(count)]
     array = np.array(windows)
     return Text(subject, array, emulation.EmulatedLlama(TINYCODE).losses(array).numpy())
 
