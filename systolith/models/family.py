@@ -17,7 +17,7 @@ from systolith.models.config import Field, ModelConfig, check_fields
 from systolith.models.graph import ModelGraph, require
 from systolith.spec.errors import ModelError
 
-__all__ = ["ENTRY_POINTS", "Family", "build_graph", "families", "load_config", "parse_config"]
+__all__ = ["ENTRY_POINTS", "Family", "build_graph", "families", "load_config", "packaged_configs", "parse_config"]
 
 ENTRY_POINTS = "systolith.families"
 """Group of the entry points that add families."""
@@ -104,6 +104,11 @@ def load_config(path: str | Path) -> ModelConfig:
     if path.is_dir():
         path = path / "config.json"
     return parse_config(read_json_object(path, "config.json"), str(path))
+
+
+def packaged_configs() -> Mapping[str, Path]:
+    """Configs of published models that the package holds, by name ("llama-3.1-8b"): facts only, no weights."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*.json"))}
 
 
 def build_graph(config: ModelConfig) -> ModelGraph:
