@@ -19,7 +19,7 @@ from systolith.isa.sequencer import AluFn
 from systolith.numerics.formats import FORMATS
 from systolith.spec.limits import BLOCK
 
-__all__ = ["SCRATCH", "Cell", "Constant", "Context", "Counter"]
+__all__ = ["SCRATCH", "Cell", "Constant", "Context", "Counter", "Norm"]
 
 SCRATCH = 1
 """Descriptor register that takes a reduction whose instruction has no elementwise result (D[0 + 1])."""
@@ -87,6 +87,14 @@ class Counter(IntEnum):
     KV_FRESH = 11
 
 
+class Norm(IntEnum):
+    """Norms by the place of their gains: the first layer's first; of layer n the second, and the next layer's first."""
+
+    FIRST = 0
+    SECOND = 1
+    NEXT = 2
+
+
 @dataclass
 class Context:
     """State of the compilation of one program."""
@@ -105,7 +113,7 @@ class Context:
         self.streams: dict[str, int] = {}
         self.labels: list[Label] = []
         self.nothing = b.descriptor()
-        self.gain_parity = 0
+        self.norm = Norm.FIRST
 
     # ---- descriptors -----------------------------------------------------------------------------------------------
 

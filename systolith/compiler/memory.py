@@ -140,6 +140,8 @@ def scratchpad(plan: Plan) -> list[Buffer]:
     partial = tq * (plan.dp + 2) * 4
     spans = [len(x.spans) * x.nt * rows * 4 for x in plan.linears if len(x.spans) > 1]
     rec = record_layout(plan)
+    # S stores K and V until V has been told: with the gains of o, or, where these stay, before down.
+    stored = (Q, A, O_, F) if plan.gains_resident else (Q, A, O_)
     table: list[Buffer] = [
         ("consts", 4 * 16, ALL),
         ("pages", 4 * o.batch * plan.chunks * plan.pages_per_chunk, ALL),
@@ -150,7 +152,7 @@ def scratchpad(plan: Plan) -> list[Buffer]:
         ("record", 4 * rec.words, ALL),
         ("cos", 4 * rows * m.head_dim // 2, ALL),
         ("sin", 4 * rows * m.head_dim // 2, ALL),
-        ("g", 2 * 4 * shard, ALL),
+        ("g", 4 * shard * (2 * m.layers + 1 if plan.gains_resident else 2), ALL),
         ("vscale_ring", 2 * CHUNK_TOKENS, ALL),
         ("kv_ring", 2 * kv_bytes(plan), ALL),
         ("kv_ring_scales", 2 * kv_bytes(plan) * 8 // FORMATS[p.k].bits // BLOCK, ALL),
@@ -166,10 +168,9 @@ def scratchpad(plan: Plan) -> list[Buffer]:
         ("b", _blocks(rows * hidden, p.activations), (O_, F)),
         ("tb_b", 4 * rows * plan.d_blocks, (O_, F)),
         ("q", _blocks(rows * m.heads * plan.dp, p.k), (Q, A)),
-        # S stores from these until the gains of the phase after are loaded.
-        ("k", _blocks(rows * m.kv_heads * plan.dp, p.k), (Q, A, O_)),
-        ("v", padded(_codes(rows * m.kv_heads * plan.dp, p.v), 4), (Q, A, O_)),
-        ("vscale", rows * m.kv_heads, (Q, A, O_)),
+        ("k", _blocks(rows * m.kv_heads * plan.dp, p.k), stored),
+        ("v", padded(_codes(rows * m.kv_heads * plan.dp, p.v), 4), stored),
+        ("vscale", rows * m.kv_heads, stored),
         ("attention", _blocks(rows * m.heads * plan.dp, p.activations), (A, O_)),
         ("h", _blocks(rows * inner, p.activations), (F, D_)),
         ("head_tile", 4 * rows * plan.dp, (Q,)),

@@ -100,7 +100,8 @@ class LinearPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """See the module. rows: rows of a step; x_resident: the residual shard stays in the scratchpad; tile_tokens,
+    """See the module. rows: rows of a step; x_resident, gains_resident: the residual shard and the gains
+    of all norms stay in the scratchpad; tile_tokens,
     part_tokens: tokens of queries and of keys that attention takes at a time; group: slices that share the lanes of a
     head; lanes_local: lanes of a unit; units: over all slices."""
 
@@ -110,6 +111,7 @@ class Plan:
     options: Options
     rows: int
     x_resident: bool
+    gains_resident: bool
     tile_tokens: int
     part_tokens: int
     dp: int
@@ -314,7 +316,7 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
     sizes = {top >> i for i in range(top.bit_length())} | {top}
     for rows in sorted(sizes, reverse=True):
         base = Plan(
-            model, profile, chip, options, rows, True, 1, BLOCK, dp, lanes, group, active // group,
+            model, profile, chip, options, rows, True, True, 1, BLOCK, dp, lanes, group, active // group,
             q=_linear(chip, profile, "q", model.heads * dp, padded(model.hidden), rows, dp),
             k=_linear(chip, profile, "k", model.kv_heads * dp, padded(model.hidden), rows, dp),
             v=_linear(chip, profile, "v", model.kv_heads * dp, padded(model.hidden), rows, dp),
@@ -334,7 +336,9 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
             for tokens in sorted({1 << i for i in range(6) if 1 << i <= rows}, reverse=True):
                 for part in (256, 128, 64, 32):
                     if tokens * group_queries * max(part, dp) <= half:
-                        yield replace(base, x_resident=resident, tile_tokens=tokens, part_tokens=part)
+                        for gains in (True, False):
+                            yield replace(base, x_resident=resident, gains_resident=gains, tile_tokens=tokens,
+                                          part_tokens=part)  # fmt: skip
 
 
 def _narrow(linear: LinearPlan, nt: int) -> LinearPlan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from systolith.compiler.context import Cell, Context
+from systolith.compiler.context import Cell, Context, Norm
 from systolith.compiler.kernels.dump import store_rows, tap
 from systolith.compiler.kernels.norm import finish_norm, load_gains, residual, send_tile, store_residual
 from systolith.compiler.memory import ring_bytes
@@ -16,7 +16,7 @@ def embed(ctx: Context) -> None:
     b, plan = ctx.b, ctx.plan
     nt, rows, fmt = plan.o.nt, ctx.rows, plan.profile.embed
     b.tensor_name = "embed"
-    load_gains(ctx)
+    load_gains(ctx, Norm.FIRST)
     with ctx.cell_loop(Cell.O_TILES) as tile, b.descriptors(5) as (ids, table, entry, x, codes):
         b.load(ids, ctx.spad("record", "INT32", (rows, 1, 1), (1, 0, 0), offset=4 * ctx.memory.record.ids))
         b.load(

@@ -6,30 +6,54 @@ A norm that is deferred multiplies the product by r; one that is not needs r bef
 
 from __future__ import annotations
 
-from systolith.compiler.context import SCRATCH, Cell, Constant, Context, Counter
+from systolith.compiler.context import SCRATCH, Cell, Constant, Context, Counter, Norm
 from systolith.compiler.kernels.dump import store_rows, tap
 from systolith.isa.instruction import Queue
+from systolith.isa.sequencer import AluFn
 from systolith.isa.vector import Func, Op1, Op2, Red
 from systolith.spec.limits import BLOCK
 
 __all__ = ["finish_norm", "load_gains", "load_residual", "make_r", "residual", "send_tile", "store_residual"]
 
 
-def load_gains(ctx: Context) -> None:
-    """Load the next norm's gains of this slice's shard. V waits for them here and gives them back in `finish_norm`."""
+def load_gains(ctx: Context, norm: Norm) -> None:
+    """Have the gains of the next norm in this slice's shard: loaded, or where they stay, found by `_gains`.
+
+    V waits for what is loaded here and gives it back in `finish_norm`. Either way V knows from the second norm of a
+    layer on that S has stored K and V.
+    """
     b, shard = ctx.b, ctx.shard
+    ctx.norm = norm
+    if ctx.plan.gains_resident:
+        if norm is Norm.NEXT:
+            b.sync(Queue.L, post="load_full")
+            b.sync(Queue.V, wait="load_full")
+        return
     stream = ctx.streams["g"]
     with b.descriptors(1) as (d,):
-        b.load(d, ctx.spad("g", "FP32", (1, 1, shard), (0, 0, 1), offset=4 * shard * ctx.gain_parity))
+        b.load(d, ctx.spad("g", "FP32", (1, 1, shard), (0, 0, 1), offset=4 * shard * _half(norm)))
         b.copy(Queue.L, d, stream, wait="load_free", post="load_full")
         b.advance(stream, 3, 1)
     b.sync(Queue.V, wait="load_full")
-    ctx.gain_parity ^= 1
 
 
-def gain_offset(ctx: Context) -> int:
-    """Bytes of the gains that `load_gains` loaded last."""
-    return 4 * ctx.shard * (ctx.gain_parity ^ 1)
+def _half(norm: Norm) -> int:
+    """Which of two buffers the gains of a norm take: they take turns."""
+    return int(norm is Norm.SECOND)
+
+
+def _gains(ctx: Context, d: int, tile: int) -> None:
+    """D[d] = the gains of a tile, the same for every row: [rows, blocks, 32]."""
+    b, nt, shard = ctx.b, ctx.plan.o.nt, ctx.shard
+    resident = ctx.plan.gains_resident
+    start = int(ctx.norm) if resident else _half(ctx.norm)
+    b.load(d, ctx.spad("g", "FP32", (ctx.rows, nt // BLOCK, BLOCK), (0, BLOCK, 1), offset=4 * shard * start, step=nt))
+    b.advance_r(d, 3, tile)
+    if resident and ctx.norm is not Norm.FIRST:
+        with b.registers(1) as (skip,):
+            b.set(skip, 2 * shard)
+            b.alu_r(AluFn.MUL, skip, skip, ctx.r_layer)
+            b.advance_r(d, 2, skip)
 
 
 def residual(ctx: Context, d: int, tile: int, *, blocks: bool = False) -> None:
@@ -53,8 +77,7 @@ def send_tile(ctx: Context, which: str, tile: int, *, late: bool = False) -> Non
     blocks = nt // BLOCK
     with b.pair() as d, b.descriptors(4) as (x, g, r, out):
         residual(ctx, x, tile, blocks=True)
-        b.load(g, ctx.spad("g", "FP32", (rows, blocks, BLOCK), (0, BLOCK, 1), offset=gain_offset(ctx), step=nt))
-        b.advance_r(g, 3, tile)
+        _gains(ctx, g, tile)
         b.load(r, ctx.spad("r", "FP32", (rows, blocks, BLOCK), (1, 0, 0)))
         ctx.load_ring(d, ctx.stage(fmt, (rows, blocks, BLOCK), (nt, BLOCK, 1), scales=True), ctx.r_stage)
         sums = ctx.words("stage_sums", "FP32", rows * blocks, (rows, blocks, 1), (blocks, 1, 0))
@@ -125,7 +148,8 @@ def finish_norm(ctx: Context, which: str, *, ahead: int = 0) -> None:
                 b.sync(Queue.V, post="store_full")
                 b.sync(Queue.S, wait="store_full", post="residual")
         ctx.arrive(("operand", codes_counter))
-    b.sync(Queue.V, post="load_free")
+    if not ctx.plan.gains_resident:
+        b.sync(Queue.V, post="load_free")
 
 
 def make_r(ctx: Context, which: str, *, ahead: int = 0) -> None:

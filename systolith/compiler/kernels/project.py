@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from systolith.compiler.context import Cell, Context
+from systolith.compiler.context import Cell, Context, Norm
 from systolith.compiler.kernels.dump import store_rows, tap
 from systolith.compiler.kernels.linear import bias_tile, operand, product, sums
 from systolith.compiler.kernels.norm import (
@@ -25,7 +25,7 @@ def project(ctx: Context, linear: LinearPlan, source: str, which: str) -> None:
     b, plan = ctx.b, ctx.plan
     rows, xe = ctx.rows, Cell.ROWS
     b.tensor_name = linear.name
-    load_gains(ctx)
+    load_gains(ctx, Norm.SECOND if which == "b" else Norm.NEXT)
     b.sync(Queue.M, wait="operand")
     with ctx.cell_loop(Cell.O_TILES) as tile, b.descriptors(1) as (x,):
         product(ctx, linear, operand(ctx, source, linear.k, plan.profile.activations, rows, xe), rows, xe)

@@ -53,7 +53,6 @@ def write_program(ctx: Context) -> None:
     if plan.model.head_norms is not None:
         rewind_head_gains(ctx)
     b.load(ctx.streams["g"], ctx.dram("g", "FP32", (1, 1, ctx.shard), (0, 0, 1), step=ctx.shard))
-    ctx.gain_parity = 0
     b.set(ctx.r_layer, 0)
     embed(ctx)
     with b.loop(plan.model.layers):
@@ -111,6 +110,8 @@ def _start(ctx: Context) -> None:
         ("state", "INT32", STATE_WORDS * o.batch), ("params", "INT32", PARAM_WORDS * o.batch),
         ("stops", "INT32", STOPS * o.batch),
     ]  # fmt: skip
+    if plan.gains_resident:
+        tables.insert(0, ("g", "FP32", ctx.shard * (2 * plan.model.layers + 1)))
     if "sinks" in ctx.memory.spad:
         tables.append(("sinks", "INT32", 2 * plan.model.heads))
     with b.descriptors(2) as (d, a):
