@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from systolith.compiler.builder import Label
 from systolith.compiler.context import Cell, Constant, Context, Counter
-from systolith.compiler.kernels.chunk import Tile, attend_chunk, wait_for_rows
+from systolith.compiler.kernels.chunk import attend_chunk, wait_for_rows
 from systolith.compiler.kernels.dump import store_rows, tap
 from systolith.compiler.kernels.partial import Partial, merge, start_empty
-from systolith.compiler.kernels.segment import each_segment, each_unit
+from systolith.compiler.kernels.segment import Tile, each_segment, each_unit
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
 from systolith.isa.vector import Func, Op1

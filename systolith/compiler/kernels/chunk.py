@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from systolith.compiler.context import SCRATCH, Constant, Context
 from systolith.compiler.kernels.partial import Partial
-from systolith.compiler.kernels.segment import Segment, Unit
+from systolith.compiler.kernels.segment import Segment, Tile
 from systolith.compiler.memory import kv_bytes
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
@@ -20,23 +20,7 @@ from systolith.isa.sequencer import AluFn, Cond
 from systolith.isa.vector import Op1, Op2, Red
 from systolith.spec.limits import CHUNK_TOKENS
 
-__all__ = ["Tile", "attend_chunk", "page_list", "wait_for_rows"]
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """A tile of query tokens: its segment and unit; registers of its first token in the segment and their number."""
-
-    segment: Segment
-    unit: Unit
-    first: int
-    tokens: int
-
-    def chunks(self, r: int) -> None:
-        """R[r] = chunks up to the segment's."""
-        b = self.segment.ctx.b
-        b.alu(AluFn.SHR, r, self.segment.position, CHUNK_TOKENS.bit_length() - 1)
-        b.alu(AluFn.ADD, r, r, 1)
+__all__ = ["attend_chunk", "page_list", "wait_for_rows"]
 
 
 def attend_chunk(ctx: Context, tile: Tile, current: Partial, start: int) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from systolith.compiler.context import Constant, Context
+from systolith.compiler.kernels.segment import Tile
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.vector import Op1
-
-if TYPE_CHECKING:
-    from systolith.compiler.kernels.chunk import Tile
 
 __all__ = ["Partial", "merge", "start_empty"]
 

@@ -10,8 +10,9 @@ from systolith.compiler.context import Cell, Context
 from systolith.compiler.memory import SEGMENT_WORDS
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn
+from systolith.spec.limits import CHUNK_TOKENS
 
-__all__ = ["Segment", "Unit", "each_segment", "each_unit"]
+__all__ = ["Segment", "Tile", "Unit", "each_segment", "each_unit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,22 @@ class Unit:
             b.alu_r(AluFn.ADD, r, r, self.number)
             b.alu(AluFn.SHR, r, r, self.ctx.plan.group.bit_length() - 1)
             yield r
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A tile of query tokens: its segment and unit; registers of its first token in the segment and their number."""
+
+    segment: Segment
+    unit: Unit
+    first: int
+    tokens: int
+
+    def chunks(self, r: int) -> None:
+        """R[r] = chunks up to the segment's."""
+        b = self.segment.ctx.b
+        b.alu(AluFn.SHR, r, self.segment.position, CHUNK_TOKENS.bit_length() - 1)
+        b.alu(AluFn.ADD, r, r, 1)
 
 
 @contextmanager
