@@ -29,7 +29,7 @@ from systolith.spec import load
 PROMPT = "def fibonacci(n):"
 TOKENS = 64
 PREFILL = 448
-CHIPS = ("nano", "micro", "mini", "server")
+CHIPS = ("nano", "micro", "mini", "slice64", "server", "server-sram")
 RESULTS = Path(__file__).parent / "results"
 
 
