@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from systolith.cli import _options as options
-from systolith.cli._console import bytes_text, print_json, progress, write
+from systolith.cli._console import bytes_text, print_json, progress, warn, write
 
 __all__ = ["asm", "compile_program", "disasm", "register"]
 
@@ -52,6 +52,8 @@ def compile_program(
     wanted = Options(batch, context or min(512, checkpoint.graph.context), page_tokens, steps)
     with progress(f"compiling {checkpoint.graph.name} for {loaded.name}"):
         compiled = compile_model(checkpoint, loaded, chosen, wanted)
+    for sentence in compiled.plan.warnings:
+        warn(sentence)
     save_program(compiled.program, output)
     program, plan = compiled.program, compiled.plan
     facts: dict[str, object] = {

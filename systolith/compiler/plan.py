@@ -233,6 +233,24 @@ class Plan:
         return self.rows if self.options.every_row else min(self.rows, self.options.batch)
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What will run, but not well: one sentence each.
+
+        The longest stall of a decode step lies between the weights of q, k, v and those of o: two dependencies as
+        between linear layers, and the first byte of the cache. Full slots should feed the memory that long.
+        """
+        chip = self.chip
+        stall = 2 * chip.stall_cycles + chip.dram_latency_cycles
+        full = min(p.slot_elements * (FORMATS[p.format].bits / 8 + 1 / BLOCK) for p in self.linears)
+        cover = int(self.slots * full / chip.dram_bytes_per_cycle)
+        if cover >= stall:
+            return ()
+        return (
+            f"{chip.name}: {self.slots} weight slots of {self.model.name} hold {cover} cycles of memory traffic, and a "
+            f"decode step stalls for about {stall} around attention, so memory will wait; a larger slots_bytes helps",
+        )
+
+    @property
     def whole_chunks(self) -> bool:
         """Whether K and V come a chunk at a time, so that all loads of a chunk can run ahead of its arithmetic."""
         return self.part_tokens == CHUNK_TOKENS

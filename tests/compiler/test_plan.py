@@ -25,6 +25,17 @@ def plan(checkpoint: Checkpoint, chip: Chip = NANO, profile: dict[str, Any] | No
     return plan_model(checkpoint, chip, table, Options(**options))[0]
 
 
+def test_slots_that_hold_less_than_a_stall_are_warned_of(make: Make) -> None:
+    checkpoint = make()
+    assert plan(checkpoint).warnings == ()
+    (sentence,) = plan(checkpoint, NANO.vary(dram_latency_ns=2000)).warnings
+    assert re.match(
+        r"^nano: \d+ weight slots of m hold \d+ cycles of memory traffic, and a decode step stalls for about 1\d{3} around "
+        r"attention, so memory will wait; a larger slots_bytes helps$",
+        sentence,
+    )
+
+
 def test_share_deals_everything_once() -> None:
     for items in (0, 1, 5, 63, 64, 65):
         for slices in (1, 2, 3, 64):
