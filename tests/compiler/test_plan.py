@@ -30,8 +30,8 @@ def test_slots_that_hold_less_than_a_stall_are_warned_of(make: Make) -> None:
     assert plan(checkpoint).warnings == ()
     (sentence,) = plan(checkpoint, NANO.vary(dram_latency_ns=2000)).warnings
     assert re.match(
-        r"^nano: \d+ weight slots of m hold \d+ cycles of memory traffic, and a decode step stalls for about 1\d{3} around "
-        r"attention, so memory will wait; a larger slots_bytes helps$",
+        r"^nano: \d+ weight slots of m hold \d+ cycles of memory traffic, and a decode step stalls for about 1\d{3} "
+        r"around attention, so memory will wait; a larger slots_bytes helps$",
         sentence,
     )
 
