@@ -59,11 +59,11 @@ def open_chip(name: str) -> Chip:
 
 
 def open_model(name: str) -> Checkpoint:
-    """Open a model directory; `tinycode` is the packaged one unless a directory of that name is here."""
+    """Open a model directory; `tinycode` is the packaged one, `./tinycode` a directory."""
     from systolith.models.checkpoint import Checkpoint
 
     path = Path(name)
-    if name == TINYCODE and not path.is_dir():
+    if name == TINYCODE:
         path = Path(str(resources.files("systolith.models"))) / TINYCODE
     return Checkpoint.open(path)
 
