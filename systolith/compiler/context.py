@@ -31,7 +31,6 @@ class Cell(IntEnum):
     ROWS = 1
     SEGMENTS = 2
     OUT_ROWS = 3
-    SAMPLE = 4
     O_FIRST = 9
     O_TILES = 10
     Q_FIRST = 11

@@ -26,7 +26,7 @@ PARAM_WORDS = 8
 STOPS = 8
 """Stop tokens of a request slot; unused entries hold -1."""
 HEADER_WORDS = 8
-"""Head of a step record: rows, segments, output rows, sample, 0 ..."""
+"""Head of a step record: rows, segments, output rows, 0 ..."""
 SEGMENT_WORDS = 4
 """A segment: request slot, first row, rows, first position. Its rows lie in one chunk of 256 tokens."""
 

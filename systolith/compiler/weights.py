@@ -57,10 +57,6 @@ def images(plan: Plan, memory: Memory, checkpoint: Checkpoint) -> Iterator[Image
             yield from _biases(plan, memory, checkpoint, linear)
 
 
-def _words(values: list[float]) -> bytes:
-    return np.array([fp32.to_bits(v) for v in values], np.uint32).tobytes()
-
-
 def _tables(plan: Plan, memory: Memory) -> Iterator[Image]:
     """Constants and rotary tables, the same on every slice."""
     m = plan.model

@@ -173,11 +173,11 @@ def layout(program: Program, requests: Sequence[Request], prefill_chunk: int | N
     return Layout(steps, decode)
 
 
-def _record(program: Program, step: Step, requests: Sequence[Request], sample: bool) -> Words:
+def _record(program: Program, step: Step, requests: Sequence[Request]) -> Words:
     at = program.meta["record"]
     words = np.zeros(at["words"], np.uint32)
     segments = step.segments()
-    words[:4] = (len(step.rows), len(segments), len(step.outputs), int(sample))
+    words[:3] = (len(step.rows), len(segments), len(step.outputs))
     assert at["ids"] == HEADER_WORDS
     for row, (slot, position) in enumerate(step.rows):
         prompt = requests[slot].prompt
@@ -211,7 +211,6 @@ def write_job(machine: Any, program: Program, requests: Sequence[Request], plan:
     """Write a job into the DRAM of every slice of a machine."""
     meta = program.meta
     dram, options = meta["dram"], meta["options"]
-    sample = not options["every_row"]
     state = np.zeros((len(requests), STATE_WORDS), np.uint32)
     params = np.zeros((len(requests), PARAM_WORDS), np.uint32)
     stops = np.full((len(requests), STOPS), NO_STOP, np.uint32)
@@ -220,9 +219,9 @@ def write_job(machine: Any, program: Program, requests: Sequence[Request], plan:
         state[slot] = (NO_TOKEN, length, 1, slot)
         params[slot] = request.sampling.words(length + request.max_tokens - 1)
         stops[slot, : len(request.stops)] = request.stops
-    records = [_record(program, step, requests, sample) for step in plan.steps]
-    if sample:
-        records.append(_record(program, plan.decode, requests, sample))
+    records = [_record(program, step, requests) for step in plan.steps]
+    if not options["every_row"]:
+        records.append(_record(program, plan.decode, requests))
     blobs = {
         "pages": _pages(program, requests),
         "state": state,
