@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from systolith.isa.choice import Group, Topk
 from systolith.isa.collective import Put
 from systolith.isa.descriptor import Descriptor, Format, Space
 from systolith.isa.dma import Copy
@@ -277,6 +278,14 @@ class Builder:
     def pick(self, d: int, a: int, b: int, c: int, wait: str = "", post: str = "") -> None:
         """PICK."""
         self.emit(Pick(d=d, a=a, b=b, c=c, wait=mask(wait), post=mask(post)))
+
+    def topk(self, d: int, a: int, wait: str = "", post: str = "") -> None:
+        """TOPK: indices to D[d], values to D[d + 1]."""
+        self.emit(Topk(d=d, a=a, wait=mask(wait), post=mask(post)))
+
+    def group(self, d: int, a: int, b: int, wait: str = "", post: str = "") -> None:
+        """GROUP: order to D[d], keys to D[d + 1], their number to D[b]."""
+        self.emit(Group(d=d, a=a, b=b, wait=mask(wait), post=mask(post)))
 
     def put(self, d: int, a: int, first_cell: int = 0, count: int = 0, wait: str = "", post: str = "") -> None:
         """PUT of data, without an arrival."""

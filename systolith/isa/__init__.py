@@ -3,6 +3,7 @@
 docs/decisions/0001-isa.md and 0002-program-and-executors.md are the decisions; docs/isa has a page per instruction.
 """
 
+from .choice import Group, Topk
 from .collective import Put
 from .descriptor import Descriptor, Format, Space
 from .dma import Copy
@@ -17,6 +18,7 @@ from .vector import Func, Op1, Op2, Pick, Red, Vec
 
 __all__ = [
     "BY_NAME", "INSTRUCTIONS", "ISA_VERSION", "Adv", "Alu", "AluFn", "Br", "Cond", "Copy", "Desc", "Descriptor",
-    "Format", "Func", "Halt", "Image", "Instruction", "Loop", "Machine", "Matmul", "Op1", "Op2", "Pick", "Program",
-    "Put", "Queue", "Readx", "Red", "Requires", "Ring", "Set", "Space", "Sync", "Vec", "Zero", "decode", "layout_of",
+    "Format", "Func", "Group", "Halt", "Image", "Instruction", "Loop", "Machine", "Matmul", "Op1", "Op2", "Pick",
+    "Program", "Put", "Queue", "Readx", "Red", "Requires", "Ring", "Set", "Space", "Sync", "Topk", "Vec", "Zero",
+    "decode", "layout_of",
 ]  # fmt: skip

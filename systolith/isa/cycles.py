@@ -111,7 +111,7 @@ eight digits for the threshold of P, its sum, the pick."""
 CARRY_ROWS: Final = 32
 """Rows of wide partial sums that an array shorter than a block carries from pass to pass."""
 
-_MATMUL, _VEC, _PICK, _PUT, _COPY, _RING, _SYNC = 10, 11, 12, 13, 9, 15, 14
+_MATMUL, _VEC, _PICK, _PUT, _COPY, _RING, _SYNC, _TOPK, _GROUP = 10, 11, 12, 13, 9, 15, 14, 16, 17
 _LOOP, _BR, _READX = 5, 6, 7
 _DRAM, _SPAD, _SLOT, _ACC, _CELL = range(5)
 _LOAD, _WEIGHTS = 1, 0
@@ -239,7 +239,7 @@ def op_cycles(f: Ints, op: int) -> int:
 
 @rule
 def vector(f: Ints, row: Ints, out: Ints) -> None:
-    """VEC: rows x beats, one row after another, then the pipeline's depth. PICK: a fixed number of sweeps."""
+    """VEC: rows x beats, one row after another, then the pipeline's depth. The others: sweeps, whatever the values."""
     n, rows = row[A + EXT2], row[A + EXT0] * row[A + EXT1]
     if rows * n == 0:
         return
@@ -249,6 +249,16 @@ def vector(f: Ints, row: Ints, out: Ints) -> None:
     if row[OP] == _PICK:
         out[HOLD] = PICK_SWEEPS * (beats + f[BANK] + 1 + levels)
         out[TAIL] = f[BANK]
+        return
+    if row[OP] == _TOPK:
+        k = row[D + EXT2]
+        out[HOLD] = (k - 1) * max(rows * beats, beats + 1 + levels) + rows * beats  # a choice waits for the one before
+        out[TAIL] = 2 * f[BANK] + 1 + levels
+        return
+    if row[OP] == _GROUP:
+        pairs = rows * n
+        out[HOLD] = pairs * ceil_div(pairs, f[LANES]) + pairs
+        out[TAIL] = 2 * f[BANK] + 1 + log2_up(min(pairs, f[LANES])) + log2_up(ceil_div(pairs, f[LANES]))
         return
     fields = row[FIELDS]
     op1, red = fields >> f[OP1] & 15, fields >> f[RED] & 7
@@ -377,7 +387,7 @@ def _work(f: Ints, rows: Rows, works: Rows) -> None:
         op = row[OP]
         if op == _MATMUL:
             matmul(f, row, out)
-        elif op in (_VEC, _PICK):
+        elif op in (_VEC, _PICK, _TOPK, _GROUP):
             vector(f, row, out)
         elif op in (_COPY, _PUT):
             transfer(f, row, out)

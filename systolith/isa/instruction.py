@@ -116,6 +116,8 @@ class Instruction:
     LAYOUT: ClassVar[tuple[Bits, ...]]
     SUMMARY: ClassVar[str]
     """One line for the manual's index."""
+    WRITES: ClassVar[str] = "DE"
+    """Letters of the operands that it writes, as far as it has them."""
     ERRORS: ClassVar[tuple[str, ...]] = ()
     """What traps beyond what every access checks."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .asm import _keyed, _positional
+from .choice import check_operands
 from .descriptor import DESCRIPTOR_BITS, DESCRIPTOR_BYTES, FIELDS, Descriptor, Format, Space
 from .dma import copy_rows
 from .instruction import OP_BITS, OP_LOW, Bits, Instruction, Kind, Queue
@@ -22,9 +23,11 @@ __all__ = ["main", "pages"]
 
 _HELPERS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
     "COPY": (copy_rows,), "PUT": (copy_rows,), "MATMUL": (blocks_of, block_sum),
+    "TOPK": (check_operands,), "GROUP": (check_operands,),
 }  # fmt: skip
 _CYCLES: Final = {
-    "COPY": "copy", "MATMUL": "matmul", "VEC": "vector", "PICK": "vector", "PUT": "put", "RING": "work", "SYNC": "work",
+    "COPY": "copy", "MATMUL": "matmul", "VEC": "vector", "PICK": "vector", "TOPK": "vector",
+    "GROUP": "vector", "PUT": "put", "RING": "work", "SYNC": "work",
 }  # fmt: skip
 _KINDS: Final = {
     Kind.UNSIGNED: "", Kind.SIGNED: "signed", Kind.DESC: "D", Kind.REG: "R", Kind.CELL: "X", Kind.MASK: "mask",
@@ -136,7 +139,8 @@ def _index() -> str:
         "| opcode | instruction | queue | does |",
         "|---|---|---|---|",
     ]
-    queues = {"COPY": "W, L, S", "MATMUL": "M", "VEC": "V", "PICK": "V", "PUT": "C", "SYNC": "any", "RING": "S"}
+    queues = {"COPY": "W, L, S", "MATMUL": "M", "VEC": "V", "PICK": "V", "PUT": "C", "SYNC": "any",
+              "RING": "S", "TOPK": "V", "GROUP": "V"}  # fmt: skip
     for cls in INSTRUCTIONS.values():
         name = cls.NAME
         lines.append(

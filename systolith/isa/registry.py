@@ -7,6 +7,7 @@ from typing import Final
 
 from systolith.spec import ProgramError
 
+from .choice import Group, Topk
 from .collective import Put
 from .dma import Copy
 from .host import Ring
@@ -17,9 +18,10 @@ from .vector import Pick, Vec
 
 __all__ = ["BY_NAME", "INSTRUCTIONS", "decode", "layout_of"]
 
-INSTRUCTIONS: Final[dict[int, type[Instruction]]] = {
-    cls.OPCODE: cls for cls in (Set, Alu, Desc, Adv, Loop, Br, Readx, Halt, Copy, Matmul, Vec, Pick, Put, Sync, Ring)
-}
+_ALL: Final[tuple[type[Instruction], ...]] = (
+    Set, Alu, Desc, Adv, Loop, Br, Readx, Halt, Copy, Matmul, Vec, Pick, Put, Sync, Ring, Topk, Group,
+)  # fmt: skip
+INSTRUCTIONS: Final[dict[int, type[Instruction]]] = {cls.OPCODE: cls for cls in _ALL}
 """Instruction records by opcode."""
 
 BY_NAME: Final[dict[str, type[Instruction]]] = {cls.NAME: cls for cls in INSTRUCTIONS.values()}

@@ -94,7 +94,7 @@ A: Final = _HEAD + OPERAND_COLS
 B: Final = _HEAD + 2 * OPERAND_COLS
 C: Final = _HEAD + 3 * OPERAND_COLS
 E: Final = _HEAD + 4 * OPERAND_COLS
-"""D[d+1], the result of a reduction."""
+"""D[d+1]: the result of a reduction, the values of TOPK, the keys of GROUP."""
 F: Final = _HEAD + 5 * OPERAND_COLS
 """D[c+1], the second exponent of shiftadd, the position of PICK."""
 

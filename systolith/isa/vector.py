@@ -1,4 +1,4 @@
-"""VEC and PICK, the instructions of the vector queue."""
+"""VEC and PICK, instructions of the vector queue; `choice` has the others."""
 
 from __future__ import annotations
 

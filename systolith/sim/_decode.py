@@ -35,6 +35,8 @@ _FIELDS: Final[dict[str, tuple[str, ...]]] = {
     "PUT": ("count", "sem", "counter", "expect", "arrive"),
     "SYNC": (),
     "RING": (),
+    "TOPK": (),
+    "GROUP": (),
 }
 """Fields of each instruction in the order of the columns from W_F on."""
 

@@ -33,10 +33,13 @@ from ._operators import (
     DRAM,
     DRAM_END,
     EXPONENTS,
+    KEY_MAX,
+    KEYS,
     LATE,
     LATE_MAX,
     LIST_BYTES,
     RECORDS,
+    SCORES,
     SLOT,
     SLOT_END,
     SPAD,
@@ -94,7 +97,7 @@ def _body(maker: Maker, barrier: int, done: Counter[str]) -> list[Instruction]:
         "load": lambda: maker.copy(Queue.L),
         "weight": lambda: maker.copy(Queue.W),
         "matrix": maker.matmul,
-        "vector": lambda: maker.pick() if rng.random() < 0.08 else maker.vec(),
+        "vector": lambda: rng.choices((maker.vec, maker.pick, maker.topk, maker.group), (76, 8, 8, 8))[0](),
         "store": lambda: maker.copy(Queue.S),
         "collective": maker.put,
     }
@@ -179,6 +182,13 @@ def memory_at_start(seed: int, rank: int) -> dict[Space, Bytes]:
     size = rng.choice([1, 8, 8, 30, 300], n)
     exponents = np.where(rng.random(n) < 0.05, -(2**31), rng.integers(-size, size + 1)).astype(np.int32)
     spaces[Space.SPAD][EXPONENTS.base : EXPONENTS.base + 4 * n] = exponents.view(np.uint8)
+    n = KEYS.elements
+    keys = np.where(rng.random(n) < 0.5, rng.integers(0, KEY_MAX + 1, n), rng.choice([0, 1, 2, KEY_MAX], n))
+    spaces[Space.SPAD][KEYS.base : KEYS.base + 4 * n] = keys.astype(np.uint32).view(np.uint8)
+    n = SCORES.elements
+    scores = np.where(rng.random(n) < 0.2, _NAN, rng.choice(np.array(_SCORES, np.uint32), n))
+    scores = np.where(rng.random(n // 64).repeat(64) < 0.2, _NAN, scores).astype(np.uint32)
+    spaces[Space.SPAD][SCORES.base : SCORES.base + 4 * n] = scores.view(np.uint8)
     cells = rng.integers(0, LATE_MAX + 1, LATE + 1).astype(np.uint32)
     cells[0] = 0
     spaces[Space.CELL][:] = cells.view(np.uint8)
@@ -189,6 +199,11 @@ _FP32_SPECIAL = (
     0x7FC00000, 0x7F800000, 0xFF800000, 0x80000000, 0, 1, 0x807FFFFF, 0x00800000, 0x7F7FFFFF, 0xFF7FFFFF, 0x403A18E3,
     0x7FC12345, 0xFFC00000, 0x3F800000,
 )  # fmt: skip
+_SCORES = (
+    0x7F800000, 0xFF800000, 0x80000000, 0x80000000, 0, 0, 1, 0x80000001, 0x3F800000, 0x3F800000, 0xBF800000, 0x40000000,
+    0x40000001, 0x7FC12345, 0xFFC00000,
+)  # fmt: skip
+_NAN = np.uint32(0x7FC00000)
 _INT32_SPECIAL = (0x80000000, 0x7FFFFFFF, 0x7FFFFFFE, 0x80000001, 0, 1, 0xFFFFFFFF, 0xFFFF0000)
 
 

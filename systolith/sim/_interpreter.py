@@ -20,6 +20,7 @@ from systolith.isa.resolved import ZERO as R_ZERO
 from systolith.isa.resolved import D as R_OPERANDS
 from systolith.spec.limits import SEMAPHORE_MAX, SEMAPHORES
 
+from ._choose import group, topk
 from ._jit import F32, F64, I16, I32, I64, I64_2D, U8, Array, Scalar, kernel
 from ._state import (
     C_CURSOR,
@@ -60,6 +61,7 @@ from .matrix import matmul
 from .sequencer import (
     BR,
     COPY,
+    GROUP,
     HALT,
     LOOP,
     MASK32,
@@ -68,6 +70,7 @@ from .sequencer import (
     PUT,
     READX,
     RING,
+    TOPK,
     VEC,
     close_loops,
     control,
@@ -269,6 +272,10 @@ def run(
                 code = pick(
                     o, m8, m32, units, e4m3, powers, exp2_table, v, vi, b, bi, c, ci, t, ti, masked, sums64
                 )  # fmt: skip
+            elif op == TOPK:
+                code = topk(o, m8, m32, units, e4m3, powers, exp2_table, v, vi, t, ti, sums64)
+            elif op == GROUP:
+                code = group(o, m8, m32, units, e4m3, powers, exp2_table, v, vi, bi, ci, ti, sums64)
             elif op == RING:
                 code = ring(o, s, cfg, m32, records)
             if code == T_FULL:

@@ -19,6 +19,7 @@ from systolith.isa import (
     Descriptor,
     Format,
     Func,
+    Group,
     Instruction,
     Matmul,
     Op1,
@@ -32,6 +33,7 @@ from systolith.isa import (
     Set,
     Space,
     Sync,
+    Topk,
     Vec,
     Zero,
 )  # fmt: skip
@@ -80,7 +82,12 @@ RECORDS: Final = 16
 """Sampling records {k, P, P high, seed, seed high} behind the list, 8 words each."""
 EXPONENTS: Final = Region(Space.SPAD, Format.INT32, LIST_BYTES + 32 * RECORDS, 0, 1280)
 """Exponents of SHIFTADD, -2^31 among them; read only. The definition shifts exact integers by them: no noise here."""
-_START: Final = EXPONENTS.base + 4 * EXPONENTS.elements
+KEYS: Final = Region(Space.SPAD, Format.INT32, EXPONENTS.base + 4 * EXPONENTS.elements, 0, 768)
+"""Keys of GROUP, 0..KEY_MAX; read only."""
+KEY_MAX: Final = 47
+SCORES: Final = Region(Space.SPAD, Format.FP32, KEYS.base + 4 * KEYS.elements, 0, 768)
+"""Rows of TOPK with many equal values, -0, NaN and rows of nothing but NaN; read only."""
+_START: Final = SCORES.base + 4 * SCORES.elements
 SPAD, SPAD_END = _regions(Space.SPAD, _START, _WIDE)
 DRAM, DRAM_END = _regions(Space.DRAM, _START, _WIDE)
 SLOT, SLOT_END = _regions(Space.SLOT, 0, _SLOT)
@@ -416,6 +423,38 @@ class Maker:
         logits = self.tensor(rng.choice((SPAD[Format.FP32], ACC)), ext, plain=True)
         weights = self.tensor(SPAD[Format.INT32], ext, plain=True)
         return Pick(d=self.take(d), a=self.take(logits), b=self.take(weights), c=c)
+
+    def topk(self) -> Instruction:
+        """Make a TOPK that keeps from one value to all of a row."""
+        rng = self.rng
+        region = rng.choice((SCORES, SCORES, SPAD[Format.FP32], ACC))
+        ext = self.extents(256 if region is SCORES else ELEMENTS, rng.choice((1, 4)), wide=self.chip.lanes + 1)
+        most = min(64, ext[2])
+        kept = (ext[0], ext[1], rng.choice((1, most, rng.randint(1, most), rng.randint(1, most))))
+        d, e = (self.tensor(SPAD[form], kept, read=False) for form in (Format.INT32, Format.FP32))
+        if ext[0] == ext[1] == 1 and kept[2] <= 8 and rng.random() < 0.3:
+            e = Descriptor(
+                space=Space.CELL, format=Format.FP32, base=4 * rng.randint(LATE + 1, 56), ext=kept, stride=(0, 0, 1)
+            )
+        d, e = (Descriptor(**{**_fields(x), "xe": 0}) for x in (d, e))
+        return Topk(d=self.operands(d, e), a=self.operands(self.tensor(region, ext)))
+
+    def group(self) -> Instruction:
+        """Make a GROUP of up to 256 pairs."""
+        rng = self.rng
+        a = self.tensor(KEYS, self.extents(256, wide=self.chip.lanes + 1))
+        pairs = max(1, a.ext[0]) * a.ext[1] * a.ext[2]
+        d = self.tensor(SPAD[Format.INT32], (2, 1, pairs + rng.randint(0, 3)), read=False)
+        e = self.tensor(SPAD[Format.INT32], (KEY_MAX + 1 + rng.randint(0, 3), 1, 4), read=False)
+        b = self.tensor(SPAD[Format.INT32], (1, 1, 1), read=False)
+        if rng.random() < 0.3:
+            b = Descriptor(space=Space.CELL, format=Format.INT32, base=4 * rng.randint(LATE + 1, 63), ext=(1, 1, 1))
+        written = [Descriptor(**{**_fields(x), "xe": 0}) for x in (d, e, b)]
+        first = self.take(*written)
+        for register, operand in enumerate(written, first):
+            if operand.wrap:
+                self.wander(register, operand)
+        return Group(d=first, a=self.operands(a), b=first + 2)
 
     def scalar(self) -> Instruction:
         """Make an instruction of the sequencer, or a SYNC."""

@@ -18,5 +18,6 @@ T_SHAPE: Final = 12
 T_FORMAT: Final = 13
 T_SPACE: Final = 14
 T_PAIR: Final = 15
+T_KEY: Final = 16
 T_FULL: Final = 18
 """No trap: the record buffer is full, and the host has to empty it first."""

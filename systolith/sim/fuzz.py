@@ -26,7 +26,8 @@ from .machine import FastMachine
 __all__ = ["CLASSES", "Mismatch", "Report", "classes_of", "compare", "fuzz", "machine_chip"]
 
 CLASSES = {
-    "COPY.L": "load", "COPY.W": "weight", "MATMUL": "matrix", "VEC": "vector", "PICK": "vector", "COPY.S": "store",
+    "COPY.L": "load", "COPY.W": "weight", "MATMUL": "matrix", "VEC": "vector", "PICK": "vector", "TOPK": "vector",
+    "GROUP": "vector", "COPY.S": "store",
     "RING": "store", "PUT": "collective",
 }  # fmt: skip
 """Class of each mnemonic; what is not here counts as `sequencer`."""
@@ -139,7 +140,11 @@ def compare(
         pc = s.pc
         instruction = program.code[pc]
         operands = {letter: s.descriptors[n] for letter, n in instruction.operands().items()}
-        bases = {letter: s.view(n).base for letter, n in instruction.operands().items()}
+        targets = {
+            letter: (operands[letter], s.view(n).base)
+            for letter, n in instruction.operands().items()
+            if letter in instruction.WRITES
+        }
         (written, trap), (ran, fast_trap) = _tried(machine.step), _tried(fast.step)
         if trap or fast_trap:
             if trap != fast_trap:
@@ -152,7 +157,7 @@ def compare(
         found = None
         if ran != (rank, pc):
             found = ("order of words", f"slice {rank}, word {pc}", f"{ran}")
-        found = found or _difference(machine, fast, pairs, written, operands, bases)
+        found = found or _difference(machine, fast, pairs, written, targets)
         if found:
             report.mismatches.append(Mismatch(seed, where(program, rank, pc), *found))
             return
@@ -200,7 +205,7 @@ def _views(machine: Machine, fast: FastMachine) -> list[tuple[int, Space, Any, A
 
 def _difference(
     machine: Machine, fast: FastMachine, pairs: list[tuple[int, Space, Any, Any]], written: list[Footprint],
-    operands: dict[str, Descriptor], bases: dict[str, int],
+    targets: dict[str, tuple[Descriptor, int]],
 ) -> tuple[str, str, str] | None:  # fmt: skip
     """Find the first place where the two differ: (what, expected, found)."""
     for mark in written:
@@ -212,11 +217,11 @@ def _difference(
             theirs = theirs[mark.address : mark.address + len(data)]
             if not np.array_equal(theirs, mine):
                 at = mark.address + int(np.flatnonzero(theirs != mine)[0])
-                return _element(machine, fast, mark.slice, mark.space, at, operands, bases)
+                return _element(machine, fast, mark.slice, mark.space, at, targets)
     for rank, space, theirs, mine in pairs:
         if not np.array_equal(theirs, mine):
             at = int(np.flatnonzero(theirs != mine)[0])
-            what, expected, found = _element(machine, fast, rank, space, at, operands, bases)
+            what, expected, found = _element(machine, fast, rank, space, at, targets)
             return f"{what} (outside what execute wrote)", expected, found
     for s in machine.slices:
         for name, ours, found_there in _registers(s, fast):
@@ -235,23 +240,22 @@ def _registers(s: Slice, fast: FastMachine) -> list[tuple[str, list[int], list[i
 
 
 def _element(
-    machine: Machine, fast: FastMachine, rank: int, space: Space, address: int, operands: dict[str, Descriptor],
-    bases: dict[str, int],
+    machine: Machine, fast: FastMachine, rank: int, space: Space, address: int,
+    targets: dict[str, tuple[Descriptor, int]],
 ) -> tuple[str, str, str]:  # fmt: skip
-    """Name the element of D or E at an address, and both values."""
+    """Name the element of a written operand, given with its base, at an address, and both values."""
     theirs, mine = machine.slices[rank].memory[space], fast._space(rank, space)
     found: list[tuple[int, str]] = []
-    for letter in ("D", "E"):
-        d = operands.get(letter)
-        if d is not None and d.space is space:
+    for letter, (d, base) in targets.items():
+        if d.space is space:
             if d.scale and address >= d.sbase:
                 found.append((address - d.sbase, f"scale {address - d.sbase} of {letter}"))
-            if address >= bases[letter]:
-                found.append((address - bases[letter], letter))
+            if address >= base:
+                found.append((address - base, letter))
     if found:  # the operand that begins closest below
         distance, name = min(found)
-        if name in operands:
-            d = operands[name]
+        if name in targets:
+            d, _ = targets[name]
             size = max(1, d.format.bits // 8)
             at = address - distance % size
             what = f"element at offset {distance * 8 // d.format.bits} of {name} ({d.format.name})"

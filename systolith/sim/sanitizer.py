@@ -431,12 +431,26 @@ def _pick(o: Clock, instruction: Any, row: Clock) -> Accesses:
     return [(S.OA, a, 0), (S.OB, a, 0), (S.OC, (1, 1, 5), 0), (S.OX, (1, 1, 1), 0), (S.OD, (1, 1, 1), 1)]
 
 
+def _topk(o: Clock, instruction: Any, row: Clock) -> Accesses:
+    a, k = _ext(o, S.OA), int(o[S.OD, S.O_EXT + 2])
+    return [] if 0 in a else [(S.OA, a, 0), (S.OD, (a[0], a[1], k), 1), (S.OE, (a[0], a[1], k), 1)]
+
+
+def _group(o: Clock, instruction: Any, row: Clock) -> Accesses:
+    a, keys = _ext(o, S.OA), int(o[S.OE, S.O_EXT])  # the kernel leaves the keys it has written there
+    if 0 in a:
+        return []
+    order = (2, 1, a[0] * a[1] * a[2])
+    return [(S.OA, a, 0), (S.OD, order, 1), (S.OE, (keys, 1, 4), 1), (S.OB, (1, 1, 1), 1)]
+
+
 def _ring(o: Clock, instruction: Any, row: Clock) -> Accesses:
     return [(S.OA, _ext(o, S.OA), 0)]
 
 
 _ACCESSES: Final[dict[str, Callable[[Clock, Any, Clock], Accesses]]] = {
     "COPY": _copy, "PUT": _copy, "MATMUL": _matmul, "VEC": _vec, "PICK": _pick, "RING": _ring,
+    "TOPK": _topk, "GROUP": _group,
 }  # fmt: skip
 """What each instruction reads and writes, in order: (operand row, extents, write)."""
 

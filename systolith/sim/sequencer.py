@@ -43,7 +43,7 @@ from ._state import (
 from ._traps import T_ADV, T_DIVIDE, T_LOOPS
 from .vector import signed
 
-SET, ALU, DESC, ADV, LOOP, BR, READX, HALT, COPY, MATMUL, VEC, PICK, PUT, SYNC, RING = range(1, 16)
+SET, ALU, DESC, ADV, LOOP, BR, READX, HALT, COPY, MATMUL, VEC, PICK, PUT, SYNC, RING, TOPK, GROUP = range(1, 18)
 MASK32 = 0xFFFFFFFF
 
 

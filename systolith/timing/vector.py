@@ -18,7 +18,7 @@ _V = 3
 
 @kernel
 def start_vector(st: State, s: int, number: int, start: int, op: Row) -> int:
-    """Run a VEC or PICK that starts at `start`; give its end."""
+    """Run an instruction that starts at `start`; give its end."""
     done = start + op[cycles.HOLD]
     end = done + op[cycles.TAIL]
     st.sl[s, S_VECTOR] = end

@@ -137,7 +137,7 @@ def test_a_chip_that_offers_less_is_refused():
             {"images": (Image(0, 0, b"abcd"),)},
             "program '': an image of 4 bytes at 0 of slice 0 does not fit in 1 slices of 0 bytes.",
         ),
-        ({"words": (0,)}, "program '': word 0: opcode=0 is unknown; known are 1..15."),
+        ({"words": (0,)}, "program '': word 0: opcode=0 is unknown; known are 1..17."),
     ],
 )
 def test_illegal_programs_are_named(values, message):

@@ -10,6 +10,7 @@ from systolith.isa import (
     Br,
     Copy,
     Format,
+    Group,
     Loop,
     Machine,
     Matmul,
@@ -22,6 +23,7 @@ from systolith.isa import (
     Ring,
     Space,
     Sync,
+    Topk,
     Vec,
 )
 from systolith.isa.instruction import Instruction
@@ -149,6 +151,26 @@ def test_pick() -> None:
     ]
     # 20 sweeps of 4 beats, each drained through read 1, compare 1 and 2 + 2 levels.
     assert run([Pick(d=5, a=1, b=2, c=3)], constants) == 2 + 5 + 5 + 20 * (4 + 1 + 1 + 4) + 1
+
+
+def test_topk() -> None:
+    # Three choices of two rows of 32 values, 8 beats each: 16 beats are more than 8 and the drain of 1 + 2 + 3 levels.
+    constants = [
+        tensor(S, (2, 1, 32), F32), tensor(S, (2, 1, 3), I32, BANK1), tensor(S, (2, 1, 3), F32, BANK2),
+    ]  # fmt: skip
+    assert run([Topk(d=2, a=1)], constants) == 2 + 3 + 3 + 3 * 16 + (1 + 1 + 5 + 1)
+    # One row: a choice waits for the one before it.
+    constants[0] = tensor(S, (1, 1, 32), F32)
+    assert run([Topk(d=2, a=1)], constants) == 2 + 3 + 3 + 2 * (8 + 1 + 5) + 8 + (1 + 1 + 5 + 1)
+
+
+def test_group() -> None:
+    # 12 pairs against 12, 3 beats each, and 12 cycles to write; 2 levels of lanes and 2 of beats.
+    constants = [
+        tensor(S, (3, 1, 4), I32), tensor(S, (2, 1, 12), I32, BANK1), tensor(S, (8, 1, 4), I32, BANK2),
+        tensor(X, (1, 1, 1), I32, 4),
+    ]  # fmt: skip
+    assert run([Group(d=2, a=1, b=4)], constants) == 2 + 4 + 4 + 12 * 3 + 12 + (1 + 1 + 4 + 1)
 
 
 def test_put_to_itself() -> None:
