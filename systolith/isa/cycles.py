@@ -126,6 +126,17 @@ def log2_up(n: int) -> int:
     return levels
 
 
+@rule
+def lists(row: Ints) -> int:
+    """Operands whose rows lie where an index list says."""
+    count = 0
+    for i in range(6):
+        at = D + (A - D) * i
+        if row[at + SPACE] >= 0 and row[at + VIA] > 0:
+            count += 1
+    return count
+
+
 # --- matrix ---
 
 
@@ -176,7 +187,7 @@ def matmul(f: Ints, row: Ints, out: Ints) -> None:
         hold += max(stream, first) - max(stream_last, first)
     before = stream if groups > 1 else stream_last
     out[KIND] = MATRIX
-    out[LEAD] = f[BANK] + first
+    out[LEAD] = f[BANK] + first + (f[BANK] if lists(row) > 0 else 0)
     out[HOLD] = hold - max(before, first) + stream_last
     out[LAST] = stream_last
     out[TAIL] = f[SKEW] + f[NORMALISE] + min(f[BLOCKS], ceil_div(k, 32)) * f[ADD] + f[BANK]
@@ -206,9 +217,9 @@ def row_accesses(f: Ints, row: Ints, at: int, n: int) -> int:
 
 @rule
 def row_cycles(f: Ints, row: Ints, n: int) -> int:
-    """Cycles of one row: its beats, or the accesses to the port that is asked most."""
+    """Cycles of one row: its beats, the accesses to the port that is asked most, or its entries of index lists."""
     beats = ceil_div(n, f[LANES])
-    most = beats
+    most = max(beats, lists(row))
     for i in range(6):
         at = D + (A - D) * i
         port = port_of(f, row, at)
@@ -246,28 +257,31 @@ def vector(f: Ints, row: Ints, out: Ints) -> None:
     out[KIND] = VECTOR
     beats = ceil_div(n, f[LANES])
     levels = log2_up(min(n, f[LANES])) + log2_up(beats)
+    read = f[BANK] + (f[BANK] if lists(row) > 0 else 0)
     if row[OP] == _PICK:
-        out[HOLD] = PICK_SWEEPS * (beats + f[BANK] + 1 + levels)
+        out[HOLD] = PICK_SWEEPS * (beats + f[BANK] + 1 + levels) + read - f[BANK]
         out[TAIL] = f[BANK]
         return
     if row[OP] == _TOPK:
-        k = row[D + EXT2]
-        out[HOLD] = (k - 1) * max(rows * beats, beats + 1 + levels) + rows * beats  # a choice waits for the one before
-        out[TAIL] = 2 * f[BANK] + 1 + levels
+        sweep = max(beats, row_accesses(f, row, A, n))
+        # A choice of a row waits for the one before it; other rows fill the gap.
+        out[HOLD] = (row[D + EXT2] - 1) * max(rows * sweep, sweep + 1 + levels) + rows * sweep
+        out[TAIL] = read + 1 + levels + f[BANK]
         return
     if row[OP] == _GROUP:
         pairs = rows * n
         out[HOLD] = pairs * ceil_div(pairs, f[LANES]) + pairs
-        out[TAIL] = 2 * f[BANK] + 1 + log2_up(min(pairs, f[LANES])) + log2_up(ceil_div(pairs, f[LANES]))
+        out[TAIL] = read + 1 + f[BANK] + log2_up(min(pairs, f[LANES])) + log2_up(ceil_div(pairs, f[LANES]))
         return
     fields = row[FIELDS]
     op1, red = fields >> f[OP1] & 15, fields >> f[RED] & 7
     cycles = row_cycles(f, row, n)
-    read = f[BANK]
+    dequantise = 0
     for i in range(1, 4):
         at = D + (A - D) * i
         if row[at + SPACE] >= 0 and row[at + FORMAT] < 3:
-            read = f[BANK] + f[MULTIPLY]  # dequantise
+            dequantise = f[MULTIPLY]
+    read += dequantise
     first = read + op_cycles(f, op1)
     last = first + op_cycles(f, fields >> f[OP2] & 15)
     if fields >> f[FUNC] & 3:

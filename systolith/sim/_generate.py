@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from systolith.isa import (
+    Adv,
     Br,
     Cond,
     Desc,
@@ -38,6 +39,7 @@ from ._operators import (
     LATE,
     LATE_MAX,
     LIST_BYTES,
+    LIST_RING,
     RECORDS,
     SCORES,
     SLOT,
@@ -58,7 +60,9 @@ def make_program(rng: random.Random, chip: Chip, slices: int, chunks: int = 3) -
     """Make a program of a few loops, each over instructions of every class."""
     code: list[Instruction] = []
     constants: list[Descriptor] = [
-        Descriptor(space=Space.SPAD, format=Format.INT32, base=0, ext=(1, 1, LIST_BYTES // 4), stride=(0, 0, 1))
+        Descriptor(
+            space=Space.SPAD, format=Format.INT32, base=0, ext=(1, 1, LIST_BYTES // 4), stride=(0, 0, 1), wrap=LIST_RING
+        )
     ]
     code.append(Desc(d=1, k=0))
     code += [Set(r=r, imm=rng.randint(0, 40)) for r in range(1, 8)]
@@ -125,7 +129,7 @@ def _body(maker: Maker, barrier: int, done: Counter[str]) -> list[Instruction]:
             _pair(rng, level, sem)
             sem += 1
         _arrival(rng, level, barrier)
-    moves = maker.moves
+    moves = [*maker.moves, Adv(d=1, dim=2, imm=rng.randint(-9, 9))]
     if levels[1]:
         levels[1] = [Loop(count=count, len=len(levels[1])), *levels[1]]
     last = levels[2] + moves

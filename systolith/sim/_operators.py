@@ -48,6 +48,8 @@ LATE: Final = 24
 LATE_MAX: Final = 4
 _LIST: Final = 128
 """Entries of the index list at byte 0 of the scratchpad; each 0..7."""
+LIST_RING: Final = 64
+"""Places that the list's own descriptor may move to; what is left is as long as a list must be."""
 _FREE_DESCRIPTOR: Final = 60
 
 
@@ -140,7 +142,7 @@ class Maker:
         via = unit = xb = xe = step = wrap = 0
         rows, low = e0, 0
         late = not plain and region.space is not Space.CELL
-        if late and rng.random() < 0.2 and e0 + LATE_MAX <= _LIST:
+        if late and rng.random() < 0.2 and e0 + LATE_MAX <= _LIST - LIST_RING:
             via, unit = 1, rng.choice((0, 1, 2))
             rows = 8 << unit
         s0 = self.stride(length, rows, room, grain, read)
@@ -387,9 +389,9 @@ class Maker:
         if red is Red.ROWSCALE:
             form = rng.choice((Format.E2M1, Format.E4M3, Format.INT8))
             even = (ext[0], ext[1], ext[2] + ext[2] % 2)
-            d = self.tensor(SPAD[form], even if form is Format.E2M1 else ext, read=False, plain=True)
+            d = self.tensor(SPAD[form], even if form is Format.E2M1 else ext, read=False)
         elif form.is_element:
-            d = self.tensor(SPAD[form], padded, scale=1, read=False, plain=True)
+            d = self.tensor(SPAD[form], padded, scale=1, read=False)
         else:
             d = self.tensor(SPAD[form], ext, read=False)
         d = Descriptor(**{**_fields(d), "xe": 0})

@@ -6,13 +6,16 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import systolith.isa.choice
 import systolith.isa.matrix
 import systolith.isa.vector
 import systolith.sim
 from systolith import spec
+from systolith.numerics import choose
 from systolith.numerics.fp32 import from_bits, to_bits
 from systolith.sim.fuzz import Report, classes_of, fuzz, machine_chip
 from systolith.spec import PAIRS
@@ -91,6 +94,20 @@ def test_a_wrong_rounding_in_execute_is_named(monkeypatch, module, name, instruc
     assert "fuzz.py:" in mismatch.where
     assert "element at offset" in mismatch.what
     assert mismatch.expected != mismatch.found
+
+
+@pytest.mark.parametrize(("name", "instruction"), [("choose", "TOPK"), ("sorted", "GROUP")])
+def test_a_wrong_order_of_equals_in_execute_is_named(monkeypatch, name, instruction):
+    """The last of equal values comes first, where the contract has the lowest index first."""
+    plant = {
+        "choose": SimpleNamespace(top_k=lambda row, k: [len(row) - 1 - i for i in choose.top_k(row[::-1], k)]),
+        "sorted": lambda values, key=None: sorted(values, key=(lambda i: (key(i), -i)) if key else None),
+    }[name]
+    monkeypatch.setattr(systolith.isa.choice, name, plant, raising=False)
+    report = fuzz(spec.load("nano"), 20_000, 1)
+    assert len(report.mismatches) == 1
+    assert instruction in report.mismatches[0].where
+    assert "of D (INT32)" in report.mismatches[0].what
 
 
 @pytest.mark.slow

@@ -40,8 +40,8 @@ def run(code: list[Instruction], constants: list, **more: object) -> int:
     return time(NANO, program(NANO, code, constants, **more)).cycles
 
 
-def mx(space: Space, ext: tuple[int, int, int], fmt: Format = I8, base: int = 0):
-    return tensor(space, ext, fmt, base, scale=1, sbase=base + 4096)
+def mx(space: Space, ext: tuple[int, int, int], fmt: Format = I8, base: int = 0, **more: int):
+    return tensor(space, ext, fmt, base, scale=1, sbase=base + 4096, **more)
 
 
 def test_halt() -> None:
@@ -125,6 +125,16 @@ def test_vec_shares_a_bank() -> None:
     # Both sources in one bank: two accesses a beat.
     constants = [tensor(S, (1, 1, 64), F32, base) for base in (0, 1024, BANK2)]
     assert run([Vec(d=3, a=1, b=2, op1=Op1.ADD)], constants) == 2 + 3 + 3 + (32 + 1 + 2 + 1)
+
+
+def test_rows_through_lists() -> None:
+    # 16 rows of a beat: two lists give an entry each a row, 1 more to read the first. A list for A of MATMUL: 1 more.
+    table = tensor(S, (1, 1, 16), I32, BANK3)
+    a, d = (tensor(S, (16, 1, 4), F32, base, via=3) for base in (0, BANK1))
+    assert run([Vec(d=2, a=1)], [a, d, table]) == 2 + 3 + 2 + (2 * 16 + 1 + 1 + 1)
+    rows = mx(S, (4, 1, 32), via=4)
+    constants = [rows, mx(W, (1, 4, 32)), tensor(ACC, (4, 1, 4), F32), table]
+    assert run([Matmul(d=3, a=1, b=2, zero=1)], constants) == 2 + 4 + 3 + (1 + 1 + 1 + 8 * 4 + 10)
 
 
 def test_vec_tree() -> None:
