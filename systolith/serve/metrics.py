@@ -39,6 +39,8 @@ class Metrics:
             "vllm:request_success", "Answers that came to their end.", (*_LABELS, "finished_reason"),
             registry=self.registry,
         )  # fmt: skip
+        for reason in ("stop", "length", "abort"):  # there from the start, as 0
+            self.success.labels(*self._values, reason)
         self.ttft = self._histogram("vllm:time_to_first_token_seconds", "Request to first token.", _WALL_S)
         self.itl = self._histogram("vllm:inter_token_latency_seconds", "One token to the next.", _WALL_S)
         self.e2e = self._histogram("vllm:e2e_request_latency_seconds", "Request to last token.", _WALL_S)

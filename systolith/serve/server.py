@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -56,6 +57,8 @@ def serve(
     host, port : where to listen; port 0 takes a free one.      keys : API keys, none to ask for none.
     name : of the model, if not its own.      chat_template : file instead of the model's.
     """
+    # A client that leaves while a chunk is written is no news; asyncio would print a line for each.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     graph = checkpoint.graph
     tokenizer = Tokenizer.open(checkpoint.path, graph.vocab)
     served = Served(

@@ -98,10 +98,10 @@ class Server:
     def aclient(self) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(base_url=self.url, api_key="none", max_retries=0, timeout=60)
 
-    def metric(self, name: str) -> float:
-        """Sum of a metric over its labels."""
+    def metric(self, name: str, label: str = "") -> float:
+        """Sum of a metric over its labels, or over those that hold a text."""
         text = self.get("/metrics").data.decode()
-        values = re.findall(rf"^{re.escape(name)}\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
+        values = re.findall(rf"^{re.escape(name)}\{{[^}}]*{label}[^}}]*\}} (\S+)$", text, re.MULTILINE)
         assert values, name
         return sum(map(float, values))
 

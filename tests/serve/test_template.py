@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from systolith.serve.errors import ApiError
 from systolith.serve.template import ChatTemplate
-from systolith.spec.errors import ConfigError, ModelError
+from systolith.spec.errors import ConfigError, ModelError, SystolithError
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -110,3 +111,24 @@ def test_bad_templates_are_one_sentence(tmp_path: Path) -> None:
     bad.write_bytes(b"\xff")
     with pytest.raises(ConfigError, match=r"^\S+: byte 0 of the chat template is not UTF-8; give UTF-8 text$"):
         ChatTemplate.open(tmp_path, bad)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+def test_500_damaged_files_are_refused_or_read(tmp_path: Path, name: str) -> None:
+    model(tmp_path, CHATML + LOOPS)
+    if name == "chat_template.jinja":
+        (tmp_path / name).write_text(CHATML + LOOPS)
+    data, rng = (tmp_path / name).read_bytes(), random.Random(6)
+    refused = 0
+    for _ in range(500):
+        changed = bytearray(data)
+        changed[rng.randrange(len(data))] ^= rng.randrange(1, 256)
+        (tmp_path / name).write_bytes(changed)
+        try:
+            ChatTemplate.open(tmp_path).render(TALK, {})
+            sentence = ""
+        except (SystolithError, ApiError) as error:
+            refused += 1
+            sentence = str(error)
+        assert "\n" not in sentence
+    assert 100 < refused < 500
