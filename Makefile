@@ -16,10 +16,11 @@ export OPENBLAS_NUM_THREADS ?= 1
 
 # Recipes that install must not run side by side.
 .NOTPARALLEL:
-.PHONY: help demo test test-deep bench lint clean
+.PHONY: help demo serve test test-deep bench lint clean
 
 help:
 	@echo "make demo       install the core and let tinycode write 64 tokens on the nano chip (PROMPT=\"class Stack:\")"
+	@echo "make serve      install the extra for serving and serve tinycode on nano at http://127.0.0.1:8000/v1"
 	@echo "make test       install the test extras and run the quick suite"
 	@echo "make test-deep  run the deep suite (hours)"
 	@echo "make bench      measure speed, write bench/results"
@@ -28,6 +29,9 @@ help:
 
 demo: .venv/.stamp-core .venv/.stamp-kernels
 	@$(BIN)/systolith generate --chip nano --max-tokens 64 --prompt "$$PROMPT"
+
+serve: .venv/.stamp-serve .venv/.stamp-kernels
+	@$(BIN)/systolith serve --chip nano
 
 test: .venv/.stamp-test .venv/.stamp-kernels
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(PYTEST_FLAGS)
@@ -50,6 +54,9 @@ clean:
 
 .venv/.stamp-core: pyproject.toml tools/install.sh
 	@PIP_FLAGS="$(PIP_FLAGS)" tools/install.sh core
+
+.venv/.stamp-serve: pyproject.toml tools/install.sh
+	@PIP_FLAGS="$(PIP_FLAGS)" tools/install.sh serve
 
 .venv/.stamp-test: pyproject.toml tools/install.sh
 	@PIP_FLAGS="$(PIP_FLAGS)" tools/install.sh test

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Make .venv and install into it:  tools/install.sh core|test
-# core : what runs.  test : core and the `test` extra of pyproject.toml.
-# .venv/.stamp-core and .venv/.stamp-test are written last, so that an install that was cut short is done again.
+# Make .venv and install into it:  tools/install.sh core|serve|test
+# core : what runs.  serve, test : core and the extra of that name in pyproject.toml.
+# .venv/.stamp-core, .venv/.stamp-serve and .venv/.stamp-test are written last, so that an install that was cut short is done again.
 # PYTHON names another interpreter, PIP_FLAGS is handed to pip.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,8 +9,8 @@ cd "$(dirname "$0")/.."
 what=${1:-core}
 case $what in
 core) target='.' ;;
-test) target='.[test]' ;;
-*) echo "install.sh: $what is not known; write core or test." >&2; exit 2 ;;
+serve | test) target=".[$what]" ;;
+*) echo "install.sh: $what is not known; write core, serve or test." >&2; exit 2 ;;
 esac
 
 die() { echo "systolith: $1" >&2; exit 2; }
@@ -38,6 +38,7 @@ fi
 rm -f ".venv/.stamp-$what"
 case $what in
 core) echo 'systolith: installing the core into .venv (once, about a minute)' >&2 ;;
+serve) echo 'systolith: installing the core and what serving needs into .venv (once, about a minute)' >&2 ;;
 test) echo 'systolith: installing the core and the test extras into .venv (once, a few minutes; torch is the large one)' >&2 ;;
 esac
 # shellcheck disable=SC2086  # PIP_FLAGS is a list of words

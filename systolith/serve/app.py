@@ -30,6 +30,8 @@ __all__ = ["Service", "make_app"]
 
 _BODY_S = 60.0
 """A body that takes longer to arrive is given up."""
+_DROPPED_BYTES = 64 << 20
+"""Of a body that is too large, this much more is read before the connection is closed."""
 _GONE = 499
 """The client has left; the number is nginx's."""
 
@@ -164,18 +166,21 @@ def _check_key(service: Service, request: Request) -> None:
 
 
 async def _body(service: Service, request: Request) -> bytes:
-    """The body, no more of it than is allowed."""
+    """The body, if it is no larger than allowed. What is too large is read and dropped, so that the client, which may
+    not listen before it has sent everything, hears why."""
     limit = service.max_body_bytes
-    data = bytearray()
+    data, size = bytearray(), 0
     try:
         async with asyncio.timeout(_BODY_S):
             async for chunk in request.stream():
-                data += chunk
-                if len(data) > limit:
+                size += len(chunk)
+                if size <= limit:
+                    data += chunk
+                elif size > limit + _DROPPED_BYTES:
                     break
     except TimeoutError:
         raise ApiError(408, f"the body did not arrive within {_BODY_S:g} s; send it again") from None
-    if len(data) > limit:
+    if size > limit:
         raise ApiError(
             413, f"the body has more than {limit} bytes, no prompt of this server's context needs as many; shorten it",
             code="request_too_large", headers={"Connection": "close"},

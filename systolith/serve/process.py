@@ -173,6 +173,11 @@ class EngineProcess:
             self._forget(open_keys)
             self._outgoing.put(("cancel", tuple(open_keys)))
 
+    def give_up(self) -> None:
+        """Answer everything that is open with an error: the server is closing."""
+        self._closing = True
+        self._end_all(ApiError(503, "the server is closing; ask again later", "server_error", code="server_closing"))
+
     def close(self) -> None:
         """End the process. Blocks for a moment."""
         self._closing = True
@@ -251,7 +256,9 @@ class EngineProcess:
     def _lost(self, reason: str) -> None:
         """Answer everything that is open: the process is gone."""
         self._failure = reason
-        error = engine_lost(reason)
+        self._end_all(engine_lost(reason))
+
+    def _end_all(self, error: ApiError) -> None:
         for group in {id(g): g for g in self._groups.values()}.values():
             group.fail(error)
         self._groups.clear()

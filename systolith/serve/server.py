@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -73,12 +74,13 @@ def serve(
             service = Service(served, engine, Metrics(served.name), tuple(keys), _BODY_BYTES + 16 * setup.context)
             config = uvicorn.Config(
                 make_app(service), log_config=None, access_log=False, loop="asyncio", http="h11", ws="none",
-                lifespan="on", timeout_graceful_shutdown=_LEAVE_S, server_header=False,
+                lifespan="on", timeout_graceful_shutdown=2 * _LEAVE_S, server_header=False,
             )  # fmt: skip
             shown = f"[{host}]" if ":" in host else host
             url = f"http://{shown}:{listener.getsockname()[1]}/v1"
             server = _Server(
                 config,
+                engine,
                 lambda: on_ready(Listening(served.name, url, ready.pid, not served.template.source, ready.warnings)),
             )
             server.run(sockets=[listener])
@@ -87,15 +89,20 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    """Says when it answers."""
+    """Says when it answers; ends answers that are open when it has been told to leave and has waited."""
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, engine: EngineProcess, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._on_ready = on_ready
+        self._engine, self._on_ready = engine, on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        waiting = asyncio.get_running_loop().call_later(_LEAVE_S, self._engine.give_up)
+        await super().shutdown(sockets)
+        waiting.cancel()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.helpers import ROOT, Server, running
+from tests.serve.helpers import FAKE, ROOT, Server, running
 from tests.serve.test_openai import PROMPTS, WARM, generated
 
 pytestmark = pytest.mark.deep
@@ -143,3 +144,13 @@ def test_500_damaged_bodies(server: Server) -> None:
     assert statuses[200] > 20
     assert server.get("/health").status == 200
     assert settled(server)
+
+
+def test_a_server_that_is_told_to_leave_ends_its_streams() -> None:
+    with running(engine=FAKE, context=4096) as server, ThreadPoolExecutor(2) as pool:
+        short = pool.submit(server.complete, prompt="abc", max_tokens=200, stream=True)
+        long = pool.submit(server.complete, prompt="abc", max_tokens=4000, stream=True)
+        server.eventually(lambda: server.metric("vllm:num_requests_running") == 2)
+        os.kill(server.pid, signal.SIGTERM)
+        assert short.result().events[-1]["choices"][0]["finish_reason"] == "length"
+        assert long.result().events[-1]["error"]["code"] == "server_closing"
