@@ -153,6 +153,8 @@ def run_slice(st: State, s: int, horizon: int, others: int, other: int, rings: i
             return moved
         start(st, s, q)
         moved = True
+        if q == _C:
+            return True  # others may now have earlier events than `others`, and answer: the horizon is another one
         if st.g[G_STATUS] != GOING or st.g[G_RINGS] >= rings or st.g[G_RECORDS] >= records:
             return True  # S_NEXT is still this slice's
 

@@ -121,6 +121,21 @@ class TimingMachine:
             feed_rows(self.state, s, rows, works)
         return self._go_on()
 
+    @property
+    def sequencer(self) -> int:
+        """Cycle at which the last slice that has used up its stream may issue its next word."""
+        return int(self.state.sl[:, at.S_TIME].max())
+
+    def wait_until(self, cycle: int) -> None:
+        """Let no slice that has used up its stream issue anything before a cycle; what is under way goes on till then.
+
+        Right only where the next words could not have been issued earlier: the host holds the chip at a poll.
+        """
+        sl = self.state.sl
+        dry = sl[:, at.S_OPS_HEAD] == sl[:, at.S_OPS_TAIL]
+        sl[dry, at.S_TIME] = np.maximum(sl[dry, at.S_TIME], cycle)
+        self._go_on()
+
     def _go_on(self) -> bool:
         st = self.state
         while True:

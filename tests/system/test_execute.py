@@ -10,8 +10,9 @@ import pytest
 
 from systolith.isa import Machine, Space
 from systolith.isa.execute import where
-from systolith.runtime.job import Request, Sampling
+from systolith.runtime.job import Request, Sampling, layout, write_job
 from systolith.sim import FastMachine
+from systolith.timing import simulate
 
 from .harness import Compiled, Subject, chip, compiled, run_job, same_bits
 from .test_profiles import FP4, FP8, SPANS
@@ -104,3 +105,17 @@ def test_the_definition_decodes_tinycode(tinycode: Subject, tinycode_text: list[
     assert slow.tokens == fast.tokens == [tinycode.expected_tokens(profile, tinycode_text[:2], 2, Sampling())]
     assert np.array_equal(machine.dram(0), fast.machine.dram(0))
     assert machine.counts == fast.machine.counts
+
+
+def test_times_do_not_depend_on_how_the_stream_is_cut(small: Subject) -> None:
+    """A slice that answers another's PUT must not be overtaken by what the sender does next."""
+    requests = [Request((1, 2, 3), 4), Request((4,), 4)]
+    on = chip("micro")
+    program = compiled(small, on, small.profile(), requests)
+    seen = set()
+    for rows in (7, 64, 512, 4096):
+        machine = FastMachine(on, program.program)
+        write_job(machine, program.program, requests, layout(program.program, requests))
+        result = simulate(on, program.program, machine, rows=rows)
+        seen.add((result.cycles, *sorted((event.slice, event.cycle) for event in result.rings)))
+    assert len(seen) == 1
