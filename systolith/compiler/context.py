@@ -47,8 +47,17 @@ class Cell(IntEnum):
     UNITS = 22
     GROUP_RANK = 23
     STEPS = 24
+    DECODE = 4
+    """Rows that continue a request slot, the first of the step."""
+    UPDATES = 5
+    NEXT = 6
+    """Such rows of the steps after this one, until a new message comes."""
+    STOP = 7
     SEGMENT = 32
     """Four cells: request slot, first row, rows, first position."""
+    BELL = 38
+    MAIL = 39
+    """Messages that the host has written, as slice 0 reads it and as it tells all."""
     OUT_SLOT = 40
     LIVE = 41
 
@@ -84,6 +93,8 @@ class Counter(IntEnum):
     EXCHANGE = 9
     """And 10: exchanges of partials take turns."""
     KV_FRESH = 11
+    MAIL = 13
+    """And 14: polls take turns."""
 
 
 class Norm(IntEnum):
@@ -109,6 +120,8 @@ class Context:
         self.r_slot, self.r_acc, self.r_stage, self.r_load, self.r_kv = (b.register() for _ in range(5))
         self.r_steps, self.r_decoding, self.r_log, self.r_layer, self.r_exchange = (b.register() for _ in range(5))
         self.r_arrived = b.register()
+        # Steps that a job has still to do; a program that serves counts the messages it has taken instead.
+        self.r_taken = self.r_steps
         self.streams: dict[str, int] = {}
         self.labels: list[Label] = []
         self.nothing = b.descriptor()
@@ -131,12 +144,14 @@ class Context:
         )  # fmt: skip
 
     def dram(self, name: str, fmt: str, ext: tuple[int, int, int], stride: tuple[int, int, int], *, scales: str = "",
-             offset: int = 0, step: int = 0, xb: int = 0, xe: int = 0, via: int = 0,
-             unit: int = 0) -> Descriptor:  # fmt: skip
+             offset: int = 0, step: int = 0, xb: int = 0, xe: int = 0, via: int = 0, unit: int = 0,
+             wrap: int = 0) -> Descriptor:  # fmt: skip
         """Describe a part of a DRAM region; `scales` names the region of the scales."""
         sbase = self.memory.dram[scales] if scales else None
         base = self.memory.dram[name] + offset
-        return tensor(Space.DRAM, fmt, base, ext, stride, sbase=sbase, step=step, xb=xb, xe=xe, via=via, unit=unit)
+        return tensor(
+            Space.DRAM, fmt, base, ext, stride, sbase=sbase, step=step, xb=xb, xe=xe, via=via, unit=unit, wrap=wrap
+        )
 
     def cell(self, number: int, count: int = 1) -> Descriptor:
         """Describe cells as INT32."""

@@ -17,7 +17,18 @@ from systolith.numerics.formats import FORMATS
 from systolith.spec.errors import CapacityError
 from systolith.spec.limits import BLOCK, CHUNK_TOKENS
 
-__all__ = ["HEADER_WORDS", "PARAM_WORDS", "STATE_WORDS", "STOPS", "Memory", "Phase", "Record", "lay_out"]
+__all__ = [
+    "HEADER_WORDS",
+    "MAIL_ENTRIES",
+    "PARAM_WORDS",
+    "STATE_WORDS",
+    "STOPS",
+    "Memory",
+    "Phase",
+    "Record",
+    "lay_out",
+    "slot_pages",
+]
 
 STATE_WORDS = 4
 """A request slot's state: token, position, live, slot."""
@@ -26,7 +37,10 @@ PARAM_WORDS = 8
 STOPS = 8
 """Stop tokens of a request slot; unused entries hold -1."""
 HEADER_WORDS = 8
-"""Head of a step record: rows, segments, output rows, 0 ..."""
+"""Head of a step record: rows, segments, output rows, decode rows; with serve also updates of request slots, decode
+rows of the steps to follow, stop."""
+MAIL_ENTRIES = 4
+"""Messages that the mailbox holds: the host overwrites one when the device has taken a later one."""
 SEGMENT_WORDS = 4
 """A segment: request slot, first row, rows, first position. Its rows lie in one chunk of 256 tokens."""
 
@@ -62,8 +76,30 @@ class Record:
     segments: int
     out_rows: int
     out_slots: int
+    updates: int
     words: int
     max_segments: int
+
+    def message(self, batch: int, pages: int) -> Message:
+        """Layout of a message for `batch` request slots with page lists of `pages` words."""
+        starts, at = {}, 0
+        for name, count in (("state", STATE_WORDS), ("params", PARAM_WORDS), ("stops", STOPS), ("pages", pages)):
+            starts[name] = at
+            at += count
+        return Message(self.words, 2 * self.words, starts, at, 2 * self.words + batch * at)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Layout of a message: the record of a step, at `pattern` that of the steps to follow, at `updates` a block of
+    `block` words for each updated request slot: the words of the slot's tables, at `starts` of the block. words: of
+    all of it."""
+
+    pattern: int
+    updates: int
+    starts: dict[str, int]
+    block: int
+    words: int
 
 
 @dataclass
@@ -75,7 +111,7 @@ class Memory:
     spad: dict[str, int] = field(default_factory=dict)
     spad_sizes: dict[str, int] = field(default_factory=dict)
     spad_bytes: int = 0
-    record: Record = Record(0, 0, 0, 0, 0, 0, 0)
+    record: Record = Record(0, 0, 0, 0, 0, 0, 0, 0)
 
     def reserve(self, name: str, count: int, align: int = 64) -> int:
         """Add a DRAM region of `count` bytes."""
@@ -93,7 +129,14 @@ def record_layout(plan: Plan) -> Record:
     seg = positions + padded(plan.rows, 8)
     rows = seg + SEGMENT_WORDS * segments
     slots = rows + padded(plan.out_rows, 8)
-    return Record(ids, positions, seg, rows, slots, slots + padded(plan.out_rows, 8), segments)
+    updates = slots + padded(plan.out_rows, 8)
+    words = updates + (padded(plan.options.batch, 8) if plan.options.serve else 0)
+    return Record(ids, positions, seg, rows, slots, updates, words, segments)
+
+
+def slot_pages(plan: Plan) -> int:
+    """Words of the page list of a request slot."""
+    return plan.chunks * plan.pages_per_chunk
 
 
 def _codes(count: int, fmt: str) -> int:
@@ -192,6 +235,8 @@ def scratchpad(plan: Plan) -> list[Buffer]:
         table.append(("sinks", 2 * 4 * m.heads, ALL))
     if m.head_norms is not None:
         table += [("g_head", 4 * 2 * m.head_dim, ALL), ("r_head", 4 * rows, (Q,))]
+    if o.serve:
+        table.append(("mail", 2 * 4, ALL))
     if plan.group > 1:
         table.append(("exchange", 2 * plan.group * partial, (A,)))
     if spans:
@@ -282,7 +327,11 @@ def _dram(plan: Plan, memory: Memory) -> None:
     reserve("state", 4 * STATE_WORDS * o.batch)
     reserve("params", 4 * PARAM_WORDS * o.batch)
     reserve("stops", 4 * STOPS * o.batch)
-    reserve("steps", 4 * memory.record.words * o.steps)
+    if o.serve:
+        reserve("bell", 4)
+        reserve("mail", 4 * MAIL_ENTRIES * memory.record.message(o.batch, slot_pages(plan)).words)
+    else:
+        reserve("steps", 4 * memory.record.words * o.steps)
     reserve("cos", 4 * o.context * (m.head_dim // 2))
     reserve("sin", 4 * o.context * (m.head_dim // 2))
     shard = plan.shard

@@ -44,7 +44,9 @@ class Options:
 
     batch: request slots; context: most tokens of a sequence; page_tokens: 1..256, a power of two; steps: most step
     records the program can walk through; log_rows: rows of logits that are kept (0: the last step's); every_row: logits
-    of every row of a prompt; dump: keep intermediates; rows: most rows of a step (None: what fits).
+    of every row of a prompt; dump: keep intermediates; rows: most rows of a step (None: what fits); serve: the program
+    takes its steps from a mailbox and never ends by itself; pages: of the pool of each lane group (None: all slots at
+    full context).
     """
 
     batch: int = 1
@@ -55,15 +57,20 @@ class Options:
     every_row: bool = False
     dump: bool = False
     rows: int | None = None
+    serve: bool = False
+    pages: int | None = None
 
     def __post_init__(self) -> None:
         page = self.page_tokens
         faults = [f"{name}={value} must be at least {low}" for name, value, low in (
             ("batch", self.batch, 1), ("context", self.context, 1), ("steps", self.steps, 2),
-            ("log_rows", self.log_rows, 0), ("rows", self.rows or 1, 1),
+            ("log_rows", self.log_rows, 0), ("rows", 1 if self.rows is None else self.rows, 1),
+            ("pages", 1 if self.pages is None else self.pages, 1),
         ) if value < low]  # fmt: skip
         if not 1 <= page <= CHUNK_TOKENS or page & (page - 1):
             faults.append(f"page_tokens={page} must be a power of two 1..{CHUNK_TOKENS}")
+        if self.serve and (self.every_row or self.log_rows or self.dump):
+            faults.append("serve=true goes with neither every_row, log_rows nor dump, which keep what a job has made")
         if faults:
             raise ConfigError("; ".join(faults) + "; correct the option")
 
@@ -199,7 +206,10 @@ class Plan:
 
     @property
     def pool_pages(self) -> int:
-        """Pages of one layer and unit: all slots at full context, for the lane group that gets most chunks."""
+        """Pages of one layer and unit: those asked for, or all slots at full context, for the lane group that gets
+        most chunks."""
+        if self.options.pages is not None:
+            return self.options.pages
         group = self.lanes_local
         most = max(
             sum(1 for c in range(self.chunks) if (c % self.profile_lanes) // group == j) for j in range(self.group)

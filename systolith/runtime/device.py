@@ -23,6 +23,7 @@ __all__ = ["GROUP", "Device", "Machine", "device_names", "find_device"]
 GROUP = "systolith.devices"
 """Entry point group; an entry is a class without arguments that is a `Device`."""
 
+LastRecord = Callable[[tuple[int, ...]], bool]
 OnRing = Callable[[int, tuple[int, ...]], None]
 
 
@@ -43,6 +44,14 @@ class Machine(Protocol):
 
     def records(self, rank: int, /) -> list[tuple[int, ...]]:
         """What RING of a slice has sent so far."""
+
+    def run_to_record(
+        self, last: LastRecord, buffer: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.int64], bool]:
+        """Run until slice 0 has sent a record that is `last` and all others wait; rows as in `run_resolved`."""
+
+    def take_records(self) -> list[tuple[int, ...]]:
+        """Give what slice 0 has sent since the last call; forget all records."""
 
 
 class Device(Protocol):
@@ -86,6 +95,14 @@ class _Nothing:
         return bytes(count)
 
     def records(self, rank: int) -> list[tuple[int, ...]]:
+        return []
+
+    def run_to_record(
+        self, last: LastRecord, buffer: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.int64], bool]:
+        raise ConfigError("device null sends no records; take one that runs, such as sim")
+
+    def take_records(self) -> list[tuple[int, ...]]:
         return []
 
 

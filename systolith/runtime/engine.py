@@ -1,26 +1,35 @@
 """The engine: requests that come and go, on one chip whose program never changes.
 
-`submit` checks a request and queues it, `step` lets the device run on to its next step and gives what came of it.
-Tokens of a request depend on its prompt, its sampling and its seed alone, never on what else runs.
+`submit` checks a request and queues it, `step` gives the device its next step and tells what came of it. First come,
+first served: a request waits until a request slot and all the pages it can need are free, so it never has to stop for
+others. Its tokens depend on its prompt, its sampling and its seed alone, never on what else runs.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from systolith.compiler import Options, compile_model
 from systolith.compiler.memory import STOPS
 from systolith.models.checkpoint import Checkpoint
 from systolith.models.profile import Profile
-from systolith.runtime.device import find_device
-from systolith.runtime.job import Request, Sampling
-from systolith.runtime.session import run_job
+from systolith.runtime.bound import bound
+from systolith.runtime.device import Device, find_device
+from systolith.runtime.job import Sampling
+from systolith.runtime.live import LiveChip, StepResult
+from systolith.runtime.mail import Message, Prefill, SlotUpdate
+from systolith.runtime.pages import Lease, PagePool
 from systolith.spec.chip import Chip
-from systolith.spec.errors import ModelError, SystolithError
+from systolith.spec.errors import ConfigError, SystolithError
+from systolith.spec.limits import CHUNK_TOKENS
 
 __all__ = [
-    "Engine", "EngineRequest", "EngineStats", "FinishEvent", "QueueFull", "RequestError", "TokenEvent",
+    "MAX_LOGPROBS", "Engine", "EngineRequest", "EngineStats", "FinishEvent", "QueueFull", "RequestError", "TokenEvent",
 ]  # fmt: skip
 
 MAX_LOGPROBS = 64
@@ -37,12 +46,12 @@ class QueueFull(SystolithError):
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """A prompt and how to go on. stops: tokens that end it beside the model's; logprobs: alternatives told with each
-    token, None for no log probabilities at all."""
+    """A prompt and how to go on. stops: tokens that end it, beside the model's unless ignore_eos; logprobs:
+    alternatives told with each token, None for no log probabilities at all."""
 
     prompt: tuple[int, ...]
     max_tokens: int
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     stops: tuple[int, ...] = ()
     logprobs: int | None = None
     ignore_eos: bool = False
@@ -63,7 +72,8 @@ class TokenEvent:
 
 @dataclass(frozen=True)
 class FinishEvent:
-    """The end of a request. ttft_s: chip time from its arrival to its first token; tpot_s: mean of the later ones."""
+    """The end of a request. ttft_s: chip time from its arrival to its first token; tpot_s: mean of the later ones;
+    None without timing, or where there are no such tokens."""
 
     request: int
     reason: str
@@ -76,83 +86,99 @@ class FinishEvent:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Counts since the start, and what is there now (running, waiting, pages_used)."""
+    """What is there now (running, waiting, pages_used), and counts since the start: tokens of prompts looked up and
+    found in the prefix cache, tokens of prompts computed, tokens made."""
 
-    running: int = 0
-    waiting: int = 0
-    pages_used: int = 0
-    pages_total: int = 0
-    prefix_hits: int = 0
-    prefix_queries: int = 0
-    preemptions: int = 0
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
+    running: int
+    waiting: int
+    pages_used: int
+    pages_total: int
+    prefix_hits: int
+    prefix_queries: int
+    preemptions: int
+    prompt_tokens: int
+    generation_tokens: int
+    steps: int
 
 
-@dataclass
+@dataclass(eq=False)
 class _Life:
     """A request while the engine knows it."""
 
     number: int
     request: EngineRequest
+    stops: tuple[int, ...]
     arrival: int
-    cycles: list[int] = field(default_factory=list)
-    made: int = 0
+    slot: int = -1
+    lease: Lease | None = None
+    done: int = 0
+    """Prompt tokens whose steps have been sent, or that were found in the cache."""
+    made: list[int] = field(default_factory=list)
+    first: int | None = None
+    last: int | None = None
+    """Cycles of the first and the last token."""
+    ended: str = ""
 
 
 class Engine:
-    """Requests on one chip. Not safe for several threads at once: one loop owns it."""
+    """Requests on one chip. Not safe for several threads at once: one loop owns it.
+
+    slots : requests that run at once     context : most tokens of a request (None: the model's)
+    pages : of the KV cache (None: what slots x context needs)     prefill_chunk : most prompt tokens of a request in
+    one step (None: what a step holds)     lag : steps by which the host reads the done-ring late; changes no token
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, chip: Chip, profile: Profile, *, slots: int = 8, context: int | None = None,
         page_tokens: int = 64, pages: int | None = None, max_waiting: int = 64, prefill_chunk: int | None = None,
-        device: str = "sim", timing: bool = True, prefix_cache: bool = True,
+        device: str | Device = "sim", timing: bool = True, prefix_cache: bool = True, lag: int = 0,
     ) -> None:  # fmt: skip
-        self.chip = chip
-        self.context = context or checkpoint.graph.context
-        self.slots = slots
-        self.max_waiting = max_waiting
-        self.timing = timing
-        self._vocab, self._eos = checkpoint.graph.vocab, tuple(checkpoint.graph.eos_ids)
-        self._device = find_device(device)
+        graph = checkpoint.graph
+        target = find_device(device) if isinstance(device, str) else device
+        if not target.runs:
+            raise ConfigError(
+                f"device {target.name} runs nothing, and requests need tokens; take one that runs, such as sim"
+            )
+        self.chip, self.max_waiting, self.timing = chip, max_waiting, timing
+        self.context = min(context or graph.context, graph.context)
+        self.checkpoint = checkpoint
+        self._vocab, self._eos = graph.vocab, tuple(graph.eos_ids)
         self._chunk = prefill_chunk
-        steps = slots * (self.context + 2)
-        options = Options(batch=slots, context=self.context, page_tokens=page_tokens, steps=steps)
-        self._compiled = compile_model(checkpoint, chip, profile, options)
+        options = Options(batch=slots, context=self.context, page_tokens=page_tokens, serve=True)
+        self.compiled = compile_model(checkpoint, chip, profile, options)
+        if pages is not None:
+            group = self.compiled.plan.group
+            options = Options(
+                batch=slots, context=self.context, page_tokens=page_tokens, serve=True, pages=max(1, pages // group)
+            )
+            self.compiled = compile_model(checkpoint, chip, profile, options)
+        self._live = LiveChip(self.compiled, target, timing=timing)
+        # Without timing a step counts as what the chip needs at least for a decode step.
+        self._step_cycles = max(1, round(bound(self.compiled.plan, [[1]]).seconds * chip.clock_hz))
+        self._pool = PagePool(self.compiled.plan, cache=prefix_cache)
+        self._lag = lag
+        self._late: deque[StepResult] = deque()
+        self._slots: list[_Life | None] = [None] * slots
         self._waiting: deque[_Life] = deque()
-        self._events: deque[list[TokenEvent | FinishEvent]] = deque()
-        self._cancelled: set[int] = set()
-        self._running: set[int] = set()
+        self._lives: dict[int, _Life] = {}
+        """Requests that wait or run, by number."""
+        self._pattern: list[int] = []
+        """Request slots that the device would go on with."""
+        self._retired: list[_Life] = []
+        """Ended, but still in the device's pattern."""
+        self._parting: deque[tuple[int, Lease]] = deque()
+        """Pages to give back when the device has made the step of a message."""
+        self._events: list[TokenEvent | FinishEvent] = []
+        self._taken = 0
         self._next = 0
-        self.cycle = 0
-        self._prompt_tokens = self._generation_tokens = 0
+        self._clock = 0
+        self._steps = self._prompt_tokens = self._generation_tokens = 0
 
-    @property
-    def idle(self) -> bool:
-        """Whether a step would do nothing."""
-        return not self._waiting and not self._events
-
-    @property
-    def stats(self) -> EngineStats:
-        """Counts as they are now."""
-        return EngineStats(
-            running=len(self._running), waiting=len(self._waiting), prompt_tokens=self._prompt_tokens,
-            generation_tokens=self._generation_tokens,
-        )  # fmt: skip
-
-    def submit(self, request: EngineRequest, arrival_cycle: int | None = None) -> int:
-        """Queue a request; give its number. Raises RequestError, QueueFull."""
-        self.check(request)
-        if len(self._waiting) >= self.max_waiting:
-            raise QueueFull(f"{len(self._waiting)} requests wait already, at most {self.max_waiting} may; try later")
-        number = self._next
-        self._next += 1
-        self._waiting.append(_Life(number, request, self.cycle if arrival_cycle is None else arrival_cycle))
-        return number
+    # ---- requests --------------------------------------------------------------------------------------------------
 
     def check(self, request: EngineRequest) -> None:
         """Raise RequestError, one sentence, for a request that this engine can never serve."""
-        prompt, context = request.prompt, self.context
+        prompt = request.prompt
         if not prompt:
             raise RequestError("the prompt is empty; give at least one token")
         wrong = next((t for t in prompt if not 0 <= t < self._vocab), None)
@@ -160,11 +186,21 @@ class Engine:
             raise RequestError(f"token {wrong} of the prompt must be 0..{self._vocab - 1}; give ids of this model")
         if request.max_tokens < 1:
             raise RequestError(f"max_tokens={request.max_tokens} must be at least 1; ask for a token")
-        if len(prompt) + request.max_tokens > context:
+        tokens = len(prompt) + request.max_tokens
+        if tokens > self.context:
             raise RequestError(
                 f"the prompt has {len(prompt)} tokens and max_tokens={request.max_tokens}, more than the context of "
-                f"{context} in all; shorten the prompt or ask for fewer tokens"
+                f"{self.context} in all; shorten the prompt or ask for fewer tokens"
             )
+        short = self._pool.shortage(tokens)
+        if short is not None:
+            raise RequestError(
+                f"the prompt and max_tokens={request.max_tokens} need {short[0]} pages of a lane group and there are "
+                f"{short[1]}; ask for fewer tokens"
+            )
+        bad = next((t for t in request.stops if not 0 <= t < self._vocab), None)
+        if bad is not None:
+            raise RequestError(f"stop token {bad} must be 0..{self._vocab - 1}; give ids of this model")
         stops = self._stops(request)
         if len(stops) > STOPS:
             raise RequestError(
@@ -176,63 +212,199 @@ class Engine:
     def _stops(self, request: EngineRequest) -> tuple[int, ...]:
         return tuple(dict.fromkeys((*request.stops, *(() if request.ignore_eos else self._eos))))
 
+    def submit(self, request: EngineRequest, arrival_cycle: int | None = None) -> int:
+        """Queue a request; give its number. arrival_cycle: from which its times count (None: now).
+
+        Raises RequestError, QueueFull; other requests do not notice.
+        """
+        self.check(request)
+        if len(self._waiting) >= self.max_waiting:
+            raise QueueFull(f"{len(self._waiting)} requests wait already, at most {self.max_waiting} may; try later")
+        number = self._next
+        self._next += 1
+        life = _Life(number, request, self._stops(request), self.cycle if arrival_cycle is None else arrival_cycle)
+        self._lives[number] = life
+        self._waiting.append(life)
+        return number
+
     def cancel(self, request: int) -> None:
-        """End a request; idempotent."""
-        for life in list(self._waiting):
-            if life.number == request:
-                self._waiting.remove(life)
-                self._events.append([FinishEvent(request, "cancelled", 0, None, None)])
-        if request in self._running and request not in self._cancelled:
-            self._cancelled.add(request)
-            made = 0
-            for events in self._events:
-                events[:] = [e for e in events if e.request != request]
-            self._events.appendleft([FinishEvent(request, "cancelled", made, None, None)])
-            self._running.discard(request)
+        """End a request; nothing where it has ended already. Its slot and pages are free a step later."""
+        life = self._lives.get(request)
+        if life is None:
+            return
+        if life.slot < 0:
+            self._waiting.remove(life)
+        self._end(life, "cancelled")
+
+    def _end(self, life: _Life, reason: str, message: str = "") -> None:
+        """Tell the end of a request, and let the next message take it out of the device's steps."""
+        life.ended = reason
+        del self._lives[life.number]
+        if life.slot >= 0:
+            self._retired.append(life)
+        clock = self.chip.clock_hz
+        ttft = (life.first - life.arrival) / clock if life.first is not None else None
+        tpot = None
+        if life.first is not None and life.last is not None and len(life.made) > 1:
+            tpot = (life.last - life.first) / (len(life.made) - 1) / clock
+        self._events.append(FinishEvent(life.number, reason, len(life.made), ttft, tpot, message))
+
+    # ---- state -----------------------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether a step would do nothing."""
+        return not (self._lives or self._events or self._retired or self._parting or self._late)
+
+    @property
+    def cycle(self) -> int:
+        """The chip's time; without timing a count that steps and `wait_until` move on."""
+        return max(self._clock, self._live.cycle)
+
+    def wait_until(self, cycle: int) -> None:
+        """Let an idle chip poll until a cycle."""
+        assert self.idle
+        self._clock = max(self._clock, cycle)
+        self._live.wait_until(cycle)
+
+    @property
+    def stats(self) -> EngineStats:
+        """Counts as they are now."""
+        return EngineStats(
+            running=sum(life is not None and not life.ended for life in self._slots), waiting=len(self._waiting),
+            pages_used=self._pool.used, pages_total=self._pool.total, prefix_hits=self._pool.hits,
+            prefix_queries=self._pool.queries, preemptions=0, prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens, steps=self._steps,
+        )  # fmt: skip
+
+    # ---- steps -----------------------------------------------------------------------------------------------------
 
     def step(self) -> list[TokenEvent | FinishEvent]:
-        """Run to the next records."""
-        if not self._events and self._waiting:
-            self._batch()
-        events = self._events.popleft() if self._events else []
-        for event in events:
-            if isinstance(event, FinishEvent):
-                self._running.discard(event.request)
-            else:
-                self._generation_tokens += 1
+        """Run the device until the next step's records are in; give what they say. [] where there is nothing to do."""
+        message = self._schedule() if self._live.mailbox.room(self._taken) else None
+        if message is not None or self._live.goes_on:
+            wants = frozenset(
+                slot for slot, life in enumerate(self._slots) if life and life.request.logprobs is not None
+            )
+            self._late.append(self._live.step(message, wants))
+            self._steps += 1
+            if not self.timing:
+                self._clock += self._step_cycles
+            if len(self._late) > self._lag:
+                self._read(self._late.popleft())
+        elif self._late:
+            self._read(self._late.popleft())
+        events, self._events = self._events, []
         return events
 
-    def _batch(self) -> None:
-        """Run a whole batch to its end."""
-        lives = [self._waiting.popleft() for _ in range(min(self.slots, len(self._waiting)))]
-        jobs = [
-            Request(x.request.prompt, x.request.max_tokens, x.request.sampling, self._stops(x.request)) for x in lives
-        ]
-        jobs += [Request((0,))] * (self.slots - len(jobs))
-        try:
-            run = run_job(self._compiled, self._device, jobs, timing=self.timing, prefill_chunk=self._chunk)
-        except (ModelError, SystolithError) as error:
-            self._events.append([FinishEvent(x.number, "error", 0, None, None, str(error)) for x in lives])
-            return
-        start = self.cycle
-        self._running |= {x.number for x in lives}
-        most = max(len(t) for t in run.tokens)
-        for index in range(most):
-            events: list[TokenEvent | FinishEvent] = []
-            for slot, life in enumerate(lives):
-                tokens = run.tokens[slot]
-                if index < len(tokens):
-                    cycle = start + run.cycles[slot][index] if run.cycles[slot] else None
-                    events.append(TokenEvent(life.number, index, tokens[index], cycle))
-                    if index == len(tokens) - 1:
-                        reason = "stop" if tokens[-1] in self._stops(life.request) else "length"
-                        events.append(FinishEvent(life.number, reason, len(tokens), run.ttft_s(slot), run.tpot_s(slot)))
-            self._events.append(events)
-        self._prompt_tokens += sum(len(x.request.prompt) for x in lives)
-        if run.timing:
-            self.cycle += run.timing.cycles
+    def _schedule(self) -> Message | None:
+        """The message for the next step; None where the device need not be told anything."""
+        updates: dict[int, SlotUpdate] = {}
+        parting: list[Lease] = []
+        changed = bool(self._retired)
+        for life in self._retired:
+            assert life.lease is not None
+            parting.append(life.lease)
+            if life.slot in self._pattern:
+                self._pattern.remove(life.slot)
+            self._slots[life.slot] = None
+            if life.ended == "cancelled":
+                updates[life.slot] = SlotUpdate(life.slot, 0, 0, 1, life.request.sampling, (), (), live=False)
+        self._retired.clear()
+        for life in self._admit():
+            request = life.request
+            assert life.lease is not None
+            updates[life.slot] = SlotUpdate(
+                life.slot, life.number & 0x7FFFFFFF, len(request.prompt), request.max_tokens, request.sampling,
+                life.stops, life.lease.numbers,
+            )  # fmt: skip
+        decode = list(self._pattern)
+        prefill = self._prefill(self.compiled.plan.rows - len(decode))
+        if not (changed or updates or prefill):
+            return None
+        self._pattern += [part.slot for part in prefill if part.ends]
+        number = self._live.mailbox.written + 1
+        self._parting.extend((number, lease) for lease in parting)
+        return Message(decode, prefill, list(self._pattern), list(updates.values()))
+
+    def _admit(self) -> list[_Life]:
+        """Give slots and pages to those that wait, in their order; the first that must wait holds up the others."""
+        admitted = []
+        free = [slot for slot, life in enumerate(self._slots) if life is None]
+        while self._waiting and free:
+            life = self._waiting[0]
+            request = life.request
+            lease = self._pool.take(request.prompt, len(request.prompt) + request.max_tokens)
+            if lease is None:
+                break
+            self._waiting.popleft()
+            life.lease, life.slot = lease, free.pop(0)
+            life.done = lease.shared * self._pool.page_tokens
+            self._slots[life.slot] = life
+            admitted.append(life)
+        return admitted
+
+    def _prefill(self, rows: int) -> list[Prefill]:
+        """Runs of prompt tokens for a step, first come first served; one run a request, inside a chunk of attention."""
+        parts = []
+        # A slot is in the pattern, or it has prompt tokens to come.
+        for life in sorted((x for x in self._slots if x and not x.ended), key=lambda x: x.number):
+            prompt = life.request.prompt
+            take = min(
+                len(prompt) - life.done, rows, CHUNK_TOKENS - life.done % CHUNK_TOKENS, self._chunk or CHUNK_TOKENS
+            )
+            if take <= 0:
+                continue
+            start, life.done = life.done, life.done + take
+            parts.append(Prefill(life.slot, prompt[start : life.done], start, life.done == len(prompt)))
+            rows -= take
+            self._prompt_tokens += take
+            assert life.lease is not None
+            self._pool.know(life.lease, prompt[: life.done])
+        return parts
+
+    def _read(self, result: StepResult) -> None:
+        """Take the records of a step: tokens, ends, pages that no step will write any more."""
+        self._taken = result.taken
+        while self._parting and self._parting[0][0] <= result.taken:
+            self._pool.give_back(self._parting.popleft()[1])
+        for place, (token, _, live, tag) in enumerate(result.tokens):
+            life = self._lives.get(tag)
+            if life is None or not live:
+                continue
+            cycle = result.cycles[place] if result.cycles else None
+            logprob: float | None = None
+            top: tuple[tuple[int, float], ...] = ()
+            if life.request.logprobs is not None:
+                logprob, top = log_probabilities(result.logits[place], token, life.request.logprobs)
+            self._events.append(TokenEvent(tag, len(life.made), token, cycle, logprob, top))
+            life.made.append(token)
+            life.last = cycle
+            if life.first is None:
+                life.first = cycle
+            self._generation_tokens += 1
+            assert life.lease is not None
+            if self._pool.fills(life.lease, len(life.request.prompt) + len(life.made) - 1):
+                self._pool.know(life.lease, (*life.request.prompt, *life.made[:-1]))
+            if token in life.stops:
+                self._end(life, "stop")
+            elif len(life.made) == life.request.max_tokens:
+                self._end(life, "length")
 
     def close(self) -> None:
         """Give back what the engine holds."""
         self._waiting.clear()
+        self._lives.clear()
         self._events.clear()
+
+
+def log_probabilities(
+    logits: NDArray[np.float32], token: int, count: int
+) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """Natural logarithm of a token's probability, and the `count` most probable tokens with theirs; ties by index."""
+    values = logits.astype(np.float64)
+    values = np.where(np.isnan(values), -math.inf, values)
+    most = float(values.max())
+    logs = values - most - math.log(float(np.exp(values - most).sum()))
+    best = np.argsort(-logs, kind="stable")[:count]
+    return float(logs[token]), tuple((int(i), float(logs[i])) for i in best)

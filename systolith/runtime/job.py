@@ -75,6 +75,8 @@ class Step:
     rows: list[tuple[int, int]] = field(default_factory=list)
     outputs: list[tuple[int, int]] = field(default_factory=list)
     """(row, slot)"""
+    decode: int = 0
+    """Rows, the first ones, whose tokens and positions the device has."""
 
     def segments(self) -> list[tuple[int, int, int, int]]:
         """Runs of consecutive rows of one slot inside one chunk: (slot, first row, rows, first position)."""
@@ -165,6 +167,7 @@ def layout(program: Program, requests: Sequence[Request], prefill_chunk: int | N
     decode = Step(
         rows=[(slot, len(r.prompt)) for slot, r in enumerate(requests)],
         outputs=[(slot, slot) for slot in range(len(requests))],
+        decode=len(requests),
     )
     if len(steps) + 1 > options["steps"]:
         raise CapacityError(
@@ -177,7 +180,7 @@ def _record(program: Program, step: Step, requests: Sequence[Request]) -> Words:
     at = program.meta["record"]
     words = np.zeros(at["words"], np.uint32)
     segments = step.segments()
-    words[:3] = (len(step.rows), len(segments), len(step.outputs))
+    words[:4] = (len(step.rows), len(segments), len(step.outputs), step.decode)
     assert at["ids"] == HEADER_WORDS
     for row, (slot, position) in enumerate(step.rows):
         prompt = requests[slot].prompt

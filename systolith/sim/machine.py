@@ -7,6 +7,7 @@ after the other; only PUT reaches another slice's part.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -29,6 +30,7 @@ __all__ = ["FastMachine"]
 
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
+LastRecord = Callable[[tuple[int, ...]], bool]
 _PAGE: Final = 4096
 _NO_LIMIT: Final = 1 << 62
 _NO_ROWS: Final = np.zeros((1, COLS), np.int64)
@@ -76,6 +78,7 @@ class FastMachine:
         self._sent: list[list[tuple[int, ...]]] = [[] for _ in range(count)]
         self._fill = np.zeros(2 + count, np.int64)
         self._turn = 0
+        self._settling = False
         constants = constant_table(program.constants)
         operands = np.zeros((S.OPERANDS, S.O_FIELDS), np.int64)
         scratch = _scratch()
@@ -125,6 +128,55 @@ class FastMachine:
                 return self._fill[2:].copy()
             if why != loop.RANG:
                 raise self._fault(why)
+
+    def run_to_record(self, last: LastRecord, buffer: Ints | None = None) -> tuple[Ints, bool]:
+        """Run until slice 0 has sent a record that is `last`, and then the other slices until they wait.
+
+        buffer : resolved rows as in `run_resolved`, if given. Gives the counts [slices] and True, or False where the
+        rows were full before: called again it goes on.
+        Raises ProgramError for a trap, for a deadlock, and where slice 0 halts without such a record.
+        """
+        slices = len(self._state)
+        self._fill[:] = 0
+        rows = _NO_ROWS
+        if buffer is not None:
+            self._fill[0], self._fill[1] = 1, buffer.shape[1]
+            rows = buffer.reshape(-1, COLS)
+        while not self._settling:
+            self._begin(True)
+            why = self._call(0, _NO_LIMIT, rows)
+            before = len(self._sent[0])
+            self._drain(None)
+            if why == loop.LIMIT:
+                return self._fill[2:].copy(), False
+            if why == loop.STOPPED:
+                raise ProgramError("the program has halted without the record that was waited for.")
+            if why != loop.RANG:
+                raise self._fault(why)
+            self._settling = any(last(record) for record in self._sent[0][before:])
+        moved = True
+        while moved:
+            moved = False
+            for rank in range(1, slices):
+                if self._state[rank, S.STATUS] == S.HALTED:
+                    continue
+                self._begin(False)
+                self._cfg[S.C_CURSOR] = rank
+                why = self._call(1, _NO_LIMIT, rows)
+                self._drain(None)
+                if why == loop.TRAPPED:
+                    raise self._fault(why)
+                if why == loop.ROWS_FULL:
+                    return self._fill[2:].copy(), False
+                moved = moved or bool(self._state[rank, S.DONE]) or why == loop.RANG
+        self._settling = False
+        return self._fill[2:].copy(), True
+
+    def take_records(self) -> list[tuple[int, ...]]:
+        """Give what RING of slice 0 has sent since the last call, and forget what all slices have sent."""
+        taken = self._sent[0]
+        self._sent = [[] for _ in self._sent]
+        return taken
 
     def step(self, row: Ints | None = None) -> tuple[int, int] | None:
         """Execute one word on the next slice in order, as Machine.step; give (slice, pc), None once all have halted.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -93,14 +93,20 @@ class Sanitizer:
     """A FastMachine under observation. `findings` grow while it runs; a trap or a deadlock ends the run.
 
     Memory: 4 bytes for each byte of memory and queue that touches it.
+
+    bells : (slice, address) of words in DRAM that the host writes while the program polls them. What the host writes
+    before the start is before everything. What it writes later comes after all that led to the records of slice 0 so
+    far, and before what follows a read of a bell that was rung after it; anything else is a race.
     """
 
-    def __init__(self, chip: Chip, program: Program) -> None:
+    def __init__(self, chip: Chip, program: Program, bells: Collection[tuple[int, int]] = ()) -> None:
         self.program, self.chip = program, chip
         self.findings: list[Finding] = []
         self.machine = machine = FastMachine(chip, program)
         slices, total = program.requires.slices, len(machine._memory_bytes)
-        threads = slices * _THREADS
+        threads = slices * _THREADS + 1
+        self._host = threads - 1
+        self._bells = {bell: np.zeros(threads, np.int64) for bell in bells}
         self._clock = np.zeros((threads, threads), np.int64)
         self._writer = np.zeros(total, np.int32)
         self._reader = np.zeros((_THREADS, total), np.int32)
@@ -136,7 +142,22 @@ class Sanitizer:
     def write_dram(self, rank: int, address: int, data: bytes) -> None:
         """Write DRAM of a slice from the host."""
         self.machine.write_dram(rank, address, data)
-        self.written(rank, Space.DRAM, address, len(data))
+        if self._events == 1:
+            self.written(rank, Space.DRAM, address, len(data))
+            return
+        clock = self._clock[self._host]
+        if (rank, address) in self._bells:
+            self._bells[rank, address][:] = clock
+            return
+        clock[self._host] += 1
+        event = self._event(self._host, int(clock[self._host]), -1)
+        at = rank * self.machine._stride + self.machine._offsets[Space.DRAM] + address
+        self._found[:] = 0
+        shadow.mark(
+            at, at + len(data), 1, event, 0, self._writer, self._reader, self._thread_of, self._epoch_of, clock,
+            self._found,
+        )  # fmt: skip
+        self._judge(rank, -1, Space.DRAM)
 
     def written(self, rank: int, space: Space, address: int, count: int) -> None:
         """Take bytes as written before everything that follows."""
@@ -192,6 +213,13 @@ class Sanitizer:
             n += 1
         event = self._event(thread, int(clock[thread]), pc)
         name = instruction.NAME
+        if name == "COPY" and self._bells:
+            o = self.machine._head[3]
+            bell = self._bells.get((rank, int(o[S.OA, S.O_BASE])))
+            if bell is not None and int(o[S.OA, S.O_SPACE]) == Space.DRAM:
+                np.maximum(clock, bell, out=clock)
+        elif name == "RING" and rank == 0:
+            np.maximum(self._clock[self._host], clock, out=self._clock[self._host])
         if name in _ACCESSES:
             self._banks[:] = 0
             for operand, extents, write in _ACCESSES[name](self.machine._head[3], instruction, row):
@@ -250,16 +278,20 @@ class Sanitizer:
         ):  # an index list lies in the scratchpad, whatever the operand's space
             space -= 1
         place = f"{Space(space).name} byte {offset - self.machine._offsets[space]} of slice {member}"
-        here = where(self.program, rank, pc)
+        here = self._name(rank, pc)
         if kind == shadow.NEVER_WRITTEN:
             self._report("unwritten", f"{here} reads {place}, which nothing has written", rank, pc, -1)
             return
         other = int(self._word_of[event])
-        there = where(self.program, int(self._thread_of[event]) // _THREADS, other)
+        there = self._name(int(self._thread_of[event]) // _THREADS, other)
         what = (
             f"{here} and {there} both write" if kind == shadow.RACE_WRITE_WRITE else f"{here} {_RACES[kind]} {there}:"
         )
         self._report("race", f"{what} {place}, and no semaphore orders them", rank, pc, other)
+
+    def _name(self, rank: int, pc: int) -> str:
+        """Name a word, or the host."""
+        return where(self.program, rank, pc) if pc >= 0 else "the host"
 
     def _cells(self, rank: int, pc: int, queue: int, event: int, clock: Clock, instruction: Any) -> None:
         """Mark the cells that shift or shorten operands."""

@@ -17,6 +17,7 @@ from systolith.isa import (
     Queue,
     Readx,
     Requires,
+    Ring,
     Set,
     Space,
     Sync,
@@ -251,3 +252,59 @@ def test_findings_read_as_sentences():
     assert s.run()
     assert s.faults == []
     assert np.count_nonzero(s._writer) > 0
+
+
+# ---- the host, which writes while the program runs ----
+
+BELL, MAIL = 0, 128
+RANG = dense(Space.CELL, Format.INT32, (1, 1, 1), 4)
+POLL = (
+    dense(Space.DRAM, Format.INT32, (1, 1, 1), BELL), dense(Space.DRAM, Format.FP32, (1, 1, 32), MAIL), RANG, X,
+)  # fmt: skip
+ASK = [Copy(on=Queue.L, d=3, a=1, post=1), Readx(r=1, x=1, wait=1)]
+TAKE = Copy(on=Queue.L, d=4, a=2)
+
+
+def hosted(code, host, bells=((0, BELL),)):
+    """Findings of a program before whose second word the host acts."""
+    sanitizer = Sanitizer(NANO, program([Set(r=2, imm=1), *code], POLL, images=(Image(-1, 0, bytes(256)),)), bells)
+    sanitizer.run(1)
+    host(sanitizer)
+    sanitizer.run()
+    return [str(finding) for finding in sanitizer.faults]
+
+
+def test_what_the_host_writes_before_it_rings_is_ordered():
+    def host(s):
+        s.write_dram(0, MAIL, bytes(128))
+        s.write_dram(0, BELL, b"\1\0\0\0")
+
+    assert hosted([*ASK, TAKE], host) == []
+
+
+def test_what_the_host_writes_after_it_rings_is_a_race():
+    def host(s):
+        s.write_dram(0, BELL, b"\1\0\0\0")
+        s.write_dram(0, MAIL, bytes(128))
+
+    assert re.search(r"race: .* reads what is written by the host: DRAM byte 128", hosted([*ASK, TAKE], host)[0])
+
+
+def test_a_message_that_is_taken_without_a_poll_is_a_race():
+    def host(s):
+        s.write_dram(0, MAIL, bytes(128))
+        s.write_dram(0, BELL, b"\1\0\0\0")
+
+    assert hosted([TAKE], host)
+
+
+def test_the_host_overwrites_only_what_a_record_says_is_read():
+    def twice(code):
+        s = Sanitizer(NANO, program([*code, Set(r=2, imm=1)], POLL, images=(Image(-1, 0, bytes(256)),)), ((0, BELL),))
+        s.run(len(s.program.words) - 2)  # all but SET and HALT
+        s.write_dram(0, MAIL, bytes(128))
+        return [str(finding) for finding in s.faults]
+
+    told = [change(TAKE, post=2), Ring(a=3, wait=2)]
+    assert twice(told) == []
+    assert "race: the host writes what is read by" in twice([change(TAKE, post=2)])[0]

@@ -5,22 +5,35 @@ Every slice samples every row, from the same logits and the same record: they ag
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from systolith.compiler.context import SCRATCH, Cell, Constant, Context
 from systolith.compiler.memory import PARAM_WORDS, STATE_WORDS, STOPS
 from systolith.compiler.plan import padded
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
-from systolith.isa.sequencer import AluFn, Cond
+from systolith.isa.sequencer import AluFn
 from systolith.isa.vector import Func, Op1, Op2, Red
 
-__all__ = ["column", "sample"]
+__all__ = ["column", "out_slots", "sample"]
 
 TOKEN, POSITION, LIVE, SLOT = range(STATE_WORDS)
 
 
-def column(ctx: Context, which: int) -> Descriptor:
-    """A column of the request slots' state, [batch, 1, 1]."""
-    return ctx.spad("state", "INT32", (ctx.plan.options.batch, 1, 1), (STATE_WORDS, 0, 0), offset=4 * which)
+@contextmanager
+def out_slots(ctx: Context) -> Iterator[int]:
+    """A descriptor register with the list of the request slots of the output rows; decode rows come first there."""
+    b, count = ctx.b, ctx.plan.out_rows
+    with b.descriptors(1) as (d,):
+        b.load(d, ctx.spad("record", "INT32", (count, 1, 1), (1, 0, 0), offset=4 * ctx.memory.record.out_slots))
+        yield d
+
+
+def column(ctx: Context, which: int, slots: int, xe: int = 0) -> Descriptor:
+    """A column of the state of the request slots of a list, [output rows, 1, 1]."""
+    count = ctx.plan.out_rows
+    return ctx.spad("state", "INT32", (count, 1, 1), (STATE_WORDS, 0, 0), offset=4 * which, via=slots, xe=xe)
 
 
 def sample(ctx: Context) -> None:
@@ -28,14 +41,11 @@ def sample(ctx: Context) -> None:
     b = ctx.b
     b.tensor_name = "sample"
     b.sync(Queue.L, wait="arrived")
-    first = ctx.label()
-    b.branch(first, Cond.EQ, ctx.r_decoding, 0)
-    # In a decode step the token to be made is one further on; a finished request stays where it is.
-    with b.descriptors(2) as (position, live):
-        b.load(position, column(ctx, POSITION))
-        b.load(live, column(ctx, LIVE))
+    # After a decode row the token to be made is one further on; a finished request stays where it is.
+    with out_slots(ctx) as slots, b.descriptors(2) as (position, live):
+        b.load(position, column(ctx, POSITION, slots, Cell.DECODE))
+        b.load(live, column(ctx, LIVE, slots))
         b.vec(position, position, live, op1=Op1.IADD)
-    b.place(first)
     with ctx.cell_loop(Cell.OUT_ROWS) as row:
         _sample_row(ctx, row)
     _update(ctx)
@@ -91,21 +101,22 @@ def _sample_row(ctx: Context, row: int) -> None:
 
 
 def _update(ctx: Context) -> None:
-    """live = live and token is no stop token and position < limit; X[LIVE] = how many live."""
-    b, batch = ctx.b, ctx.plan.options.batch
-    flags = ctx.spad("flags", "INT32", (batch, 1, 1), (1, 0, 0))
-    with b.descriptors(4) as (a, x, y, d):
-        b.load(a, ctx.spad("stops", "INT32", (batch, 1, STOPS), (STOPS, 0, 1)))
-        b.load(x, column(ctx, TOKEN))
+    """live = live and token is no stop token and position < limit, of the output rows' request slots; X[LIVE] = how
+    many live of all."""
+    b, batch, count, xe = ctx.b, ctx.plan.options.batch, ctx.plan.out_rows, Cell.OUT_ROWS
+    flags = ctx.spad("flags", "INT32", (count, 1, 1), (1, 0, 0))
+    with out_slots(ctx) as slots, b.descriptors(4) as (a, x, y, d):
+        b.load(a, ctx.spad("stops", "INT32", (count, 1, STOPS), (STOPS, 0, 1), via=slots, xe=xe))
+        b.load(x, column(ctx, TOKEN, slots))
         b.load(SCRATCH, flags)
         b.vec(0, a, x, op1=Op1.IEQ, red=Red.IMAX)
-        b.load(a, ctx.spad("consts", "INT32", (batch, 1, 1), (0, 0, 0), offset=4 * Constant.INT_ONE))
+        b.load(a, ctx.spad("consts", "INT32", (count, 1, 1), (0, 0, 0), offset=4 * Constant.INT_ONE, xe=xe))
         b.load(x, flags)
-        b.load(y, column(ctx, LIVE))
+        b.load(y, column(ctx, LIVE, slots))
         b.vec(x, a, x, y, op1=Op1.ISUB, op2=Op2.IMIN)
-        b.load(a, column(ctx, POSITION))
-        b.load(y, ctx.spad("params", "INT32", (batch, 1, 1), (PARAM_WORDS, 0, 0), offset=4 * 6))
-        b.load(d, column(ctx, LIVE))
+        b.load(a, column(ctx, POSITION, slots, xe))
+        b.load(y, ctx.spad("params", "INT32", (count, 1, 1), (PARAM_WORDS, 0, 0), offset=4 * 6, via=slots))
+        b.load(d, column(ctx, LIVE, slots))
         b.vec(d, a, y, x, op1=Op1.ILT, op2=Op2.IMIN)
         b.load(a, ctx.spad("state", "INT32", (1, 1, batch), (0, 0, STATE_WORDS), offset=4 * LIVE))
         b.load(SCRATCH, ctx.cell(Cell.LIVE))

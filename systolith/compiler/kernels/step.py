@@ -16,11 +16,12 @@ from systolith.compiler.kernels.ffn import ffn
 from systolith.compiler.kernels.head import head
 from systolith.compiler.kernels.head_norm import rewind_head_gains
 from systolith.compiler.kernels.linear import open_streams, rewind
+from systolith.compiler.kernels.mail import end_of_step, fill_rows, next_message, start_mail
 from systolith.compiler.kernels.norm import make_r
 from systolith.compiler.kernels.project import project
 from systolith.compiler.kernels.qkv import qkv
-from systolith.compiler.kernels.sample import POSITION, TOKEN, column, sample
-from systolith.compiler.memory import HEADER_WORDS, PARAM_WORDS, SEGMENT_WORDS, STATE_WORDS, STOPS
+from systolith.compiler.kernels.sample import sample
+from systolith.compiler.memory import HEADER_WORDS, PARAM_WORDS, STATE_WORDS, STOPS, slot_pages
 from systolith.isa.descriptor import Space
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
@@ -32,22 +33,27 @@ def write_program(ctx: Context) -> None:
     """Write the whole program."""
     b, plan = ctx.b, ctx.plan
     _start(ctx)
-    step, decode, run, no_logits, end = (ctx.label() for _ in range(5))
+    step, no_logits, end = (ctx.label() for _ in range(3))
+    told = ctx.label() if plan.options.serve else end
     b.place(step)
     if not plan.x_resident:
         # The last store of a step reads a cell that the next record replaces.
         b.sync(Queue.L, wait="residual")
         b.sync(Queue.S, post="residual")
-    b.branch(decode, Cond.EQ, ctx.r_steps, 0)
-    _load_record(ctx, wait="released")
-    b.alu(AluFn.SUB, ctx.r_steps, ctx.r_steps, 1)
-    b.branch(run)
-    b.place(decode)
-    if plan.options.every_row:
-        b.branch(end)
+    if plan.options.serve:
+        next_message(ctx, told, end)
     else:
-        _next_decode(ctx)
-    b.place(run)
+        decode, run = ctx.label(), ctx.label()
+        b.branch(decode, Cond.EQ, ctx.r_steps, 0)
+        _load_record(ctx, wait="released")
+        b.alu(AluFn.SUB, ctx.r_steps, ctx.r_steps, 1)
+        b.branch(run)
+        b.place(decode)
+        if plan.options.every_row:
+            b.branch(end)
+        else:
+            _next_decode(ctx)
+        b.place(run)
     _position_tables(ctx)
     rewind(ctx)
     if plan.model.head_norms is not None:
@@ -78,6 +84,11 @@ def write_program(ctx: Context) -> None:
         b.sync(Queue.L, wait="arrived")
         b.sync(Queue.V, post="released")
         b.branch(step)
+    elif plan.options.serve:
+        sample(ctx)
+        with b.registers(1) as (live,):
+            b.read(live, Cell.LIVE, wait="decided")
+        b.branch(told)
     else:
         sample(ctx)
         with b.registers(1) as (live,):
@@ -89,8 +100,15 @@ def write_program(ctx: Context) -> None:
     # Without logits the slices still meet, or a fast one would send the next step's operand into one being read.
     b.place(no_logits)
     ctx.arrive(("arrived", Counter.LOGITS))
-    b.sync(Queue.L, wait="arrived")
-    b.sync(Queue.V, post="released")
+    if plan.options.serve:
+        # V goes on behind L here: it will stand for this slice at the next poll.
+        b.sync(Queue.L, wait="arrived", post="load_full")
+        b.sync(Queue.V, wait="load_full")
+        b.place(told)
+        end_of_step(ctx)
+    else:
+        b.sync(Queue.L, wait="arrived")
+        b.sync(Queue.V, post="released")
     b.branch(step)
     b.place(end)
     b.halt()
@@ -106,7 +124,7 @@ def _start(ctx: Context) -> None:
     for name in ("g", "record", *(["g_head"] if plan.model.head_norms is not None else [])):
         ctx.streams[name] = b.descriptor()
     tables = [
-        ("consts", "INT32", 16), ("pages", "INT32", o.batch * plan.chunks * plan.pages_per_chunk),
+        ("consts", "INT32", 16), ("pages", "INT32", o.batch * slot_pages(plan)),
         ("state", "INT32", STATE_WORDS * o.batch), ("params", "INT32", PARAM_WORDS * o.batch),
         ("stops", "INT32", STOPS * o.batch),
     ]  # fmt: skip
@@ -135,8 +153,11 @@ def _start(ctx: Context) -> None:
         ctx.r_kv,
     ):
         b.set(register, 0)
-    words = ctx.memory.record.words
-    b.load(ctx.streams["record"], ctx.dram("steps", "INT32", (1, 1, words), (0, 0, 1), step=words))
+    if o.serve:
+        start_mail(ctx)
+    else:
+        words = ctx.memory.record.words
+        b.load(ctx.streams["record"], ctx.dram("steps", "INT32", (1, 1, words), (0, 0, 1), step=words))
     b.tensor_name = ""
 
 
@@ -157,23 +178,13 @@ def _load_record(ctx: Context, wait: str) -> None:
 
 def _next_decode(ctx: Context) -> None:
     """One row for each request slot: the token it made last, at its position. The first time the record is loaded."""
-    b, batch = ctx.b, ctx.plan.options.batch
-    record = ctx.memory.record
-    again = ctx.label()
+    b, again = ctx.b, ctx.label()
     b.sync(Queue.L, wait="released")
     b.branch(again, Cond.NE, ctx.r_decoding, 0)
     _load_record(ctx, wait="")
     b.set(ctx.r_decoding, 1)
     b.place(again)
-    b.sync(Queue.L, post="load_full")
-    with b.descriptors(2) as (d, a):
-        for number, (which, offset, stride) in enumerate((
-            (TOKEN, record.ids, 1), (POSITION, record.positions, 1), (POSITION, record.segments + 3, SEGMENT_WORDS),
-        )):  # fmt: skip
-            b.load(a, column(ctx, which))
-            b.load(d, ctx.spad("record", "INT32", (batch, 1, 1), (stride, 0, 0), offset=4 * offset))
-            b.vec(d, a, wait="" if number else "load_full", post="released" if number == 2 else "")
-    b.sync(Queue.L, wait="released")
+    fill_rows(ctx)
 
 
 def _position_tables(ctx: Context) -> None:

@@ -1,0 +1,210 @@
+"""Requests that come and go on one program: whatever else runs, each has the tokens that it has alone."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from systolith.runtime.engine import Engine, EngineRequest, FinishEvent, TokenEvent
+from systolith.runtime.job import Sampling
+from systolith.runtime.replay import Arrival
+
+from .harness import Subject, chip
+from .serving import Alone, Watched, check_against_alone, draw_requests, play_all
+
+
+def engine(subject: Subject, name: str, **options: object) -> Engine:
+    chosen = {"slots": 4, "context": 512, "page_tokens": 32, "max_waiting": 1000, "timing": False} | options
+    return Engine(subject.checkpoint, chip(name), subject.profile(), **chosen)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def alone(odd: Subject) -> Alone:
+    return Alone(odd, chip("micro"))
+
+
+def mixed(seed: int, count: int, *, most: int = 8) -> list[Arrival]:
+    """Requests that arrive closer to each other than a request takes; a third of them leaves early."""
+    return draw_requests(seed, count, 1003, span=count * 4e-4, cancels=0.35, longest=60, prefix=70, most=most)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("nano", {"pages": 12}),  # room for two or three requests at once
+        ("micro", {"lag": 2, "timing": True}),  # the host is two steps behind: finished requests stay as dead rows
+        ("micro", {"prefix_cache": False, "prefill_chunk": 7}),
+        ("three", {"slots": 3, "lag": 1, "pages": 24}),
+    ],
+)
+def test_tokens_are_those_of_each_request_alone(
+    odd: Subject, alone: Alone, name: str, options: dict[str, object]
+) -> None:
+    arrivals = mixed(7, 24)
+    outcomes = play_all(engine(odd, name, **options), arrivals)
+    check_against_alone(alone, arrivals, outcomes)
+    assert {"length", "cancelled"} <= {outcome.reason for outcome in outcomes}
+
+
+def test_the_order_of_arrival_changes_no_token(odd: Subject) -> None:
+    arrivals = draw_requests(3, 10, 1003, longest=60, prefix=70, most=6)
+    want = None
+    for seed in range(3):
+        order = random.Random(seed).sample(arrivals, len(arrivals))
+        outcomes = play_all(engine(odd, "micro", slots=2 + seed), order)
+        got = {outcome.id: outcome.tokens for outcome in outcomes}
+        assert want in (None, got)
+        want = got
+
+
+@pytest.mark.parametrize("name", ["nano", "micro", "three"])
+def test_a_mixed_run_leaves_nothing_open(odd: Subject, name: str) -> None:
+    """Races, also between host and device, deadlocks, and reads of what nobody has written."""
+    watched = Watched()
+    play_all(engine(odd, name, device=watched, slots=3, lag=1), mixed(2, 5, most=3))
+    assert [str(finding) for finding in watched.findings] == []
+
+
+def test_a_prefix_is_read_and_not_made_again(odd: Subject, alone: Alone) -> None:
+    head = tuple(range(100, 170))
+    requests = [EngineRequest((*head, n), 3, Sampling(0.9, seed=n)) for n in range(3)]
+    serving = engine(odd, "micro")
+    assert _run(serving, requests[0]) == alone.tokens(requests[0])
+    before = serving.stats.prompt_tokens
+    assert before == 71
+    for request in requests[1:]:
+        serving.submit(request)
+    made: dict[int, list[int]] = {1: [], 2: []}
+    while not serving.idle:
+        for event in serving.step():
+            if isinstance(event, TokenEvent):
+                made[event.request].append(event.token)
+    assert [made[1], made[2]] == [alone.tokens(request) for request in requests[1:]]
+    # Two full pages of 32 are shared; what follows them is made anew by each.
+    assert serving.stats.prompt_tokens - before == 2 * (71 - 64)
+    assert serving.stats.prefix_hits == 128
+
+
+def _run(serving: Engine, request: EngineRequest) -> list[int]:
+    number = serving.submit(request)
+    tokens = []
+    while not serving.idle:
+        tokens += [e.token for e in serving.step() if isinstance(e, TokenEvent) and e.request == number]
+    return tokens
+
+
+def test_what_a_request_made_is_a_prefix_too(odd: Subject, alone: Alone) -> None:
+    serving = engine(odd, "micro")
+    first = EngineRequest(tuple(range(20)), 60, Sampling(1.0, seed=3), ignore_eos=True)
+    made = _run(serving, first)
+    again = EngineRequest((*first.prompt, *made, 5, 6), 4)
+    assert _run(serving, again) == alone.tokens(again)
+    assert serving.stats.prefix_hits == 64  # of 79 tokens whose keys and values are there
+
+
+def test_chunks_of_a_prompt_and_decode_rows_are_in_one_step(odd: Subject) -> None:
+    serving = engine(odd, "micro", prefill_chunk=10)
+    serving.submit(EngineRequest((1, 2, 3), 40, ignore_eos=True))
+    serving.step()
+    serving.submit(EngineRequest(tuple(range(100)), 2, ignore_eos=True))
+    steps = [serving.step() for _ in range(9)]
+    assert [[event.request for event in events] for events in steps] == [[0]] * 9
+    assert sorted(event.request for event in serving.step()) == [0, 1]
+
+
+def test_a_full_pool_makes_requests_wait(odd: Subject) -> None:
+    """Pages for one request at a time: they run one after the other, first come first served."""
+    serving = engine(odd, "nano", pages=4, prefix_cache=False)
+    numbers = [serving.submit(EngineRequest(tuple(range(90 + n)), 5, ignore_eos=True)) for n in range(3)]
+    ended = []
+    while not serving.idle:
+        ended += [event.request for event in serving.step() if isinstance(event, FinishEvent)]
+        assert serving.stats.running <= 1
+        assert serving.stats.pages_used <= 4
+    assert ended == numbers
+
+
+def test_log_probabilities_are_those_of_the_logits(odd: Subject) -> None:
+    request = EngineRequest((5, 6, 7, 8), 3, Sampling(0.7, seed=2), logprobs=4, ignore_eos=True)
+    serving = engine(odd, "micro")
+    serving.submit(EngineRequest((9, 9), 6, ignore_eos=True))
+    serving.submit(request)
+    events = []
+    while not serving.idle:
+        events += [e for e in serving.step() if isinstance(e, TokenEvent) and e.request == 1]
+    ids = [*request.prompt, *(event.token for event in events)]
+    logits = odd.expected(odd.profile(), ids).logits[len(request.prompt) - 1 : -1].astype(np.float64)
+    assert len(events) == 3
+    for event, row in zip(events, logits, strict=True):
+        logs = row - np.log(np.exp(row - row.max()).sum()) - row.max()
+        best = np.argsort(-logs, kind="stable")[:4]
+        assert event.logprob == pytest.approx(logs[event.token], abs=1e-9)
+        assert [token for token, _ in event.top] == best.tolist()
+        assert [value for _, value in event.top] == pytest.approx(logs[best].tolist(), abs=1e-9)
+
+
+def test_the_definition_gives_the_same_tokens_and_times(small: Subject) -> None:
+    seen = []
+    for device in ("sim", "execute"):
+        serving = engine(small, "micro", device=device, timing=True, slots=2, context=256)
+        serving.submit(EngineRequest((1, 2, 3), 3, Sampling(1.0, seed=4), ignore_eos=True))
+        serving.submit(EngineRequest((4,), 2, ignore_eos=True))
+        events = []
+        while not serving.idle:
+            events += serving.step()
+        seen.append(events)
+    assert seen[0] == seen[1]
+    cycles = [event.cycle for event in seen[0] if isinstance(event, TokenEvent)]
+    assert cycles == sorted(cycles)
+
+
+def test_time_that_nobody_uses_passes(odd: Subject) -> None:
+    """A request that comes later takes the same cycles, and counts them from its arrival."""
+    serving = engine(odd, "micro", timing=True, prefix_cache=False)
+    request = EngineRequest((1, 2, 3), 4, ignore_eos=True)
+
+    def times(arrival: int | None) -> tuple[float | None, float | None]:
+        serving.submit(request, arrival)
+        found = []
+        while not serving.idle:
+            found += [(e.ttft_s, e.tpot_s) for e in serving.step() if isinstance(e, FinishEvent)]
+        return found[0]
+
+    first = times(None)
+    start = serving.cycle + 10_000_000
+    serving.wait_until(start)
+    assert serving.cycle == start
+    again = times(start)
+    assert again[1] == pytest.approx(first[1], rel=1e-3)
+    assert again[0] == pytest.approx(first[0], rel=0.2)  # the first one also waited for the start of the program
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("micro", {"slots": 6, "pages": 40, "timing": True}),
+        ("server", {"slots": 16, "pages": 100}),
+        ("micro", {"lag": 3}),
+    ],
+)
+def test_two_hundred_requests(odd: Subject, alone: Alone, name: str, options: dict[str, object]) -> None:
+    arrivals = draw_requests(11, 200, 1003, span=0.08 if name == "micro" else 0.002, cancels=0.3, longest=120, most=24)
+    outcomes = play_all(engine(odd, name, **options), arrivals)
+    check_against_alone(alone, arrivals, outcomes)
+    assert {"length", "cancelled"} <= {outcome.reason for outcome in outcomes}
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("seed", range(12))
+def test_any_mixed_run_leaves_nothing_open(odd: Subject, alone: Alone, seed: int) -> None:
+    draw = random.Random(seed)
+    watched = Watched()
+    name = draw.choice(["nano", "micro", "three", "mini"])
+    arrivals = mixed(seed, 8, most=5)
+    options = {"slots": draw.choice([2, 3, 5]), "lag": draw.choice([0, 1, 3]), "pages": draw.choice([None, 20])}
+    outcomes = play_all(engine(odd, name, device=watched, **options), arrivals)
+    assert [str(finding) for finding in watched.findings] == []
+    check_against_alone(alone, arrivals, outcomes)
