@@ -22,11 +22,11 @@ from systolith.isa.execute import OnRing, where
 from systolith.isa.instruction import Queue
 from systolith.isa.program import EVERY_SLICE, Program
 from systolith.isa.resolved import COLS, COUNT, FIRST
-from systolith.isa.resolved import ZERO as ROW_ZERO
 from systolith.spec import SEMAPHORE_MAX, SEMAPHORES, CapacityError, Chip, ProgramError
 
 from . import _shadow as shadow
 from . import _state as S
+from ._accesses import ACCESSES
 from ._traps import T_BOUNDS, T_LIST_BOUNDS, T_POST, T_SCALE_BOUNDS
 from .machine import FastMachine
 
@@ -220,9 +220,9 @@ class Sanitizer:
                 np.maximum(clock, bell, out=clock)
         elif name == "RING" and rank == 0:
             np.maximum(self._clock[self._host], clock, out=self._clock[self._host])
-        if name in _ACCESSES:
+        if name in ACCESSES:
             self._banks[:] = 0
-            for operand, extents, write in _ACCESSES[name](self.machine._head[3], instruction, row):
+            for operand, extents, write in ACCESSES[name](self.machine._head[3], instruction, row):
                 self._touch(rank, pc, queue, event, clock, operand, extents, write, 0)
             if name == "PUT":
                 self._put(rank, pc, row, event, clock, instruction)
@@ -419,72 +419,6 @@ class Sanitizer:
             self._seen.add(key)
             words = tuple(word for word in (pc, other) if word >= 0)
             self.findings.append(Finding(fault, sentence, rank, words if fault in ("race", "bank") else words[:1]))
-
-
-Accesses = list[tuple[int, tuple[int, int, int], int]]
-
-
-def _ext(o: Clock, k: int) -> tuple[int, int, int]:
-    return int(o[k, S.O_EXT]), int(o[k, S.O_EXT + 1]), int(o[k, S.O_EXT + 2])
-
-
-def _copy(o: Clock, instruction: Any, row: Clock) -> Accesses:
-    d, a = _ext(o, S.OD), _ext(o, S.OA)
-    common = (min(d[0], a[0]), min(d[1], a[1]), min(d[2], a[2]))
-    reads: Accesses = [(S.OA, common, 0)]
-    return reads if instruction.NAME == "PUT" else [*reads, (S.OD, d, 1)]
-
-
-def _matmul(o: Clock, instruction: Any, row: Clock) -> Accesses:
-    a, b = _ext(o, S.OA), _ext(o, S.OB)
-    if 0 in (*a, *b):
-        return []
-    d = (a[0], a[1], b[2] if instruction.by_rows else b[0] * b[1])
-    reads: Accesses = [(S.OA, a, 0), (S.OB, b, 0)]
-    return [*reads, *([] if row[ROW_ZERO] else [(S.OD, d, 0)]), (S.OD, d, 1)]
-
-
-def _vec(o: Clock, instruction: Any, row: Clock) -> Accesses:
-    a = _ext(o, S.OA)
-    if 0 in a:
-        return []
-    result: Accesses = [(k, a, 0) for k in (S.OA, S.OB, S.OC, S.OX) if o[k, S.O_SPACE] >= 0]
-    if o[S.OD, S.O_SPACE] >= 0:
-        result.append((S.OD, (a[0], a[1], a[2] + (-a[2] % 32 if o[S.OD, S.O_SCALE] else 0)), 1))
-    if o[S.OE, S.O_SPACE] >= 0:
-        result.append((S.OE, (a[0], a[1], 32 if o[S.OE, S.O_SCALE] else 1), 1))
-    return result
-
-
-def _pick(o: Clock, instruction: Any, row: Clock) -> Accesses:
-    a = _ext(o, S.OA)
-    if 0 in a:
-        return []
-    return [(S.OA, a, 0), (S.OB, a, 0), (S.OC, (1, 1, 5), 0), (S.OX, (1, 1, 1), 0), (S.OD, (1, 1, 1), 1)]
-
-
-def _topk(o: Clock, instruction: Any, row: Clock) -> Accesses:
-    a, k = _ext(o, S.OA), int(o[S.OD, S.O_EXT + 2])
-    return [] if 0 in a else [(S.OA, a, 0), (S.OD, (a[0], a[1], k), 1), (S.OE, (a[0], a[1], k), 1)]
-
-
-def _group(o: Clock, instruction: Any, row: Clock) -> Accesses:
-    a, keys = _ext(o, S.OA), int(o[S.OE, S.O_EXT])  # the kernel leaves the keys it has written there
-    if 0 in a:
-        return []
-    order = (2, 1, a[0] * a[1] * a[2])
-    return [(S.OA, a, 0), (S.OD, order, 1), (S.OE, (keys, 1, 4), 1), (S.OB, (1, 1, 1), 1)]
-
-
-def _ring(o: Clock, instruction: Any, row: Clock) -> Accesses:
-    return [(S.OA, _ext(o, S.OA), 0)]
-
-
-_ACCESSES: Final[dict[str, Callable[[Clock, Any, Clock], Accesses]]] = {
-    "COPY": _copy, "PUT": _copy, "MATMUL": _matmul, "VEC": _vec, "PICK": _pick, "RING": _ring,
-    "TOPK": _topk, "GROUP": _group,
-}  # fmt: skip
-"""What each instruction reads and writes, in order: (operand row, extents, write)."""
 
 
 def sanitize(
