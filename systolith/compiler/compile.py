@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from systolith.compiler.builder import SEMAPHORE
 from systolith.compiler.context import Context
@@ -10,16 +10,17 @@ from systolith.compiler.kernels.step import write_program
 from systolith.compiler.memory import Memory, dump_widths, lay_out
 from systolith.compiler.model import match
 from systolith.compiler.plan import Options, Plan, candidates
-from systolith.compiler.weights import images
+from systolith.compiler.weights import control_images, images
 from systolith.isa.program import Program, Requires
 from systolith.models.checkpoint import Checkpoint
+from systolith.models.graph import ModelGraph
 from systolith.models.profile import Profile
 from systolith.numerics.formats import FORMATS
 from systolith.spec.chip import Chip
 from systolith.spec.errors import CapacityError, ModelError
 from systolith.spec.limits import BLOCK, SEMAPHORES
 
-__all__ = ["Compiled", "compile_model", "plan_model"]
+__all__ = ["Compiled", "compile_graph", "compile_model", "plan_graph", "plan_model"]
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,19 @@ class Compiled:
     memory: Memory
 
 
-def plan_model(checkpoint: Checkpoint, chip: Chip, profile: Profile, options: Options) -> tuple[Plan, Memory]:
-    """Choose the plan with most rows a step that fits.
+def plan_graph(
+    graph: ModelGraph, chip: Chip, profile: Profile, options: Options, *, source: str = ""
+) -> tuple[Plan, Memory]:
+    """Choose the plan with most rows a step that fits. `source` names the model's file in messages.
 
     Raises CapacityError in one sentence, ModelError for a graph that has no kernels.
     """
-    profile = profile.resolved(checkpoint.graph)
-    model = match(profile.apply(checkpoint.graph))
+    profile = profile.resolved(graph)
+    model = match(profile.apply(graph))
     if not 1 <= options.context <= model.context:
         raise ModelError(
-            f"{checkpoint.path}: context={options.context} must be 1..{model.context} (max_position_embeddings); ask "
-            "for fewer tokens"
+            f"{source or graph.name}: context={options.context} must be 1..{model.context} (max_position_embeddings); "
+            "ask for fewer tokens"
         )
     reason: CapacityError | None = None
     for plan in candidates(model, profile, chip, options):
@@ -59,9 +62,21 @@ def plan_model(checkpoint: Checkpoint, chip: Chip, profile: Profile, options: Op
     raise reason
 
 
-def compile_model(checkpoint: Checkpoint, chip: Chip, profile: Profile, options: Options) -> Compiled:
-    """Compile a checkpoint for a chip. Raises CapacityError, ModelError, ConfigError, each one sentence."""
-    plan, memory = plan_model(checkpoint, chip, profile, options)
+def plan_model(checkpoint: Checkpoint, chip: Chip, profile: Profile, options: Options) -> tuple[Plan, Memory]:
+    """The plan of a checkpoint. Raises as `plan_graph`."""
+    return plan_graph(checkpoint.graph, chip, profile, options, source=str(checkpoint.path))
+
+
+def compile_graph(
+    graph: ModelGraph, chip: Chip, profile: Profile, options: Options, *, source: str = "", sha256: str = ""
+) -> Compiled:
+    """Compile without weights: all of the program but the images of what a checkpoint holds.
+
+    It has the control tables, so that it runs for its times; for tokens it needs `compile_model`.
+    source : names the model's file in messages.    sha256 : identity of the model for the program's meta.
+    Raises CapacityError, ModelError, ConfigError, each one sentence.
+    """
+    plan, memory = plan_graph(graph, chip, profile, options, source=source)
     ctx = Context(plan, memory)
     write_program(ctx)
     b = ctx.b
@@ -71,7 +86,7 @@ def compile_model(checkpoint: Checkpoint, chip: Chip, profile: Profile, options:
     }  # fmt: skip
     counts = [tokens[name] for name in SEMAPHORE]
     program = Program(
-        name=checkpoint.graph.name,
+        name=graph.name,
         words=tuple(i.encode() for i in b.instructions),
         constants=tuple(b.constants),
         sem_init=tuple(counts + [0] * (SEMAPHORES - len(counts))),
@@ -80,10 +95,19 @@ def compile_model(checkpoint: Checkpoint, chip: Chip, profile: Profile, options:
             slot_bytes=_slot_bytes(plan), acc_bytes=8 * plan.acc_half_words, pairs=_pairs(plan),
         ),
         lines=tuple(b.lines),
-        meta=_meta(plan, memory, checkpoint),
-        images=tuple(images(plan, memory, checkpoint)),
+        meta=_meta(plan, memory, graph, sha256),
+        images=tuple(control_images(plan, memory)),
     )  # fmt: skip
     return Compiled(program, plan, memory)
+
+
+def compile_model(checkpoint: Checkpoint, chip: Chip, profile: Profile, options: Options) -> Compiled:
+    """Compile a checkpoint for a chip, weights and all. Raises as `compile_graph`."""
+    compiled = compile_graph(
+        checkpoint.graph, chip, profile, options, source=str(checkpoint.path), sha256=checkpoint.sha256
+    )
+    filled = tuple(images(compiled.plan, compiled.memory, checkpoint))
+    return replace(compiled, program=replace(compiled.program, images=filled))
 
 
 def _slot_bytes(plan: Plan) -> int:
@@ -98,12 +122,12 @@ def _pairs(plan: Plan) -> tuple[str, ...]:
     return tuple(sorted(pairs))
 
 
-def _meta(plan: Plan, memory: Memory, checkpoint: Checkpoint) -> dict[str, object]:
+def _meta(plan: Plan, memory: Memory, graph: ModelGraph, sha256: str) -> dict[str, object]:
     """What the host must know to use the program: model, profile, addresses."""
     m = plan.model
     return {
-        "model": {"name": m.name, "sha256": checkpoint.sha256, "vocab": m.vocab, "layers": m.layers,
-                  "eos": list(checkpoint.graph.eos_ids), "context": m.context},
+        "model": {"name": m.name, "sha256": sha256, "vocab": m.vocab, "layers": m.layers,
+                  "eos": list(graph.eos_ids), "context": m.context},
         "profile": plan.profile.to_dict(),
         "options": asdict(plan.options),
         "rows": plan.rows,

@@ -19,7 +19,7 @@ from systolith.numerics.formats import FORMATS, Format
 from systolith.numerics.vector import pack_e2m1, quantise, quantise_two_term
 from systolith.spec.limits import BLOCK
 
-__all__ = ["images", "rank_table"]
+__all__ = ["control_images", "images", "rank_table"]
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -41,13 +41,9 @@ def rank_table(plan: Plan, rank: int) -> list[int]:
 
 def images(plan: Plan, memory: Memory, checkpoint: Checkpoint) -> Iterator[Image]:
     """All initial contents of DRAM, a region and slice at a time."""
-    yield from _tables(plan, memory)
+    yield from control_images(plan, memory)
+    yield from _rotary(plan, memory)
     model = plan.model
-    for rank in range(plan.slices):
-        words = np.zeros(32, np.uint32)
-        table = rank_table(plan, rank)
-        words[: len(table)] = table
-        yield Image(rank, memory.dram["ranks"], words.tobytes())
     yield from _gains(plan, memory, checkpoint)
     yield from _embedding(plan, memory, checkpoint)
     yield from _sinks(plan, memory, checkpoint)
@@ -57,8 +53,8 @@ def images(plan: Plan, memory: Memory, checkpoint: Checkpoint) -> Iterator[Image
             yield from _biases(plan, memory, checkpoint, linear)
 
 
-def _tables(plan: Plan, memory: Memory) -> Iterator[Image]:
-    """Constants and rotary tables, the same on every slice."""
+def control_images(plan: Plan, memory: Memory) -> Iterator[Image]:
+    """What the program's control reads: constants, the same on every slice, and each slice's share of the work."""
     m = plan.model
     words = np.zeros(16, np.uint32)
     words[Constant.ONE] = fp32.to_bits(1.0)
@@ -71,6 +67,16 @@ def _tables(plan: Plan, memory: Memory) -> Iterator[Image]:
     if m.head_norms is not None:
         words[Constant.MEAN_HEAD] = fp32.to_bits(constants.mean_scale(m.head_dim))
     yield Image(-1, memory.dram["consts"], words.tobytes())
+    for rank in range(plan.slices):
+        words = np.zeros(32, np.uint32)
+        table = rank_table(plan, rank)
+        words[: len(table)] = table
+        yield Image(rank, memory.dram["ranks"], words.tobytes())
+
+
+def _rotary(plan: Plan, memory: Memory) -> Iterator[Image]:
+    """Rotary tables, the same on every slice."""
+    m = plan.model
     cos, sin = tables(m.head_dim, m.theta, m.scaling, plan.options.context)
     yield Image(-1, memory.dram["cos"], np.ascontiguousarray(cos, np.float32).tobytes())
     yield Image(-1, memory.dram["sin"], np.ascontiguousarray(sin, np.float32).tobytes())
