@@ -46,6 +46,9 @@ SEGMENT_WORDS = 4
 
 ALIGN = 32
 
+CONTROL = ("consts", "pages", "state", "params", "stops", "flags", "record", "mail")
+"""Scratchpad buffers whose contents decide what the program does next; all live in all phases."""
+
 
 class Phase(IntEnum):
     """Stretches of a step; the layer's five repeat."""
@@ -112,6 +115,11 @@ class Memory:
     spad_sizes: dict[str, int] = field(default_factory=dict)
     spad_bytes: int = 0
     record: Record = Record(0, 0, 0, 0, 0, 0, 0, 0)
+
+    @property
+    def control(self) -> tuple[int, list[tuple[int, int]]]:
+        """What a run without data needs: bytes of DRAM from 0 on, and (base, bytes) in the scratchpad."""
+        return self.dram["cos"], [(self.spad[name], self.spad_sizes[name]) for name in CONTROL if name in self.spad]
 
     def reserve(self, name: str, count: int, align: int = 64) -> int:
         """Add a DRAM region of `count` bytes."""

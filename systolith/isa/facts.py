@@ -36,7 +36,7 @@ def facts(chip: Chip) -> npt.NDArray[np.int64]:
 
     c = chip
     out = np.zeros(FACTS, np.int64)
-    bandwidth, ingress = c.dram_bytes_per_cycle, c.ingress_bytes_per_cycle
+    bandwidth, ingress = c.dram_sustained_bytes_per_cycle, c.ingress_bytes_per_cycle
     out[:DEPTH] = (
         c.slices, c.array_rows, c.columns, c.weight_load_bytes, c.passes_per_block, c.blocks_per_pass,
         c.array_skew_cycles, c.accumulator_interval_cycles, bandwidth.numerator,

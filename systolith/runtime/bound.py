@@ -18,15 +18,17 @@ from systolith.models.profile import TWO_TERMS
 from systolith.numerics.formats import FORMATS
 from systolith.spec.limits import BLOCK
 
-__all__ = ["Bound", "StepCost", "bound", "step_cost"]
+__all__ = ["Bound", "StepCost", "bound", "prefill_cost", "step_cost"]
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one decode step must do. bytes: read from memory; macs: multiply-adds by pair of formats."""
+    """What a step must do. bytes: read from memory; macs: multiply-adds by pair of formats; kv_bytes: those of the
+    bytes that are cached keys and values."""
 
     bytes: int
     macs: Counter[str]
+    kv_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,38 @@ def step_cost(plan: Plan, contexts: Sequence[int]) -> StepCost:
         terms = 2 if fmt == TWO_TERMS else 1
         pair = f"{profile.activations}x{'INT8' if fmt == TWO_TERMS else fmt}"
         macs[pair] += len(contexts) * count * terms * n * k
-    d = model.head_dim
+    d, kv = model.head_dim, 0
     for context in contexts:
         seen = context if model.window is None else min(context, model.window)
         token = _bytes(1, d, profile.k) + -(-d * FORMATS[profile.v].bits // 8) + 1  # V has one scale a token and head
-        total += model.layers * model.kv_heads * seen * token
+        kv += model.layers * model.kv_heads * seen * token
         macs[f"{profile.k}x{profile.k}"] += model.layers * model.heads * d * seen
         macs[f"{profile.p}x{profile.v}"] += model.layers * model.heads * d * seen
-    return StepCost(total, macs)
+    return StepCost(total + kv, macs, kv)
+
+
+def prefill_cost(plan: Plan, length: int) -> StepCost:
+    """Cost of a prompt of `length` tokens up to its first token: every matrix read once, every row through all of them
+    but the head, which takes the last; each position meets itself and what it sees before. The prompt's own keys and
+    values need not leave the chip."""
+    model, profile = plan.model, plan.profile
+    cost = step_cost(plan, [1])
+    seen = sum(i if model.window is None else min(i, model.window) for i in range(1, length + 1))
+    head = model.matrices["head"].weight
+    terms = 2 if profile.head == TWO_TERMS else 1
+    pair = f"{profile.activations}x{'INT8' if profile.head == TWO_TERMS else profile.head}"
+    macs: Counter[str] = Counter({pair: terms * head.shape[0] * head.shape[1]})
+    for name, n, k, count in _matrices(model):
+        if name == "head":
+            continue
+        terms = 2 if profile.weights == TWO_TERMS else 1
+        pair = f"{profile.activations}x{'INT8' if profile.weights == TWO_TERMS else profile.weights}"
+        macs[pair] += length * count * terms * n * k
+    each = model.layers * model.heads * model.head_dim * seen
+    macs[f"{profile.k}x{profile.k}"] += each
+    macs[f"{profile.p}x{profile.v}"] += each
+    rows = (length - 1) * _bytes(1, model.hidden, profile.embed)
+    return StepCost(cost.bytes - cost.kv_bytes + rows, macs)
 
 
 def bound(plan: Plan, steps: Iterable[Sequence[int]]) -> Bound:

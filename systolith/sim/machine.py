@@ -42,13 +42,18 @@ class FastMachine:
     Raises CapacityError where the chip offers less than the program needs, ProgramError when a word traps.
     """
 
+    _dram_bytes: int
+    """Bytes of DRAM of a slice."""
+
     def __init__(self, chip: Chip, program: Program) -> None:
         program.check_chip(chip)
+        if not hasattr(self, "_dram_bytes"):
+            self._dram_bytes = program.requires.dram_bytes
         self.chip = chip
         self.program = program
         count = program.requires.slices
         sizes = (
-            program.requires.dram_bytes, chip.scratchpad_bytes, chip.slots_bytes, chip.accumulator_bytes, S.CELL_BYTES
+            self._dram_bytes, chip.scratchpad_bytes, chip.slots_bytes, chip.accumulator_bytes, S.CELL_BYTES
         )  # fmt: skip
         offsets, end = [], 0
         for size in sizes:
@@ -68,6 +73,8 @@ class FastMachine:
         memory = np.zeros(count * stride, np.uint8)
         self._memory_bytes = memory
         for image in program.images:
+            if image.address >= self._dram_bytes:
+                continue
             for rank in range(count):
                 if image.slice in (rank, EVERY_SLICE):
                     self._space(rank, Space.DRAM)[image.address : image.address + len(image.data)] = np.frombuffer(
@@ -215,7 +222,9 @@ class FastMachine:
         cfg[S.C_STOP] = int(stop_on_ring)
 
     def _call(self, only: int, limit: int, rows: Ints) -> int:
-        why = int(loop.run(only, limit, *self._head, self._records, rows, self._fill, *self._tail))
+        return self._after(int(loop.run(only, limit, *self._head, self._records, rows, self._fill, *self._tail)))
+
+    def _after(self, why: int) -> int:
         self._turn = int(self._cfg[S.C_CURSOR])
         if why == loop.RANG and self._cfg[S.C_RINGS] == 0:  # one record is larger than the whole buffer
             self._records = np.zeros(4 * len(self._records), np.int64)
@@ -275,7 +284,7 @@ class FastMachine:
         return self.dram(rank)[address : address + count].tobytes()
 
     def _check(self, rank: int, address: int, count: int) -> None:
-        size, slices = self.program.requires.dram_bytes, len(self._state)
+        size, slices = self._dram_bytes, len(self._state)
         if not 0 <= rank < slices or address < 0 or address + count > size:
             raise ProgramError(
                 f"bytes {address}..{address + count - 1} of DRAM of slice {rank} are not there: {slices} slices "

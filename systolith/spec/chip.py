@@ -66,6 +66,9 @@ class Chip:
     """Sums that must be in flight (columns x spans x rows) for MXFP4 weights to stream at memory bandwidth."""
 
     dram_bytes_per_cycle: Fraction
+    """Of the pins: `dram_bytes_per_s` a cycle of the clock."""
+    dram_efficiency: Fraction
+    """Share of that which refresh and rows leave; timing alone reads it, through `dram_sustained_bytes_per_cycle`."""
     dram_latency_cycles: int
     """Request accepted to first byte, at least 1."""
     dram_burst_bytes: int
@@ -172,6 +175,11 @@ class Chip:
     def chip_dram_bytes_per_s(self) -> Fraction:
         """Memory bandwidth of the whole chip."""
         return self.slices * self.config.dram_bytes_per_s
+
+    @property
+    def dram_sustained_bytes_per_cycle(self) -> Fraction:
+        """What the memory of a slice gives for long: bytes per cycle of its pins times `dram_efficiency`."""
+        return self.dram_bytes_per_cycle * self.dram_efficiency
 
     @property
     def chip_dram_bytes(self) -> int:

@@ -52,7 +52,7 @@ class PairRates(NamedTuple):
 class Rule:
     """What a field may hold.
 
-    kind: a key of `quantity.SCALES`, or "count", "cycles", "text", "topology", "rates", "depths".
+    kind: a key of `quantity.SCALES`, or "count", "cycles", "share", "text", "topology", "rates", "depths".
     whole: only whole numbers of the base unit. power: only powers of two. low, high: inclusive, in the base unit.
     """
 
@@ -91,6 +91,9 @@ class ChipConfig:
     dram_latency_ns: Annotated[Fraction, Rule("ns", 0, 10**5, "request to first byte", whole=False)]
     dram_bytes: Annotated[int, Rule("bytes", 64 * _KI, 2**DRAM_ADDRESS_BITS, "memory capacity")]
     dram_burst_bytes: Annotated[int, Rule("bytes", 16, 4 * _KI, "smallest transfer, aligned", power=True)] = 64
+    dram_efficiency: Annotated[
+        Fraction, Rule("share", note="share of dram_bytes_per_s left by refresh and row misses, in timing only")
+    ] = Fraction(1)
     dram_outstanding: Annotated[
         int | None, Rule("count", 1, 65536, "bursts in flight per DMA queue; derived if absent")
     ] = None
@@ -190,6 +193,11 @@ def _read(key: str, value: object, rule: Rule, before: object) -> tuple[object, 
         if isinstance(value, str) and value in TOPOLOGIES:
             return value, []
         return None, [f"{key}={_show(value)} must be one of {', '.join(TOPOLOGIES)}{nearest(str(value), TOPOLOGIES)}."]
+    if rule.kind == "share":
+        number = parse_quantity(value, "ratio")
+        if number is not None and Fraction(1, 2) <= number <= 1 and number.denominator <= 10**6:
+            return number, []
+        return None, [f'{key}={_show(value)} must be a share from 1/2 to 1, such as 0.93 or "93/100" ({rule.note}).']
     if rule.kind == "rates":
         return _read_table(key, value, before or FULL_RATES, PAIRS, _read_rate)
     if rule.kind == "depths":

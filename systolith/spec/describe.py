@@ -47,7 +47,7 @@ def _record(chip: Chip) -> Iterator[Row]:
             yield Row(field, value, "", value, rule.note, False)
             continue
         assert isinstance(value, int | Fraction)
-        unit = {"count": "", "cycles": "cycles"}.get(rule.kind, rule.kind)
+        unit = {"count": "", "share": "", "cycles": "cycles"}.get(rule.kind, rule.kind)
         text = (
             f"{value} {'cycle' if value == 1 else 'cycles'}"
             if rule.kind == "cycles"
@@ -88,6 +88,7 @@ def _derived(chip: Chip) -> Iterator[Row]:
         size = chip.space_bytes(space)
         yield row(f"space.{space}", size, "bytes", "a slice's address space, from 0", format_quantity(size, "bytes"))
     yield row("dram_bytes_per_cycle", chip.dram_bytes_per_cycle, "bytes/cycle", "of a slice")
+    yield row("dram_sustained_bytes_per_cycle", chip.dram_sustained_bytes_per_cycle, "bytes/cycle", "after refresh")
     yield row("dram_latency_cycles", chip.dram_latency_cycles, "cycles", "request to first byte")
     yield row("ingress_bytes_per_cycle", chip.ingress_bytes_per_cycle, "bytes/cycle", "network into a slice")
     yield row("hop_cycles", chip.hop_cycles, "cycles", "one hop")

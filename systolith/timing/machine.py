@@ -102,6 +102,13 @@ class TimingMachine:
         picked: Ints = self.state.rec[np.arange(max(0, total - size), total) & (size - 1)]
         return picked
 
+    def records_since(self, number: int) -> Ints:
+        """Records from `number` on, which must still be there."""
+        total, size = int(self.state.g[at.G_RECORDS]), self.state.rec.shape[0]
+        assert total - number <= size, "asked for too late"
+        picked: Ints = self.state.rec[np.arange(number, total) & (size - 1)]
+        return picked
+
     @property
     def first_record(self) -> int:
         """Number of the first of `records`."""

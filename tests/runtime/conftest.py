@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import systolith.models
+from systolith.models.checkpoint import Checkpoint
 from tests.reference.make_model import make_llama
 
 
@@ -13,3 +15,9 @@ from tests.reference.make_model import make_llama
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers, hidden size 64, vocabulary 300, context 512."""
     return make_llama(tmp_path_factory.mktemp("models") / "tiny", vocab=300, context=512, seed=5)
+
+
+@pytest.fixture(scope="session")
+def tinycode() -> Checkpoint:
+    """The shipped model."""
+    return Checkpoint.open(Path(systolith.models.__file__).parent / "tinycode")

@@ -18,8 +18,8 @@ D, S, W = Space.DRAM, Space.SPAD, Space.SLOT
 
 def channel(chip: Chip, works: dict[int, list[list[int]]], starts: dict[int, list[int]]) -> dict[int, list[int]]:
     """Cycle of the last byte of each copy of ports 0 (W), 1 (L) and 2 (S), one burst after another."""
-    unit = chip.dram_bytes_per_cycle.numerator
-    burst = chip.dram_burst_bytes * chip.dram_bytes_per_cycle.denominator
+    rate = chip.dram_sustained_bytes_per_cycle
+    unit, burst = rate.numerator, chip.dram_burst_bytes * rate.denominator
     ends: dict[int, list[int]] = {port: [] for port in works}
     state = {}
     for port in works:

@@ -1,0 +1,1 @@
+"""Pictures of results: text for a terminal, SVG for a page."""

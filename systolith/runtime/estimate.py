@@ -1,0 +1,329 @@
+"""What a chip gives for a model without weights: time per token, time to first token, where it goes, what bounds it.
+
+Times are those of the compiled program on the timing simulator. Bounds come from the config alone (`runtime.bound`), so
+that a time below one is a fault of one of the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from systolith import __version__
+from systolith.compiler import Compiled, Options
+from systolith.compiler.compile import compile_graph
+from systolith.compiler.plan import padded
+from systolith.models.family import build_graph, load_config, packaged_configs
+from systolith.models.graph import ModelGraph
+from systolith.models.profile import Profile
+from systolith.runtime.bound import StepCost, prefill_cost, step_cost
+from systolith.runtime.job import Request, pack
+from systolith.runtime.scenario import decode_at, prefill_of, run_scenario
+from systolith.spec.chip import Chip
+from systolith.spec.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from systolith.timing import TimingMachine, Waterfall
+
+__all__ = ["Estimate", "Question", "estimate", "open_config"]
+
+CONTEXT_STEP = 256
+EFFICIENCIES = (Fraction(9, 10), Fraction(19, 20))
+"""Shares of the pin rate that a memory with refresh is also timed at."""
+WHOLE_PREFILL = 12
+"""Most steps of a prefill that are all timed; of more, SAMPLES are."""
+SAMPLES = 5
+
+
+def open_config(name: str) -> tuple[ModelGraph, str, str]:
+    """A model's graph, its source for messages, and the SHA-256 of what its config says.
+
+    name : a packaged config, `tinycode`, a model directory, or a config.json. Raises ModelError.
+    """
+    known = packaged_configs()
+    if name in known:
+        path, label = known[name], name
+    elif name == "tinycode":
+        path, label = Path(str(resources.files("systolith.models"))) / "tinycode", name
+    else:
+        path = Path(name)
+        label = path.resolve().parent.name if path.suffix == ".json" else path.resolve().name
+        if not path.exists():
+            raise ModelError(
+                f"{name}: not found; give a model directory, a config.json, or one of {', '.join(known)}, tinycode"
+            )
+    config = load_config(path)
+    graph = build_graph(config)
+    facts = json.dumps({"model_type": config.family, **config.values}, sort_keys=True, separators=(",", ":"))
+    return replace(graph, name=label or graph.name), str(path), hashlib.sha256(facts.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked. context: tokens that the timed decode step sees, where `output_len` is None; else a prompt of
+    `input_len` tokens and `output_len` made. batch: requests that decode together; a prompt is prefilled alone.
+
+    Raises ConfigError.
+    """
+
+    context: int = 8192
+    batch: int = 1
+    input_len: int | None = None
+    output_len: int | None = None
+    page_tokens: int = 64
+    seed: int = 0
+    sensitivity: bool = True
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{name}={value} must be {low} or more"
+            for name, value, low in (
+                ("context", self.context, 3), ("batch", self.batch, 1),
+                ("input-len", self.prompt, 2), ("output-len", 2 if self.output_len is None else self.output_len, 2),
+            )
+            if value < low
+        ]  # fmt: skip
+        if faults:
+            raise ConfigError("; ".join(faults) + "; correct the option")
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of the prompt that the time to first token is for."""
+        return self.context if self.input_len is None else self.input_len
+
+    @property
+    def contexts(self) -> list[int]:
+        """Contexts of the decode steps that are timed: the one asked for, or the first, middle and last of the output.
+
+        Cost is close to linear in the context, with steps at chunks of 256; the mean weighs them by Simpson's rule.
+        """
+        if self.output_len is None:
+            return [self.context]
+        first, last = self.prompt + 1, self.prompt + self.output_len - 1
+        return sorted({first, (first + last) // 2, last})
+
+    @property
+    def most(self) -> int:
+        """Positions that a sequence needs."""
+        return max(self.prompt, *self.contexts) + 1
+
+
+@dataclass
+class Decode:
+    """A timed decode step. cycles: of the step; bytes: read from memory in it, by queue, all slices."""
+
+    context: int
+    cycles: int
+    cost: StepCost
+    waterfall: Waterfall
+    lines: Counter[str]
+
+
+@dataclass
+class Estimate:
+    """Everything that `systolith estimate` prints. Seconds unless the name says otherwise."""
+
+    compiled: Compiled
+    question: Question
+    decodes: list[Decode]
+    ttft_cycles: int
+    prefill_steps: tuple[int, int]
+    """Timed, and in all."""
+    sensitivity: dict[str, float]
+    model_sha256: str
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def chip(self) -> Chip:
+        """The chip."""
+        return self.compiled.plan.chip
+
+    @property
+    def tpot_s(self) -> float:
+        """Mean time of a decode step."""
+        return _mean([d.cycles for d in self.decodes]) / self.chip.clock_hz
+
+    @property
+    def ttft_s(self) -> float:
+        """Time to the first token of one prompt on an idle chip."""
+        return self.ttft_cycles / self.chip.clock_hz
+
+    def bounds(self, cost: StepCost) -> tuple[Fraction, Fraction]:
+        """Memory and compute seconds of a cost, at the pin rate and at the peak of each pair."""
+        chip = self.chip
+        compute = sum((n / chip.peak_macs_per_s(pair) for pair, n in cost.macs.items()), Fraction(0))
+        return cost.bytes / chip.chip_dram_bytes_per_s, compute
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object of `--json`."""
+        chip, plan, middle = self.chip, self.compiled.plan, self.decodes[len(self.decodes) // 2]
+        cost = middle.cost
+        memory, compute = self.bounds(cost)
+        step_s = middle.cycles / chip.clock_hz
+        prefill = prefill_cost(plan, self.question.prompt)
+        prefill_memory, prefill_compute = self.bounds(prefill)
+        share = chip.dram_efficiency
+        return {
+            "chip": chip.name,
+            "model": plan.model.name,
+            "tpot_s": self.tpot_s,
+            "ttft_s": self.ttft_s,
+            "tokens_per_s": self.question.batch / self.tpot_s,
+            "bytes": {"weights": cost.bytes - cost.kv_bytes, "kv": cost.kv_bytes},
+            "bound_s": {"memory": float(memory), "compute": float(compute)},
+            "prefill_bound_s": {"memory": float(prefill_memory), "compute": float(prefill_compute)},
+            "waterfall": {part: n / chip.clock_hz for part, n in middle.waterfall.parts.items()},
+            "fractions": {
+                "decode_of_pin_rate": _ratio(max(memory, compute), step_s),
+                "decode_of_stated_rate": _ratio(max(memory / share, compute), step_s),
+                "memory_of_pin_rate": _ratio(memory, step_s),
+                "memory_of_stated_rate": _ratio(memory / share, step_s),
+                "compute_of_peak": _ratio(compute, step_s),
+                "prefill_compute_of_peak": _ratio(prefill_compute, self.ttft_s),
+                "prefill_of_bound": _ratio(max(prefill_memory, prefill_compute), self.ttft_s),
+            },
+            "lines": {line: n / chip.clock_hz for line, n in middle.lines.most_common(12)},
+            "decode_steps": [{"context": d.context, "seconds": d.cycles / chip.clock_hz} for d in self.decodes],
+            "sensitivity": self.sensitivity,
+            "simulated": dict(self.counts) | {
+                "prefill_steps_timed": self.prefill_steps[0], "prefill_steps": self.prefill_steps[1],
+            },
+            "weights_enter": weights_enter(chip),
+            "manifest": {
+                "version": __version__,
+                "chip_sha256": chip.sha256,
+                "model_sha256": self.model_sha256,
+                "program_sha256": self.compiled.program.sha256,
+                "options": asdict(self.question) | {"profile": plan.profile.to_dict(), "rows": plan.rows},
+            },
+        }  # fmt: skip
+
+
+def weights_enter(chip: Chip) -> str:
+    """How weights come into the array: what other simulators leave open and what decides at small batches."""
+    return (
+        f"weights are loaded into a second register of each PE, {chip.weight_load_bytes} bytes a cycle and slice, "
+        "while the array streams the tile before; a pass takes the longer of the two"
+    )
+
+
+def _ratio(numerator: Fraction, denominator_s: float) -> dict[str, float]:
+    return {
+        "value": float(numerator) / denominator_s,
+        "numerator_s": float(numerator),
+        "denominator_s": denominator_s,
+    }
+
+
+def _mean(values: list[int]) -> float:
+    """Of one value, the mean of two, or by Simpson's rule of three."""
+    if len(values) == 3:
+        return (values[0] + 4 * values[1] + values[2]) / 6
+    return sum(values) / len(values)
+
+
+def estimate(
+    graph: ModelGraph, chip: Chip, profile: Profile, question: Question, *, source: str = "", sha256: str = ""
+) -> Estimate:
+    """Compile a model without weights and time it. Raises CapacityError, ModelError, ConfigError."""
+    if question.most > graph.context:
+        raise ModelError(
+            f"{source or graph.name}: a context of {question.most} is more than max_position_embeddings, "
+            f"{graph.context}; ask for fewer tokens"
+        )
+    options = Options(
+        batch=question.batch, context=min(padded(question.most, CONTEXT_STEP), graph.context),
+        page_tokens=question.page_tokens, steps=2,
+    )  # fmt: skip
+    compiled = compile_graph(graph, chip, profile, options, source=source, sha256=sha256)
+    steps = len(
+        pack([Request((0,) * question.prompt)], compiled.plan.rows, compiled.memory.record.max_segments)
+    )  # room for the records of the prefill
+    options = replace(options, steps=padded(steps + 1, 8), rows=compiled.plan.rows)
+    compiled = compile_graph(graph, chip, profile, options, source=source, sha256=sha256)
+    decodes = [decode_step(compiled, context, question) for context in question.contexts]
+    ttft, timed, total = first_token(compiled, question)
+    found = Estimate(compiled, question, decodes, ttft, (timed, total), {}, sha256)
+    if question.sensitivity and chip.dram_efficiency < 1:
+        context = question.contexts[len(question.contexts) // 2]
+        for share in EFFICIENCIES:
+            other = on_chip(compiled, chip.vary(dram_efficiency=share))
+            step = decode_step(other, context, question)
+            found.sensitivity[f"{float(share):.2f}"] = step.cycles / chip.clock_hz
+    return found
+
+
+def on_chip(compiled: Compiled, chip: Chip) -> Compiled:
+    """The same program on a chip that differs in what timing alone reads."""
+    return replace(compiled, plan=replace(compiled.plan, chip=chip))
+
+
+def decode_step(compiled: Compiled, context: int, question: Question) -> Decode:
+    """Time the decode step that sees `context` tokens, after another: the chip is warm."""
+    lines: Counter[str] = Counter()
+    batch = question.batch
+    window: list[tuple[int, Counter[str]]] = []
+    timed = run_scenario(
+        compiled, decode_at(context, batch, steps=2), seed=question.seed,
+        on_window=_line_counter(compiled, window),
+    )  # fmt: skip
+    start, end = timed.tokens[batch - 1], timed.tokens[2 * batch - 1]
+    for closed, counted in window:
+        if start < closed <= end:
+            lines += counted
+    return Decode(context, end - start, step_cost(compiled.plan, [context] * batch), timed.waterfall(start, end), lines)
+
+
+def _line_counter(
+    compiled: Compiled, window: list[tuple[int, Counter[str]]]
+) -> Callable[[TimingMachine, Waterfall], None]:
+    """Collect, for each window, the cycles of its critical path by kernel line and reason."""
+    from systolith.timing.path import WHY
+    from systolith.timing.state import R_PC
+
+    def note(machine: TimingMachine, found: Waterfall) -> None:
+        counted: Counter[str] = Counter()
+        assert found.edges is not None
+        rec, mask = machine.state.rec, machine.state.rec.shape[0] - 1
+        for lo, hi, _, why, number in found.edges.tolist():
+            line = compiled.program.line(int(rec[number & mask, R_PC])) if number >= 0 else "before"
+            counted[f"{line}: {WHY[why]}"] += hi - lo
+        window.append((found.end, counted))
+
+    return note
+
+
+def first_token(compiled: Compiled, question: Question) -> tuple[int, int, int]:
+    """Cycles from start to a prompt's first token; steps timed; steps in all.
+
+    All steps are timed where there are few. Of many, the first, the last and SAMPLES between, each right after the step
+    before it; between two samples the time of a step is taken as linear in its number, which it is but for the stairs
+    of chunks of 256 tokens.
+    """
+    scenario = prefill_of(compiled, [question.prompt])
+    total = len(scenario.layout.steps)
+    if total <= WHOLE_PREFILL:
+        timed = run_scenario(compiled, scenario, seed=question.seed)
+        return timed.tokens[0], total, total
+    picks = sorted({1 + round(i * (total - 2) / (SAMPLES - 1)) for i in range(SAMPLES)} | {total - 1})
+    chosen = sorted({0} | {p - 1 for p in picks} | set(picks))
+    timed = run_scenario(compiled, prefill_of(compiled, [question.prompt], chosen), seed=question.seed)
+    ends = [*timed.steps[: len(chosen) - 1], timed.tokens[0]]
+    took = {step: ends[i] - (ends[i - 1] if i else 0) for i, step in enumerate(chosen)}
+    known = [(p, took[p]) for p in picks[:-1]]
+    cycles = Fraction(took[0] + took[total - 1])
+    for step in range(1, total - 1):
+        if step >= known[-1][0]:
+            cycles += known[-1][1]
+            continue
+        (a, low), (b, high) = next((p, q) for p, q in pairwise(known) if p[0] <= step < q[0])
+        cycles += low + Fraction((high - low) * (step - a), b - a)
+    return round(cycles), len(chosen), total

@@ -1,0 +1,120 @@
+"""Programs that run for their times alone: a decode step at a context, the prefill of a prompt, without weights.
+
+The program is the one that `compile` emits. A `sim.Skeleton` yields its resolved stream and `timing` gives it cycles:
+nothing here has a rule of its own about time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from systolith.compiler import Compiled
+from systolith.compiler.builder import SEMAPHORE
+from systolith.isa.instruction import Queue
+from systolith.isa.resolved import COLS
+from systolith.isa.sequencer import Sync
+from systolith.runtime.job import Layout, Request, Step, pack, write_job
+from systolith.spec.errors import ConfigError, ProgramError
+
+if TYPE_CHECKING:
+    from systolith.timing import TimingMachine, TimingResult, Waterfall
+
+__all__ = ["Scenario", "Timed", "decode_at", "prefill_of", "run_scenario"]
+
+_ROWS = 512
+"""Resolved rows of each slice asked for at once."""
+
+OnWindow = Callable[["TimingMachine", "Waterfall"], None]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Requests as the host lays them down, and the steps of the prefill that run (none: the prompts are cached)."""
+
+    requests: tuple[Request, ...]
+    layout: Layout
+
+
+@dataclass
+class Timed:
+    """What a scenario took.
+
+    steps : cycle at which the last instruction of each step ended on slice 0.
+    tokens : cycle at which each record of a token left the chip.
+    """
+
+    timing: TimingResult
+    steps: list[int]
+    tokens: list[int]
+
+    def waterfall(self, start: int, end: int) -> Waterfall:
+        """Critical path between two tokens, or from cycle 0 to one."""
+        from systolith.timing import Waterfall
+
+        return Waterfall.total(w for w in self.timing.windows if w.start >= start and w.end <= end)
+
+
+def decode_at(context: int, batch: int = 1, *, steps: int = 1) -> Scenario:
+    """`steps` decode steps of `batch` requests, of which the last sees `context` tokens; caches are taken as filled.
+
+    The first step of a run starts a cold chip, so ask for one more than is read. Raises ConfigError.
+    """
+    if context <= steps:
+        raise ConfigError(f"context={context} must be more than {steps}; a decode step needs a prompt")
+    cached = context - steps
+    requests = tuple(Request((0,) * cached, steps + 1) for _ in range(batch))
+    rows = Step(
+        rows=[(slot, cached) for slot in range(batch)], outputs=[(slot, slot) for slot in range(batch)], decode=batch
+    )
+    return Scenario(requests, Layout((), rows))
+
+
+def prefill_of(compiled: Compiled, lengths: Sequence[int], chosen: Sequence[int] | None = None) -> Scenario:
+    """The prefill of prompts, to their first tokens; `chosen`: only these of its steps, in order."""
+    requests = tuple(Request((0,) * length, 1) for length in lengths)
+    steps = pack(requests, compiled.plan.rows, compiled.memory.record.max_segments)
+    if chosen is not None:
+        steps = tuple(steps[i] for i in chosen)
+    decode = Step(
+        rows=[(s, n) for s, n in enumerate(lengths)], outputs=[(s, s) for s in range(len(lengths))], decode=len(lengths)
+    )
+    return Scenario(requests, Layout(steps, decode))
+
+
+def _step_ends(compiled: Compiled) -> list[int]:
+    """Words that end a step: V tells L that all tables may be replaced."""
+    released = 1 << SEMAPHORE["released"]
+    return [
+        pc
+        for pc, i in enumerate(compiled.program.code)
+        if isinstance(i, Sync) and i.queue == Queue.V and i.posts == released and not i.waits
+    ]
+
+
+def run_scenario(compiled: Compiled, scenario: Scenario, *, seed: int = 0, on_window: OnWindow | None = None) -> Timed:
+    """Run a scenario to its end and time it. seed: of the choices of experts."""
+    from systolith.sim.skeleton import Skeleton
+    from systolith.timing import TimingMachine
+    from systolith.timing.state import R_END, R_PC, R_SLICE
+
+    chip, program = compiled.plan.chip, compiled.program
+    machine = Skeleton(chip, program, *compiled.memory.control, seed=seed)
+    write_job(machine, program, scenario.requests, scenario.layout)
+    timing = TimingMachine(chip, program)
+    timing.on_window = on_window
+    buffer = np.zeros((compiled.plan.slices, _ROWS, COLS), np.int64)
+    ends, steps, seen, finished = _step_ends(compiled), [], 0, False
+    while not finished:
+        counts = machine.run_resolved(buffer)
+        finished = timing.feed(buffer, counts)
+        if not finished and not counts.any():
+            raise ProgramError("timing: the program stopped before every slice had halted")
+        new = timing.records_since(seen)
+        seen += len(new)
+        steps += new[(new[:, R_SLICE] == 0) & np.isin(new[:, R_PC], ends), R_END].tolist()
+    result = timing.finish()
+    return Timed(result, steps, [event.cycle for event in result.rings if event.slice == 0])

@@ -1,0 +1,255 @@
+"""The interpreter's loop without arithmetic: control runs as ever, data is neither read nor written.
+
+What a resolved row holds comes from words, registers, cells and integer tables. So an instruction runs in full where it
+writes a cell or a marked table, and is left out where it writes anything else.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from systolith.spec.limits import SEMAPHORE_MAX
+
+from ._choose import group, takes
+from ._interpreter import (
+    LIMIT,
+    RANG,
+    ROWS_FULL,
+    STOPPED,
+    TRAPPED,
+    WAITS,
+    count_of,
+    first_of,
+    missing,
+    move_tokens,
+    note,
+    round_over,
+)
+from ._jit import F32, F64, I16, I32, I64, I64_2D, U8, Array, Scalar, kernel
+from ._operands import check, row0
+from ._state import (
+    C_CURSOR,
+    C_MOVED,
+    C_OFFSET,
+    C_RINGS,
+    C_SLICES,
+    C_STOP,
+    C_STRIDE,
+    C_TIRED,
+    C_WORDS,
+    CAUSE,
+    CELL,
+    COUNTERS,
+    DONE,
+    DRAM,
+    ERR,
+    HALTED,
+    INT32,
+    O_ABS,
+    O_BASE,
+    O_EXT,
+    O_SIZE,
+    O_SPACE,
+    O_STRIDE,
+    OA,
+    OD,
+    OE,
+    PC,
+    REGS,
+    SEMS,
+    SPAD,
+    STATUS,
+    W_D,
+    W_F,
+    W_OP,
+    W_POST,
+    W_QUEUE,
+    W_WAIT,
+)
+from ._traps import T_END, T_FULL, T_POST, T_SHAPE
+from .collective import put
+from .dma import copy
+from .host import ring
+from .sequencer import COPY, GROUP, HALT, MASK32, PICK, PUT, READX, RING, TOPK, VEC, close_loops, control, resolve_all
+from .vector import vec
+
+_GRAIN = 5
+"""log2 of the bytes that an entry of the table of marks stands for."""
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX2 = np.uint64(0x94D049BB133111EB)
+
+
+@kernel(f"boolean({I64_2D}, int64, {U8})")
+def marked(o: Array, k: Scalar, marks: Array) -> Scalar:
+    """Whether operand k is a cell, a marked part of the scratchpad or of the DRAM that is there."""
+    space = o[k, O_SPACE]
+    if space == SPAD:
+        return marks[o[k, O_BASE] >> _GRAIN] != 0
+    return space == CELL or (space == DRAM and o[k, O_BASE] < o[k, O_SIZE])
+
+
+@kernel("uint64(uint64)")
+def mix(x: Scalar) -> Scalar:
+    """A well mixed word of a counter (SplitMix64)."""
+    x = (x ^ (x >> np.uint64(30))) * _MIX1
+    x = (x ^ (x >> np.uint64(27))) * _MIX2
+    return x ^ (x >> np.uint64(31))
+
+
+@kernel(f"int64({I64_2D}, int64, int64, {I32})")
+def choose_rows(o: Array, seed: Scalar, turn: Scalar, m32: Array) -> Scalar:
+    """Stand in for TOPK number `turn` of a slice: k different indices a row, every set as likely; 0 or a trap.
+
+    The choice hangs on seed, turn and row alone, so that all slices that choose for a row choose alike.
+    """
+    e0, e1, n, k = o[OA, O_EXT], o[OA, O_EXT + 1], o[OA, O_EXT + 2], o[OD, O_EXT + 2]
+    code = takes(o, OD, INT32, 1)
+    if code != 0 or e0 * e1 * n == 0:
+        return code
+    if k < 1 or k > n:
+        return T_SHAPE
+    code = check(o, OD, e0, e1, k, m32)
+    if code != 0:
+        return code
+    base = (o[OD, O_ABS] + o[OD, O_BASE]) >> 2
+    step = o[OD, O_STRIDE + 2]
+    for i0 in range(e0):
+        for i1 in range(e1):
+            at = base + row0(o, OD, i0, m32) + i1 * o[OD, O_STRIDE + 1]
+            word = mix(np.uint64(seed) + _GOLDEN * np.uint64(turn + 1)) + np.uint64(i0 * e1 + i1)
+            for i in range(k):
+                word += _GOLDEN
+                last = n - k + i
+                pick = np.int64(mix(word) % np.uint64(last + 1))
+                for j in range(i):
+                    if m32[at + j * step] == pick:
+                        pick = last
+                        break
+                m32[at + i * step] = pick
+    return 0
+
+
+@kernel(f"int64({I64_2D}, int64, int64, int64, int64, int64, {I64})")
+def arrive(
+    st: Array, first: Scalar, count: Scalar, counter: Scalar, expect: Scalar, sem: Scalar, cfg: Array
+) -> Scalar:  # fmt: skip
+    """Count the arrivals of a PUT whose data is left out; 0 or T_POST."""
+    for rank in range(first, min(first + count, cfg[C_SLICES])):
+        st[rank, COUNTERS + counter] += 1
+        if st[rank, COUNTERS + counter] == expect:
+            st[rank, COUNTERS + counter] = 0
+            if st[rank, SEMS + sem] >= SEMAPHORE_MAX:
+                return T_POST
+            st[rank, SEMS + sem] += 1
+    return 0
+
+
+_SCRATCH = f"{F32}, {I32}, {F32}, {I32}, {F32}, {I32}, {F32}, {I32}, {U8}, {I64}"
+
+
+@kernel(
+    f"int64(int64, {I64_2D}, {I64_2D}, {I64_2D}, {I64_2D}, {I64}, {I64}, {I64}, {I64_2D}, {I64}, "
+    f"{U8}, {I64}, int64, {U8}, {I32}, {I16}, {I32}, {F64}, {F64}, {_SCRATCH})"
+)
+def run(
+    limit: Scalar, st: Array, words: Array, constants: Array, o: Array, cfg: Array, ran: Array, records: Array,
+    rows: Array, fill: Array, marks: Array, turns: Array, seed: Scalar,
+    m8: Array, m32: Array, units: Array, e4m3: Array, powers: Array, exp2_table: Array,
+    v: Array, vi: Array, b: Array, bi: Array, c: Array, ci: Array, t: Array, ti: Array, masked: Array, sums64: Array,
+) -> Scalar:  # fmt: skip
+    """As `_interpreter.run`, without what no control depends on.
+
+    marks : scratchpad that control lives in, a byte for each 32    turns : TOPKs that each slice has run
+    PICK picks token 0. TOPK chooses by `seed` where its result is marked.
+    """
+    while True:
+        s = cfg[C_CURSOR]
+        why = STOPPED
+        while st[s, STATUS] != HALTED:
+            pc = st[s, PC]
+            if pc >= cfg[C_WORDS]:
+                st[s, ERR] = T_END
+                return TRAPPED
+            wait = words[pc, W_WAIT]
+            if wait != 0 and missing(st, s, wait) != 0:
+                why = WAITS
+                break
+            if st[s, DONE] == limit:
+                why = LIMIT
+                break
+            if fill[0] != 0 and fill[2 + s] == fill[1]:
+                why = ROWS_FULL
+                break
+            op = words[pc, W_OP]
+            code = resolve_all(st, s, words, pc, o, cfg, m32) if op >= COPY else 0
+            if code == 0 and fill[0] != 0:
+                note(st, s, words, pc, o, cfg, rows, fill, m32)
+            if wait != 0:
+                move_tokens(st, s, wait, -1)
+            then = pc + 1
+            before = cfg[C_RINGS]
+            if code != 0:
+                pass
+            elif op == READX:
+                cell = words[pc, W_F]
+                home = (s * cfg[C_STRIDE] + cfg[C_OFFSET + CELL]) >> 2
+                st[s, REGS + words[pc, W_D]] = np.int64(m32[home + cell]) & MASK32 if cell != 0 else 0
+            elif op == HALT:
+                st[s, STATUS] = HALTED
+                st[s, CAUSE] = words[pc, W_F]
+            elif op < COPY:
+                then = control(st, s, words, constants, pc)
+                code = -then if then < 0 else 0
+            elif op == COPY:
+                if marked(o, OD, marks):
+                    code = copy(o, words[pc, W_QUEUE], m8, m32)
+            elif op == VEC:
+                if marked(o, OD, marks) or marked(o, OE, marks):
+                    code = vec(
+                        st, s, words, pc, o, m8, m32, units, e4m3, powers, exp2_table, v, vi, b, bi, c, ci, t, ti,
+                        masked,
+                    )  # fmt: skip
+            elif op == PUT:
+                expect = words[pc, W_F + 3] if words[pc, W_F + 3] != 0 else cfg[C_SLICES]
+                first = first_of(s, words, pc, cfg, m32)
+                count = count_of(words, pc, cfg, first)
+                arrives, counter, sem = words[pc, W_F + 4], words[pc, W_F + 2], words[pc, W_F + 1]
+                if marked(o, OD, marks):
+                    code = put(st, s, o, first, count, arrives, counter, expect, sem, cfg, m8, m32)
+                elif arrives != 0:
+                    code = arrive(st, first, count, counter, expect, sem, cfg)
+            elif op == PICK:
+                if marked(o, OD, marks):
+                    m32[((o[OD, O_ABS] + o[OD, O_BASE]) >> 2) + row0(o, OD, 0, m32)] = 0
+            elif op == TOPK:
+                if marked(o, OD, marks):
+                    code = choose_rows(o, seed, turns[s], m32)
+                turns[s] += 1
+            elif op == GROUP:
+                if marked(o, OD, marks):
+                    code = group(o, m8, m32, units, e4m3, powers, exp2_table, v, vi, bi, ci, ti, sums64)
+            elif op == RING:
+                code = ring(o, s, cfg, m32, records)
+            if code == T_FULL:
+                move_tokens(st, s, wait, 1)
+                fill[2 + s] -= fill[0]
+                return RANG
+            if code == 0 and words[pc, W_POST] != 0:
+                code = move_tokens(st, s, words[pc, W_POST], 1)
+            if code != 0:
+                st[s, ERR] = code
+                return TRAPPED
+            ran[pc] += 1
+            st[s, DONE] += 1
+            cfg[C_MOVED] += 1
+            st[s, PC] = close_loops(st, s, then)
+            if cfg[C_STOP] != 0 and s == 0 and cfg[C_RINGS] != before:
+                return RANG
+        cfg[C_TIRED] += 1 if why in (LIMIT, ROWS_FULL) else 0
+        cfg[C_CURSOR] += 1
+        if cfg[C_CURSOR] == cfg[C_SLICES]:
+            why = round_over(st, cfg, cfg[C_MOVED], cfg[C_TIRED])
+            cfg[C_CURSOR] = cfg[C_MOVED] = cfg[C_TIRED] = 0
+            if why >= 0:
+                return why
