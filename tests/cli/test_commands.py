@@ -15,7 +15,19 @@ from tests.cli.helpers import Runner
 from tests.reference import checkpoint as reference_checkpoint
 from tests.reference import contract
 
-COMMANDS = ("generate", "logits", "quality", "estimate", "waterfall", "compile", "asm", "disasm", "trace", "chips", "fuzz")
+COMMANDS = (
+    "generate",
+    "logits",
+    "quality",
+    "estimate",
+    "waterfall",
+    "compile",
+    "asm",
+    "disasm",
+    "trace",
+    "chips",
+    "fuzz",
+)
 
 
 def test_help_names_every_command_and_option(run: Runner) -> None:

@@ -62,7 +62,7 @@ def test_weights_stream_at_the_exact_bandwidth(chip: Chip) -> None:
     size, count = chip.slots_bytes // 8 // 64 * 64, 40
     constants = [tensor(D, (1, size // 32, 32)), tensor(W, (1, size // 32, 32))]
     r = time(chip, program(chip, [Loop(count=count, len=1), Copy(on=Queue.W, d=2, a=1)], constants, slices=1))
-    exact = Fraction(size * count) / chip.dram_bytes_per_cycle
+    exact = Fraction(size * count) / chip.dram_sustained_bytes_per_cycle
     fixed = 2 + 3 + 2 + chip.dma_cycles + chip.dram_latency_cycles + chip.bank_cycles  # before and after the stream
     assert 0 <= r.cycles - exact - fixed < 2
     assert r.bytes["weights"] == size * count
