@@ -98,7 +98,7 @@ class EngineStats:
     preemptions: int
     prompt_tokens: int
     generation_tokens: int
-    steps: int
+    steps: int = 0
 
 
 @dataclass(eq=False)
