@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import fields
 from typing import Any
 
 from systolith.runtime.engine import EngineRequest, EngineStats, FinishEvent, QueueFull, RequestError, TokenEvent
@@ -37,7 +38,11 @@ class FakeEngine:
     @property
     def stats(self) -> EngineStats:
         running = min(len(self.requests), self.slots)
-        return EngineStats(running, len(self.requests) - running, running, self.slots, 0, 0, 0, self.read, self.made)
+        counts = dict.fromkeys((field.name for field in fields(EngineStats)), 0) | {
+            "running": running, "waiting": len(self.requests) - running, "pages_used": running,
+            "pages_total": self.slots, "prompt_tokens": self.read, "generation_tokens": self.made,
+        }  # fmt: skip
+        return EngineStats(**counts)
 
     def submit(self, request: EngineRequest, arrival_cycle: int | None = None) -> int:
         if LOSE in request.prompt:
