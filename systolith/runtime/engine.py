@@ -252,6 +252,11 @@ class Engine:
     # ---- state -----------------------------------------------------------------------------------------------------
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the compiler warns of, a sentence each."""
+        return tuple(self.compiled.plan.warnings)
+
+    @property
     def idle(self) -> bool:
         """Whether a step would do nothing."""
         return not (self._lives or self._events or self._retired or self._parting or self._late)

@@ -94,7 +94,7 @@ def main(connection: Connection, setup: Setup) -> None:
                 ("failed", ConfigError("too little memory for this model; take fewer slots or a shorter context"))
             )
             return
-        connection.send(("ready", Ready(os.getpid(), tuple(getattr(engine, "warnings", ())))))
+        connection.send(("ready", Ready(os.getpid(), engine.warnings)))
         try:
             _Worker(connection, engine, Pace(setup.chip.clock_hz) if setup.pace else None).run()
         except (BrokenPipeError, EOFError, ConnectionResetError):

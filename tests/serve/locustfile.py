@@ -22,7 +22,7 @@ class Reader(HttpUser):
 
     def ask(self, path: str, fields: dict[str, object], *, name: str) -> None:
         prompt, seed, text = random.choice(WANTED)
-        body = {"model": "tinycode", "max_tokens": 16, "temperature": 0.8, "top_p": 0.9, "seed": seed} | fields
+        body = {"model": "tinycode", "max_tokens": 12, "temperature": 0.8, "top_p": 0.9, "seed": seed} | fields
         body |= {"prompt": prompt} if path == "/v1/completions" else {"messages": [{"role": "user", "content": prompt}]}
         with self.client.post(path, json=body, name=name, catch_response=True) as response:
             if response.status_code != 200:

@@ -6,7 +6,9 @@ import http.client
 import json
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +100,24 @@ def test_the_engine_ends_with_its_server() -> None:
             return False
 
         server.eventually(gone)
+
+
+def test_a_slow_chip_streams_at_its_own_pace(tmp_path: Path) -> None:
+    """A hundredth of nano's clock: 52 ms a token, several times what the simulator needs."""
+    chip = tmp_path / "slow.toml"
+    chip.write_text('base = "nano"\nclock_hz = "5 MHz"\n')
+    with running(chip=str(chip), pace=True, slots=1, context=64) as server, server.client() as client:
+        start, moments = time.monotonic(), []
+        with client.completions.create(
+            model="tinycode", prompt="class Stack:", max_tokens=8, temperature=0, stream=True
+        ) as stream:
+            for chunk in stream:
+                moments.append(time.monotonic())
+                last = chunk
+        times = last.model_extra["systolith"]
+        assert times["tpot_s"] > 0.04
+        assert moments[0] - start > times["ttft_s"] - Pace.SLACK_S
+        assert moments[-1] - moments[0] > 7 * times["tpot_s"] - Pace.SLACK_S
 
 
 def test_the_pace_is_the_chip_s_and_lost_time_is_lost() -> None:
