@@ -1,8 +1,9 @@
 """A model directory in Hugging Face layout: config.json, tensors in one file or in shards, checked before any is read.
 
-What counts as a checkpoint that fits: every tensor of the graph is there once, in a type that FP32 holds exactly, with
-the graph's shape. A tensor the graph does not know is refused, as it would change what another program computes (a bias
-the config denies, a layer too many), except for those in IGNORED, which hold nothing of their own, and a
+What counts as a checkpoint that fits: every tensor of the graph is there once, in one of the layouts of its family
+(`layout`), mostly under its own name, in a type that FP32 holds exactly, with the graph's shape. A tensor the graph
+does not know is refused, as it would change what another program computes (a bias the config denies, a layer too many),
+except for those in IGNORED, which hold nothing of their own, those that the family says are not read, and a
 `lm_head.weight` beside a tied table, which must equal the table. Numbers that are not finite are legal: NUMERICS says
 what they mean.
 """
@@ -14,7 +15,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,10 @@ from numpy.typing import NDArray
 
 from systolith.models._text import did_you_mean, read_json_object, show
 from systolith.models.config import ModelConfig
-from systolith.models.family import build_graph, load_config
-from systolith.models.graph import ModelGraph
-from systolith.models.safetensors_file import READABLE, SafetensorsFile, StoredTensor
+from systolith.models.family import build_graph, families, load_config
+from systolith.models.graph import ModelGraph, WeightRef
+from systolith.models.layout import Place, find_places
+from systolith.models.safetensors_file import SafetensorsFile, StoredTensor
 from systolith.spec.errors import ModelError
 
 __all__ = ["IGNORED", "Checkpoint"]
@@ -41,13 +43,15 @@ _CHUNK_BYTES = 64 << 20
 class Checkpoint:
     """A model directory that fits its graph.
 
-    path : the directory.      config, graph : what config.json says.      files : by tensor name, the file it lies in.
+    path : the directory.      config, graph : what config.json says.
+    files : by stored tensor, the file it lies in.      places : by tensor of the graph, where it lies.
     """
 
     path: Path
     config: ModelConfig
     graph: ModelGraph
     files: Mapping[str, SafetensorsFile]
+    places: Mapping[str, Place] = field(repr=False)
 
     @staticmethod
     def open(path: str | Path) -> Checkpoint:
@@ -67,33 +71,62 @@ class Checkpoint:
         graph = replace(build_graph(config), name=path.resolve().name or config.family)
         graph = replace(graph, eos_ids=_generation_eos(path, graph))
         files = _find_files(path)
-        _check_tensors(path, graph, files)
-        return Checkpoint(path, config, graph, files)
+        places = _check_tensors(path, config, graph, files)
+        return Checkpoint(path, config, graph, files, places)
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """A tensor by its name in the checkpoint, FP32, exact; read from the file each time. Raises ModelError."""
-        return self._file(name).rows(name)
+        """A tensor by its name in the graph, FP32; read from the file each time.
+
+        Exact, but for FP8 blocks, which are RNE(code * scale). Raises ModelError.
+        """
+        return self._place(name).read(self.files)
+
+    def weight(self, ref: WeightRef, layer: int | None, expert: int | None = None) -> NDArray[np.float32]:
+        """The tensor of a reference in one layer, and of one expert where there are several, FP32 [N, K] or [N]."""
+        return self.tensor(ref.at(layer, expert))
+
+    def blocks(
+        self, ref: WeightRef, layer: int | None, expert: int | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
+        """MX blocks of a matrix as the checkpoint has them: E2M1 codes, one a byte [N, K], and E8M0 scales [N, K / 32].
+
+        None where it does not store the matrix in MXFP4. Raises ModelError.
+        """
+        place = self._place(ref.at(layer, expert))
+        return place.blocks(self.files) if place.how.coding == "mxfp4" else None
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows start..stop-1 of a tensor as FP32; nothing else is read. Raises ModelError."""
-        count = self.stored(name).shape[0]
+        """Rows start..stop-1 of a tensor as FP32; of one that lies under its own name nothing else is read.
+
+        Raises ModelError.
+        """
+        place = self._place(name)
+        count = place.ref.shape[0]
         if not 0 <= start <= stop <= count:
             raise ModelError(f"{self.path}: rows {start}..{stop} of tensor {name} must lie within 0..{count}")
-        return self._file(name).rows(name, start, stop)
+        if place.names == (name,):
+            return self.files[name].rows(name, start, stop)
+        return place.read(self.files)[start:stop]
 
     def stored(self, name: str) -> StoredTensor:
-        """Type, shape and place of a tensor."""
-        return self._file(name).tensors[name]
+        """Type, shape and place of a tensor as it is stored; of one in blocks, of its codes."""
+        stored = self._place(name).names[0]
+        return self.files[stored].tensors[stored]
 
-    def _file(self, name: str) -> SafetensorsFile:
-        if name not in self.files:
-            raise ModelError(f"{self.path}: has no tensor {show(name)}{did_you_mean(name, self.files)}")
-        return self.files[name]
+    def _place(self, name: str) -> Place:
+        if name not in self.places:
+            raise ModelError(f"{self.path}: has no tensor {show(name)}{did_you_mean(name, self.places)}")
+        return self.places[name]
+
+    @functools.cached_property
+    def _stored_names(self) -> tuple[str, ...]:
+        """Names of the stored tensors that the graph reads, in order."""
+        return tuple(sorted({name for place in self.places.values() for name in place.names}))
 
     @functools.cached_property
     def bytes(self) -> int:
         """Bytes of the graph's tensors as they are stored."""
-        return sum(self.stored(name).size_bytes for name, _ in self.graph.weights())
+        return sum(self.files[name].tensors[name].size_bytes for name in self._stored_names)
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -102,8 +135,8 @@ class Checkpoint:
         digest = hashlib.sha256()
         values = {"model_type": self.config.family, **self.config.values, "eos": list(self.graph.eos_ids)}
         digest.update(json.dumps(values, sort_keys=True, separators=(",", ":")).encode())
-        for name in sorted(name for name, _ in self.graph.weights()):
-            stored = self.stored(name)
+        for name in self._stored_names:
+            stored = self.files[name].tensors[name]
             digest.update(f"\n{name} {stored.dtype} {stored.shape}\n".encode())
             for start, stop in _row_chunks(stored):
                 digest.update(self.files[name].raw(name, start, stop).tobytes())
@@ -167,38 +200,49 @@ def _find_files(path: Path) -> dict[str, SafetensorsFile]:
     return found
 
 
-def _check_tensors(path: Path, graph: ModelGraph, files: Mapping[str, SafetensorsFile]) -> None:
-    """Hold the tensors against the graph; everything that does not fit is told in one sentence."""
-    wanted = dict(graph.weights())
+def _check_tensors(
+    path: Path, config: ModelConfig, graph: ModelGraph, files: Mapping[str, SafetensorsFile]
+) -> dict[str, Place]:
+    """Where each tensor of the graph lies; everything that does not fit is told in one sentence."""
+    family = families()[config.family]
+    places: dict[str, Place] = {}
+    missing: dict[str, None] = {}
+    misfits: dict[str, None] = {}
+    for ref, layer in graph.references():
+        ways = family.layouts(config, ref.name)
+        for expert, (name, place, faults) in enumerate(find_places(ref, layer, ways, files)):
+            if place is None:
+                usual = ways[0].names(ref, layer, expert)
+                missing |= dict.fromkeys(stored for stored in usual if stored not in files)
+            else:
+                places[name] = place
+                misfits |= dict.fromkeys(faults)
     faults = []
-    missing = [name for name in wanted if name not in files]
     if missing:
-        faults.append(f"lacks {_some(missing)}, which the config asks for")
-    extra = [n for n in files if n not in wanted and not IGNORED.fullmatch(n) and not (graph.tied and n == _HEAD)]
+        faults.append(f"lacks {_some(list(missing))}, which the config asks for")
+    used = {name for place in places.values() for name in place.names}
+    extra = [n for n in files if n not in used and not IGNORED.fullmatch(n) and not (graph.tied and n == _HEAD)]
+    extra = [name for name in extra if not family.unused(config, name)]
     if extra:
         faults.append(f"holds {_some(extra)}, for which the config has no use")
-    for name, ref in wanted.items():
-        if name not in files:
-            continue
-        stored = files[name].tensors[name]
-        where = f"tensor {name} of {files[name].path.name}"
-        if stored.shape != ref.shape:
-            faults.append(f"{where} has shape {list(stored.shape)}, must have {list(ref.shape)}")
-        if stored.dtype not in READABLE:
-            faults.append(f"{where} has type {stored.dtype}, must be one of {', '.join(READABLE)}")
+    faults += misfits
     if faults:
         shown = faults if len(faults) <= 8 else [*faults[:8], f"and {len(faults) - 8} more faults"]
         raise ModelError(f"{path}: " + "; ".join(shown) + "; use the config.json that belongs to these tensors")
     if graph.tied and _HEAD in files:
-        _check_tied(path, graph, files)
+        _check_tied(path, graph, places, files)
+    return places
 
 
 _HEAD = "lm_head.weight"
 
 
-def _check_tied(path: Path, graph: ModelGraph, files: Mapping[str, SafetensorsFile]) -> None:
+def _check_tied(
+    path: Path, graph: ModelGraph, places: Mapping[str, Place], files: Mapping[str, SafetensorsFile]
+) -> None:
     """A head beside a tied table must be the table, or it is not clear which one is meant."""
     table = next(ref.name for node in graph.head for ref in node.weights.values() if ref.tensor == "head")
+    table = places[table].names[0]
     a, b = files[table].tensors[table], files[_HEAD].tensors[_HEAD]
     same = (a.dtype, a.shape) == (b.dtype, b.shape) and all(
         np.array_equal(files[table].raw(table, start, stop), files[_HEAD].raw(_HEAD, start, stop))

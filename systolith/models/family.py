@@ -15,6 +15,7 @@ from pathlib import Path
 from systolith.models._text import did_you_mean, read_json_object, show
 from systolith.models.config import Field, ModelConfig, check_fields
 from systolith.models.graph import ModelGraph, require
+from systolith.models.layout import Stored
 from systolith.spec.errors import ModelError
 
 __all__ = ["ENTRY_POINTS", "Family", "build_graph", "families", "load_config", "packaged_configs", "parse_config"]
@@ -31,6 +32,9 @@ class Family:
     fields : the fields of config.json that are read.
     derive : gets (file, values) once the fields are checked; adds derived values to `values`; returns faults.
     build : makes the graph from the checked config.
+    layouts : gets (config, name of a tensor of the graph, with `{layer}` and `{expert}`); gives the ways in which it
+    may lie in a checkpoint, the usual one first.
+    unused : gets (config, name of a stored tensor); says whether it may be there though the graph does not read it.
     """
 
     model_type: str
@@ -38,6 +42,8 @@ class Family:
     fields: tuple[Field, ...]
     derive: Callable[[Mapping[str, object], dict[str, object]], list[str]]
     build: Callable[[ModelConfig], ModelGraph]
+    layouts: Callable[[ModelConfig, str], tuple[Stored, ...]] = lambda config, name: (Stored(name),)
+    unused: Callable[[ModelConfig, str], bool] = lambda config, name: False
 
 
 @functools.cache
@@ -48,9 +54,11 @@ def families() -> Mapping[str, Family]:
     """
     from systolith.models.llama import LLAMA
     from systolith.models.mistral import MISTRAL
+    from systolith.models.mixtral import MIXTRAL
     from systolith.models.qwen import QWEN2, QWEN3
+    from systolith.models.qwen_moe import QWEN3_MOE
 
-    found = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3)}
+    found = {family.model_type: family for family in (LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE)}
     for point in metadata.entry_points(group=ENTRY_POINTS):
         try:
             family = point.load()

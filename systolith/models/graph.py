@@ -61,18 +61,23 @@ __all__ = [
 class WeightRef:
     """A tensor of the checkpoint that a node reads.
 
-    name : as in the checkpoint, with `{layer}` where the number of the layer stands.
-    shape : (N, K) for a matrix in the layout of PyTorch (K is contracted), (N,) for a vector, (V, hidden) for a table.
+    name : as in the checkpoint, with `{layer}` where the number of the layer stands and `{expert}` where that of the
+    expert does.
+    shape : (N, K) for a matrix in the layout of PyTorch (K is contracted), (N,) for a vector, (V, hidden) for a table;
+    of one expert, where there are several.
     tensor : class of the tensor, one of TENSOR_CLASSES; formats and spans of a profile are chosen by it.
+    experts : number of experts that have such a tensor each; 0 where it belongs to no expert.
     """
 
     name: str
     shape: tuple[int, ...]
     tensor: str
+    experts: int = 0
 
-    def at(self, layer: int | None) -> str:
-        """Name in the checkpoint for one layer (None outside of layers)."""
-        return self.name if layer is None else self.name.replace("{layer}", str(layer))
+    def at(self, layer: int | None, expert: int | None = None) -> str:
+        """Name in the checkpoint for one layer (None outside of layers) and one expert (None: `{expert}` stays)."""
+        name = self.name if layer is None else self.name.replace("{layer}", str(layer))
+        return name if expert is None else name.replace("{expert}", str(expert))
 
     @property
     def elements(self) -> int:
@@ -85,7 +90,7 @@ class Node:
     """One operation.
 
     op : name in OPS.      out : name of the value it defines.      ins : names of the values it reads.
-    weights : by the role the operation gives them ("w", "bias", "g", "table", "sinks").
+    weights : by the role the operation gives them ("w", "bias", "g", "table", "sinks", "gate", "up", "down", ...).
     attrs : scalars; a tuple has one entry for each layer.
     """
 
@@ -171,8 +176,16 @@ class ModelGraph:
     def weights(self) -> Iterator[tuple[str, WeightRef]]:
         """Each tensor the graph reads, once, as (name in the checkpoint, reference), in the order of first use.
 
-        A tied table appears with the reference of its first use, class "embed".
+        A tied table appears with the reference of its first use, class "embed"; the tensors of experts one by one.
         """
+        for ref, layer in self.references():
+            if ref.experts:
+                yield from ((ref.at(layer, expert), ref) for expert in range(ref.experts))
+            else:
+                yield ref.at(layer), ref
+
+    def references(self) -> Iterator[tuple[WeightRef, int | None]]:
+        """The same with the tensors of all experts as one: (reference, layer or None outside of layers)."""
         seen: set[str] = set()
         for _, layer, nodes in self.sections():
             for node in nodes:
@@ -180,7 +193,7 @@ class ModelGraph:
                     name = ref.at(layer)
                     if name not in seen:
                         seen.add(name)
-                        yield name, ref
+                        yield ref, layer
 
     @property
     def tied(self) -> bool:
@@ -190,8 +203,8 @@ class ModelGraph:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters, a tied table counted once."""
-        return sum(ref.elements for _, ref in self.weights())
+        """Number of parameters, a tied table counted once, the experts all of them."""
+        return sum(ref.elements * max(ref.experts, 1) for ref, _ in self.references())
 
     @property
     def kv_heads(self) -> int:
@@ -322,6 +335,8 @@ def _check_record(node: Node, spec: OpSpec, layers: int, layer: int | None) -> I
             yield f"the class {ref.tensor} of weight {role} is none of {', '.join(TENSOR_CLASSES)}"
         if any(size < 1 for size in ref.shape):
             yield f"the shape {ref.shape} of weight {role} must have sizes of at least 1"
+        if (ref.experts > 0) != ("{expert}" in ref.name):
+            yield f"weight {role} belongs to {ref.experts} experts, its name {ref.name} must have {{expert}} if to any"
     for name in sorted(set(node.attrs) - set(spec.attrs)):
         yield f"has no attribute {name} (known: {', '.join(spec.attrs) or 'none'})"
     for name, attr in spec.attrs.items():

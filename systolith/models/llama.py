@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from systolith.models.config import Field, ModelConfig
 from systolith.models.family import Family
+from systolith.models.feed_forward import dense, projection
 from systolith.models.graph import IDS, ModelGraph, Node, WeightRef, X
 from systolith.models.ops import AttrValue
 from systolith.models.rope import read_rope
@@ -36,9 +37,12 @@ DENSE_FIELDS = (
 """Fields of a dense decoder with rotary positions; positions stay below 2^24, where FP32 holds them exactly."""
 
 
-def derive_dense(raw: Mapping[str, object], values: dict[str, object]) -> list[str]:
-    """Fill in what follows from other fields (KV heads, size of a head, theta, scaling); return what contradicts."""
-    theta, scaling, faults = read_rope(raw, 10000.0, values.get("max_position_embeddings"))
+def derive_dense(raw: Mapping[str, object], values: dict[str, object], theta: float = 10000.0) -> list[str]:
+    """Fill in what follows from other fields (KV heads, size of a head, theta, scaling); return what contradicts.
+
+    theta : the family's base of the wavelengths, where the file has none.
+    """
+    theta, scaling, faults = read_rope(raw, theta, values.get("max_position_embeddings"))
     for name in ("rope_scaling", "rope_parameters"):
         values.pop(name, None)
     values["rope_theta"] = theta
@@ -79,22 +83,21 @@ def decoder(
     o_bias: bool = False,
     mlp_bias: bool = False,
     qk_norm: bool = False,
+    sinks: bool = False,
     window: AttrValue = None,
+    feed_forward: tuple[Node, ...] = (),
+    special: Mapping[int, tuple[Node, ...]] | None = None,
 ) -> ModelGraph:
-    """Graph of a dense decoder: RMSNorm, rotary, grouped attention, SwiGLU, one residual stream.
+    """Graph of a decoder: RMSNorm, rotary, grouped attention, feed-forward, one residual stream.
 
     The fields of DENSE_FIELDS are read from the config. qk_norm: each head of q and k is normed before it is turned.
-    `window` is one number, null, or a tuple with an entry a layer.
+    `window` is one number, null, or a tuple with an entry a layer. feed_forward: the part between the second norm, `b`,
+    and the residual stream (none: dense SwiGLU); special: that of single layers.
     """
     hidden, inner, vocab = (config.integer(n) for n in ("hidden_size", "intermediate_size", "vocab_size"))
     heads, kv_heads, dim = (config.integer(n) for n in ("num_attention_heads", "num_key_value_heads", "head_dim"))
     eps: dict[str, AttrValue] = {"eps": config.number("rms_norm_eps")}
     theta = config.number("rope_theta")
-
-    def matrix(name: str, out: int, contracted: int, kind: str, bias: bool) -> dict[str, WeightRef]:
-        path = "model.layers.{layer}." + name
-        weights = {"w": WeightRef(path + ".weight", (out, contracted), kind)}
-        return weights | ({"bias": WeightRef(path + ".bias", (out,), "bias")} if bias else {})
 
     def norm(name: str) -> dict[str, WeightRef]:
         return {"g": WeightRef(f"model.{name}.weight", (hidden,), "norm")}
@@ -114,26 +117,26 @@ def decoder(
         return (Node("head_norm", f"{name}_normed", (f"{name}_raw",), {"g": gain}, size | eps),)
 
     turned = "normed" if qk_norm else "raw"
-    layer = (
+    sink = {"sinks": WeightRef("model.layers.{layer}.self_attn.sinks", (heads,), "sink")} if sinks else {}
+    attended = (
         Node("rms_norm", "a", (X,), norm("layers.{layer}.input_layernorm"), eps),
-        Node("linear", "q_raw", ("a",), matrix("self_attn.q_proj", q_size, hidden, "q", qkv_bias)),
-        Node("linear", "k_raw", ("a",), matrix("self_attn.k_proj", kv_size, hidden, "k", qkv_bias)),
-        Node("linear", "v", ("a",), matrix("self_attn.v_proj", kv_size, hidden, "v", qkv_bias)),
+        Node("linear", "q_raw", ("a",), projection("self_attn.q_proj", q_size, hidden, "q", qkv_bias)),
+        Node("linear", "k_raw", ("a",), projection("self_attn.k_proj", kv_size, hidden, "k", qkv_bias)),
+        Node("linear", "v", ("a",), projection("self_attn.v_proj", kv_size, hidden, "v", qkv_bias)),
         *head_norm("q", heads),
         *head_norm("k", kv_heads),
         Node("rope", "q", (f"q_{turned}",), attrs={"heads": heads, **rope}),
         Node("rope", "k", (f"k_{turned}",), attrs={"heads": kv_heads, **rope}),
         Node("cache_append", "kv", ("k", "v"), attrs={"kv_heads": kv_heads, "head_dim": dim}),
-        Node("attention", "attention", ("q", "kv"), attrs=attention),
-        Node("linear", "o", ("attention",), matrix("self_attn.o_proj", hidden, q_size, "o", o_bias)),
+        Node("attention", "attention", ("q", "kv"), sink, attention),
+        Node("linear", "o", ("attention",), projection("self_attn.o_proj", hidden, q_size, "o", o_bias)),
         Node("add", "x_attention", (X, "o")),
         Node("rms_norm", "b", ("x_attention",), norm("layers.{layer}.post_attention_layernorm"), eps),
-        Node("linear", "gate", ("b",), matrix("mlp.gate_proj", inner, hidden, "gate", mlp_bias)),
-        Node("linear", "up", ("b",), matrix("mlp.up_proj", inner, hidden, "up", mlp_bias)),
-        Node("silu_mul", "h", ("gate", "up")),
-        Node("linear", "down", ("h",), matrix("mlp.down_proj", hidden, inner, "down", mlp_bias)),
-        Node("add", "x_ffn", ("x_attention", "down")),
     )
+
+    def body(part: tuple[Node, ...]) -> tuple[Node, ...]:
+        return (*attended, *part, Node("add", "x_ffn", ("x_attention", part[-1].out)))
+
     table = "model.embed_tokens.weight"
     head_table = table if config.flag("tie_word_embeddings") else "lm_head.weight"
     head = (
@@ -149,10 +152,11 @@ def decoder(
         layers=config.integer("num_hidden_layers"),
         context=config.integer("max_position_embeddings"),
         embed=(Node("embed", X, (IDS,), {"table": WeightRef(table, (vocab, hidden), "embed")}),),
-        layer=layer,
+        layer=body(feed_forward or dense(hidden, inner, bias=mlp_bias)),
         head=head,
         eos_ids=config.ids("eos_token_id"),
         bos_id=config.optional("bos_token_id"),
+        special={number: body(part) for number, part in (special or {}).items()},
     )
 
 

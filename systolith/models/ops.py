@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IDS",
+    "MATRICES",
     "OPS",
     "TENSOR_CLASSES",
     "AttrSpec",
@@ -36,8 +37,13 @@ IDS = "ids"
 X = "x"
 """Name of the input of a layer and of `head`: the residual stream, FP32 [T, hidden]."""
 
-TENSOR_CLASSES = ("q", "k", "v", "o", "gate", "up", "down", "head", "embed", "norm", "bias", "sink")
-"""Classes of weights. The first eight are matrices of a `linear` and the names of `spans` in a numerics profile."""
+MATRICES = (
+    "q", "k", "v", "o", "gate", "up", "down", "head", "router", "expert_gate", "expert_up", "expert_down",
+)  # fmt: skip
+"""Classes of matrices that activations are multiplied by: the names of `spans` in a numerics profile."""
+
+TENSOR_CLASSES = (*MATRICES, "embed", "norm", "bias", "sink")
+"""Classes of weights."""
 
 Scalar = int | float | str | bool | None
 AttrValue = Scalar | tuple[Scalar, ...]
@@ -50,12 +56,15 @@ class ShapeError(Exception):
 @dataclass(frozen=True, slots=True)
 class ValueType:
     """What a value is: `kind` "ids" [T], "tokens" FP32 [T, width], "picked" FP32 [P, width] (rows that need logits),
-    or "cache" (K and V of the sequence so far in this layer, kv_heads of head_dim; width counts the columns of K)."""
+    "cache" (K and V of the sequence so far in this layer, kv_heads of head_dim; width counts the columns of K), or
+    "routes" (for each row the experts it goes to, best first, and their weights; width counts them, out of `experts`).
+    """
 
     kind: str
     width: int
     kv_heads: int = 0
     head_dim: int = 0
+    experts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +218,44 @@ def _select(node: Node, ins: list[ValueType], layer: int | None) -> ValueType:
     return ValueType("picked", x.width)
 
 
+def _route(node: Node, ins: list[ValueType], layer: int | None) -> ValueType:
+    x = _rows(ins[0], node.ins[0])
+    shape = node.weights["w"].shape
+    if len(shape) != 2 or shape[1] != x.width:
+        raise ShapeError(f"weight w has shape {shape}, must have (experts, {x.width})")
+    count, top_k = shape[0], node.int_attr("top_k", layer)
+    groups, top_groups = node.int_attr("groups", layer), node.int_attr("top_groups", layer)
+    for role in ("bias", "correction"):
+        _weight(node, role, (count,))
+    if node.attr("score", layer) != "sigmoid" and (groups != 1 or "correction" in node.weights):
+        raise ShapeError("groups and a correction go with the score sigmoid only")
+    if count % groups or (groups > 1 and count < 2 * groups):
+        raise ShapeError(f"groups={groups} must divide the {count} experts into equal groups of at least 2")
+    if top_groups > groups:
+        raise ShapeError(f"top_groups={top_groups} must be at most groups={groups}")
+    if top_k > count // groups * top_groups:
+        raise ShapeError(f"top_k={top_k} must be at most the {count // groups * top_groups} experts of the best groups")
+    return ValueType("routes", top_k, experts=count)
+
+
+def _experts(node: Node, ins: list[ValueType], layer: int | None) -> ValueType:
+    x, count = _rows(ins[0], node.ins[0]), node.int_attr("experts", layer)
+    if ins[1].kind != "routes":
+        raise ShapeError(f"{node.ins[1]} is {ins[1].kind}, must be routes")
+    if ins[1].experts != count:
+        raise ShapeError(f"{node.ins[1]} chooses from {ins[1].experts} experts, there are {count}")
+    for role, ref in node.weights.items():
+        if ref.experts != count:
+            raise ShapeError(f"weight {role} belongs to {ref.experts} experts, must belong to each of {count}")
+    shape = node.weights["gate"].shape
+    if len(shape) != 2 or shape[1] != x.width:
+        raise ShapeError(f"weight gate has shape {shape}, must have (N, {x.width})")
+    for role, want in (("up", shape), ("down", shape[::-1]), ("gate_bias", shape[:1]), ("up_bias", shape[:1])):
+        _weight(node, role, want)
+    _weight(node, "down_bias", (x.width,))
+    return x
+
+
 _COUNT = AttrSpec("int", "number of heads", low=1)
 _DIM = AttrSpec("int", "elements of a head, unpadded", low=1)
 _EPS = AttrSpec("float", "added to the mean square, binary64 as in the config (NUMERICS rounds it to FP32)", low=0.0)
@@ -216,6 +263,20 @@ _SCALE = AttrSpec("float", "multiplies the scores; null is 1 / sqrt(head_dim), e
 _THETA = AttrSpec("float", "base of the wavelengths, binary64", low=1.0)
 _SCALING = AttrSpec("str", "`RopeScaling.text`; null is the plain embedding", nullable=True, required=False)
 _WINDOW = AttrSpec("int", "i sees position j when i - j < window; null sees all", 1, nullable=True, required=False)
+
+_TOP_K = AttrSpec("int", "experts that a row goes to", low=1)
+_SCORE = AttrSpec(
+    "str", "softmax over the chosen; softmax_all over all; sigmoid of each by itself",
+    choices=("softmax", "softmax_all", "sigmoid"),
+)  # fmt: skip
+_NORMALISE = AttrSpec("bool", "sigmoid: whether weights are divided by their sum", required=False, default=True)
+_ROUTE_SCALE = AttrSpec("float", "multiplies the weights at last", low=0.0, required=False, default=1.0)
+_GROUPS = AttrSpec("int", "equal groups of experts; the best of them stay (sigmoid only)", 1, required=False, default=1)
+_TOP_GROUPS = AttrSpec("int", "groups that stay", 1, required=False, default=1)
+_EXPERTS = AttrSpec("int", "number of experts", low=1)
+_ACTIVATION = AttrSpec("str", "of gate and up", choices=("silu", "swiglu_clamped", "gelu_tanh"))
+_ALPHA = AttrSpec("float", "of swiglu_clamped: gain inside its sigmoid", low=0.0, required=False, default=1.702)
+_LIMIT = AttrSpec("float", "of swiglu_clamped: where gate and up are cut off", low=0.0, required=False, default=7.0)
 
 OPS: dict[str, OpSpec] = {}
 """The operations by name. `register_op` adds one from outside of the package."""
@@ -252,6 +313,21 @@ for _spec in (
         "causal attention of each query head to KV head floor(h * kv_heads / heads); a sink adds exp(sink) to the sum",
     ),
     OpSpec("silu_mul", ("gate", "up"), {}, {}, _same, "silu(gate) * up"),
+    OpSpec("gelu_mul", ("gate", "up"), {}, {}, _same, "gelu_tanh(gate) * up, GELU with its tanh approximation"),
+    OpSpec(
+        "route", ("x",), {"w": True, "bias": False, "correction": False},
+        {
+            "top_k": _TOP_K, "score": _SCORE, "normalise": _NORMALISE, "scale": _ROUTE_SCALE, "groups": _GROUPS,
+            "top_groups": _TOP_GROUPS,
+        },
+        _route, "the experts each row goes to, best first, and their weights; a correction enters the choice only",
+    ),
+    OpSpec(
+        "experts", ("x", "routes"),
+        {"gate": True, "up": True, "down": True, "gate_bias": False, "up_bias": False, "down_bias": False},
+        {"experts": _EXPERTS, "activation": _ACTIVATION, "alpha": _ALPHA, "limit": _LIMIT}, _experts,
+        "sum over the chosen experts of weight * (down of activation(gate of x, up of x))",
+    ),
     OpSpec("add", ("a", "b"), {}, {}, _same, "a + b; x of the residual stream comes first"),
     OpSpec("select", ("x",), {}, {}, _select, "keep the rows that need logits"),
 ):  # fmt: skip

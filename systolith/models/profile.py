@@ -14,20 +14,26 @@ from typing import TypeGuard
 
 from systolith.models._text import did_you_mean, show
 from systolith.models.graph import ModelGraph, default_lanes
+from systolith.models.ops import MATRICES
 from systolith.numerics.formats import ELEMENT_FORMATS, PAIRS
 from systolith.spec.errors import ConfigError
 
 __all__ = ["SPANS", "TWO_TERMS", "Profile"]
 
 TWO_TERMS = "INT8x2"
-"""Two-term MXINT8: W1 = quantise(W), W2 = quantise(W - W1); for `weights` only."""
+"""Two-term MXINT8: W1 = quantise(W), W2 = quantise(W - W1); for `weights`, `experts` and `router` only."""
 
-SPANS = ("q", "k", "v", "o", "gate", "up", "down", "head")
+SPANS = MATRICES
 """Tensor classes whose contraction may be cut into spans."""
 
-_FORMAT_KEYS = ("weights", "activations", "k", "v", "p", "head", "embed")
+_EXPERT_SPANS = ("router", "expert_gate", "expert_up", "expert_down")
+_MAY_BE_TWO_TERMS = ("weights", "experts", "router")
+_FORMAT_KEYS = ("weights", "activations", "k", "v", "p", "head", "embed", "experts", "router")
 _KEYS = (*_FORMAT_KEYS, "lanes", "deferred_norm", "spans", "attention")
-_PAIRS = (("activations", "weights"), ("activations", "head"), ("k", "k"), ("p", "v"))
+_PAIRS = (
+    ("activations", "weights"), ("activations", "head"), ("k", "k"), ("p", "v"), ("activations", "experts"),
+    ("activations", "router"),
+)  # fmt: skip
 _MAX_LANES = 1024
 _MAX_SPANS = 1024
 _MAX_WINDOW = 1 << 24
@@ -38,6 +44,8 @@ class Profile:
     """How a model's numbers are rounded.
 
     weights, head, embed : matrices, the head's matrix, the embedding table.  activations : operands that meet a weight.
+    experts, router : matrices of the experts and of the router that chooses among them; "" takes the default, the
+    format of `weights` and, for the router, INT8x2 with INT8 activations, else the format of the activations.
     k, v, p : cached keys (and queries), cached values, probabilities.
     lanes : attention lanes R, a power of two; None is the default that follows from the KV heads (`resolved`).
     deferred_norm : whether RMSNorm before a matmul multiplies after it.
@@ -53,6 +61,8 @@ class Profile:
     p: str = "INT8"
     head: str = "INT8"
     embed: str = "INT8"
+    experts: str = ""
+    router: str = ""
     lanes: int | None = None
     deferred_norm: bool = True
     spans: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(SPANS, 1))
@@ -61,6 +71,8 @@ class Profile:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spans", {**dict.fromkeys(SPANS, 1), **self.spans})
+        for name, default in _expert_formats(self.weights, self.activations).items():
+            object.__setattr__(self, name, getattr(self, name) or default)
         faults = _faults({f.name: getattr(self, f.name) for f in fields(self)})
         if faults:
             raise _refuse("profile", faults)
@@ -94,6 +106,8 @@ class Profile:
         chosen["p"] = table.get("p", "E4M3" if chosen["v"] == "E4M3" else "INT8")
         chosen["head"] = table.get("head", _legal(chosen["activations"]))
         chosen["embed"] = table.get("embed", _legal(chosen["head"]))
+        for name, default in _expert_formats(chosen["weights"], chosen["activations"]).items():
+            chosen[name] = table.get(name, default)
         for key in ("lanes", "deferred_norm"):
             if key in table:
                 chosen[key] = table[key]
@@ -126,9 +140,14 @@ class Profile:
         return Profile.from_dict(table, str(path))
 
     def to_dict(self) -> dict[str, object]:
-        """The record as plain values; `from_dict` gives it back. Overrides and lanes that are not set are left out."""
-        table: dict[str, object] = {key: getattr(self, key) for key in _FORMAT_KEYS}
-        table |= {"deferred_norm": self.deferred_norm, "spans": dict(self.spans)}
+        """The record as plain values; `from_dict` gives it back. Overrides and lanes that are not set are left out, and
+        so is what concerns experts where it has its default: a profile keeps the text it had before there were any."""
+        defaults = _expert_formats(self.weights, self.activations)
+        table: dict[str, object] = {
+            key: getattr(self, key) for key in _FORMAT_KEYS if getattr(self, key) != defaults.get(key)
+        }
+        spans = {key: value for key, value in self.spans.items() if value != 1 or key not in _EXPERT_SPANS}
+        table |= {"deferred_norm": self.deferred_norm, "spans": spans}
         if self.lanes is not None:
             table["lanes"] = self.lanes
         sink = list(self.sink) if isinstance(self.sink, tuple) else self.sink
@@ -168,6 +187,11 @@ class Profile:
         return graph if self.window is None else graph.with_attr("attention", window=self.window)
 
 
+def _expert_formats(weights: object, activations: object) -> dict[str, object]:
+    """Formats of experts and router where a profile does not give them."""
+    return {"experts": weights, "router": TWO_TERMS if activations == "INT8" else _legal(activations)}
+
+
 _DEFAULTS: dict[str, object] = {f.name: f.default for f in fields(Profile) if f.name != "spans"}
 
 
@@ -200,13 +224,13 @@ def _faults(values: Mapping[str, object]) -> list[str]:
     legal: set[str] = set()
     for key in _FORMAT_KEYS:
         value = values[key]
-        if isinstance(value, str) and (value in ELEMENT_FORMATS or (key == "weights" and value == TWO_TERMS)):
+        if isinstance(value, str) and (value in ELEMENT_FORMATS or (key in _MAY_BE_TWO_TERMS and value == TWO_TERMS)):
             legal.add(key)
-        else:
-            also = f" or {TWO_TERMS}" if key == "weights" else ""
+        elif key != "experts" or value != values["weights"]:  # a default is told where it comes from
+            also = f" or {TWO_TERMS}" if key in _MAY_BE_TWO_TERMS else ""
             faults.append(f"{key}={show(value)} must be one of {formats}{also}")
     for a, b in _PAIRS:
-        if not {a, b} <= legal:
+        if not {a, b} <= legal or (b == "experts" and values[b] == values["weights"]):
             continue
         first, second = values[a], values[b]
         if (first, "INT8" if second == TWO_TERMS else second) not in PAIRS:

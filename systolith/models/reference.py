@@ -36,7 +36,7 @@ class _Context:
     layer: int | None
     start: int
     caches: dict[int, tuple[Array, Array]]
-    weight: Callable[[Node, str], Array | None]
+    weight: Callable[[Node, str, int | None], Array | None]
     picked: slice
 
 
@@ -94,13 +94,13 @@ class Interpreter:
         self.position += len(ids)
         return np.asarray(x, np.float32)
 
-    def _weight_reader(self, layer: int | None) -> Callable[[Node, str], Array | None]:
-        def read(node: Node, role: str) -> Array | None:
+    def _weight_reader(self, layer: int | None) -> Callable[[Node, str, int | None], Array | None]:
+        def read(node: Node, role: str, expert: int | None) -> Array | None:
             if role == "sinks" and self.sinks is not None:
                 return np.asarray(self.sinks, np.float32)
             if role not in node.weights:
                 return None
-            name = node.weights[role].at(layer)
+            name = node.weights[role].at(layer, expert)
             if name in self._tensors:
                 return self._tensors[name]
             tensor = self.checkpoint.tensor(name)
@@ -116,8 +116,8 @@ def interpret(graph: ModelGraph, checkpoint: Checkpoint, ids: Sequence[int]) -> 
     return Interpreter(checkpoint, graph).step(ids)
 
 
-def _required(context: _Context, node: Node, role: str) -> Array:
-    weight = context.weight(node, role)
+def _required(context: _Context, node: Node, role: str, expert: int | None = None) -> Array:
+    weight = context.weight(node, role, expert)
     assert weight is not None, (node.op, role)
     return weight
 
@@ -150,7 +150,7 @@ def _head_norm(context: _Context, node: Node, ins: list[Value]) -> Array:
 
 def _linear(context: _Context, node: Node, ins: list[Value]) -> Array:
     y = ins[0] @ _required(context, node, "w").T
-    bias = context.weight(node, "bias")
+    bias = context.weight(node, "bias", None)
     return y if bias is None else y + bias
 
 
@@ -188,7 +188,7 @@ def _attention(context: _Context, node: Node, ins: list[Value]) -> Array:
     scale = node.attr("scale", layer)
     factor = np.float32(1 / math.sqrt(dim) if scale is None else scale)
     window = node.attr("window", layer)
-    sinks = context.weight(node, "sinks")
+    sinks = context.weight(node, "sinks", None)
     k, v = context.caches[layer]
     q = _heads(ins[0], heads)
     out = np.empty_like(q)
@@ -213,10 +213,84 @@ def _attention(context: _Context, node: Node, ins: list[Value]) -> Array:
     return out.transpose(1, 0, 2).reshape(ins[0].shape)
 
 
+def _silu(x: Array) -> Array:
+    y: Array = x / (1 + np.exp(-x))  # where exp overflows the quotient is zero
+    return y
+
+
+def _gelu_tanh(x: Array) -> Array:
+    inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)
+    y: Array = np.float32(0.5) * x * (1 + np.tanh(inner))
+    return y
+
+
 def _silu_mul(context: _Context, node: Node, ins: list[Value]) -> Array:
-    gate, up = ins
-    h: Array = np.multiply(gate / (1 + np.exp(-gate)), up, dtype=np.float32)  # where exp overflows the quotient is zero
+    h: Array = np.multiply(_silu(ins[0]), ins[1], dtype=np.float32)
     return h
+
+
+def _gelu_mul(context: _Context, node: Node, ins: list[Value]) -> Array:
+    h: Array = np.multiply(_gelu_tanh(ins[0]), ins[1], dtype=np.float32)
+    return h
+
+
+def _best(values: Array, count: int) -> NDArray[np.int64]:
+    """Columns of the largest values of each row, largest first, the lower column first among equals."""
+    return np.argsort(-values, axis=-1, kind="stable")[..., :count]
+
+
+def _route(context: _Context, node: Node, ins: list[Value]) -> Value:
+    """Weight of each expert for each row, FP32 [T, experts], 0 for those that are not chosen."""
+    layer = context.layer
+    scores: Array = _linear(context, node, ins)
+    top_k, groups = node.int_attr("top_k", layer), node.int_attr("groups", layer)
+    sigmoid, rows = node.attr("score", layer) == "sigmoid", np.arange(len(scores))[:, None]
+    if sigmoid:
+        scores = (1 / (1 + np.exp(-scores))).astype(np.float32, copy=False)
+    elif node.attr("score", layer) == "softmax_all":
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+        scores = scores / scores.sum(axis=1, keepdims=True)
+    correction = context.weight(node, "correction", None)
+    choice = scores if correction is None else scores + correction
+    if groups > 1:
+        parts = choice.reshape(len(choice), groups, -1)
+        total = np.sort(parts, axis=-1)[..., -2:].sum(axis=-1)
+        stay = np.zeros(total.shape, bool)
+        stay[rows, _best(total, node.int_attr("top_groups", layer))] = True
+        choice = np.where(stay[..., None], parts, np.float32(-np.inf)).reshape(choice.shape)
+    chosen = _best(choice, top_k)
+    weights = scores[rows, chosen]
+    if node.attr("score", layer) == "softmax":
+        weights = np.exp(weights - weights.max(axis=1, keepdims=True))
+        weights = weights / weights.sum(axis=1, keepdims=True)
+    elif sigmoid and node.attr("normalise", layer):
+        weights = weights / (weights.sum(axis=1, keepdims=True) + np.float32(1e-20))
+    table = np.zeros(scores.shape, np.float32)
+    table[rows, chosen] = weights * np.float32(node.float_attr("scale", layer))
+    return table
+
+
+def _experts(context: _Context, node: Node, ins: list[Value]) -> Array:
+    x, routes = ins
+    layer, total = context.layer, np.zeros(ins[0].shape, np.float32)
+    kind, limit = node.attr("activation", layer), np.float32(node.float_attr("limit", layer))
+    alpha = np.float32(node.float_attr("alpha", layer))
+
+    def project(role: str, expert: int, rows: Array) -> Array:
+        y: Array = rows @ _required(context, node, role, expert).T
+        bias = context.weight(node, f"{role}_bias", expert)
+        return y if bias is None else y + bias
+
+    for expert in np.flatnonzero((routes != 0).any(axis=0)).tolist():
+        rows = np.flatnonzero(routes[:, expert])
+        gate, up = project("gate", expert, x[rows]), project("up", expert, x[rows])
+        if kind == "swiglu_clamped":
+            gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+            h = (up + 1) * (gate / (1 + np.exp(-gate * alpha)))
+        else:
+            h = (_silu if kind == "silu" else _gelu_tanh)(gate) * up
+        total[rows] += routes[rows, expert, None] * project("down", expert, h)
+    return total
 
 
 def _add(context: _Context, node: Node, ins: list[Value]) -> Array:
@@ -237,6 +311,9 @@ OPERATIONS: dict[str, Callable[[_Context, Node, list[Value]], Array]] = {
     "cache_append": _cache_append,
     "attention": _attention,
     "silu_mul": _silu_mul,
+    "gelu_mul": _gelu_mul,
+    "route": _route,
+    "experts": _experts,
     "add": _add,
     "select": _select,
 }

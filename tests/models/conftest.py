@@ -41,27 +41,25 @@ MakeModel = Callable[..., Path]
 def tensors_of(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     """Tensors a config asks for, by the names and shapes of transformers, written apart from the package."""
     generator = np.random.default_rng(seed)
-    hidden, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    hidden, vocab = config["hidden_size"], config["vocab_size"]
     heads = config["num_attention_heads"]
     dim = config.get("head_dim") or hidden // heads
     q, kv = heads * dim, (config.get("num_key_value_heads") or heads) * dim
     out = {"model.embed_tokens.weight": generator.normal(0, 1, (vocab, hidden))}
     for layer in range(config["num_hidden_layers"]):
         base = f"model.layers.{layer}."
-        for name, (rows, columns) in {
+        matrices = {
             "self_attn.q_proj": (q, hidden),
             "self_attn.k_proj": (kv, hidden),
             "self_attn.v_proj": (kv, hidden),
             "self_attn.o_proj": (hidden, q),
-            "mlp.gate_proj": (inner, hidden),
-            "mlp.up_proj": (inner, hidden),
-            "mlp.down_proj": (hidden, inner),
-        }.items():
+        }
+        for name, (rows, columns) in (matrices | feed_forward(config, layer)).items():
             out[f"{base}{name}.weight"] = generator.normal(0, columns**-0.5, (rows, columns))
             bias = config.get("attention_bias" if "self_attn" in name else "mlp_bias")
             if bias or (config["model_type"] == "qwen2" and name[-6] in "qkv"):
                 out[f"{base}{name}.bias"] = generator.normal(0, 0.3, rows)
-        if config["model_type"] == "qwen3":
+        if config["model_type"].startswith("qwen3"):
             for name in ("q_norm", "k_norm"):
                 out[f"{base}self_attn.{name}.weight"] = 1 + generator.normal(0, 0.3, dim)
         for name in ("input_layernorm", "post_attention_layernorm"):
@@ -70,6 +68,27 @@ def tensors_of(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     if not config.get("tie_word_embeddings"):
         out["lm_head.weight"] = generator.normal(0, hidden**-0.5, (vocab, hidden))
     return {name: value.astype(np.float32) for name, value in out.items()}
+
+
+def feed_forward(config: dict[str, Any], layer: int) -> dict[str, tuple[int, int]]:
+    """Names and shapes [N, K] of the matrices of a layer's feed-forward part, as published."""
+    hidden, inner, kind = config["hidden_size"], config["intermediate_size"], config["model_type"]
+    if kind == "mixtral":
+        experts = config["num_local_experts"]
+        shapes = {"w1": (inner, hidden), "w2": (hidden, inner), "w3": (inner, hidden)}
+        router, names = "block_sparse_moe.gate", ("block_sparse_moe.experts.{}.{}", shapes)
+    else:
+        step, only = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or []
+        sparse = kind == "qwen3_moe" and layer not in only and (layer + 1) % step == 0
+        size = config["moe_intermediate_size"] if sparse else inner
+        shapes = {"gate_proj": (size, hidden), "up_proj": (size, hidden), "down_proj": (hidden, size)}
+        if not sparse:
+            return {f"mlp.{name}": shape for name, shape in shapes.items()}
+        experts, router, names = config["num_experts"], "mlp.gate", ("mlp.experts.{}.{}", shapes)
+    matrices = {router: (experts, hidden)}
+    for expert in range(experts):
+        matrices |= {names[0].format(expert, name): shape for name, shape in names[1].items()}
+    return matrices
 
 
 def write_model(path: Path, *, seed: int = 0, shards: int = 1, **changes: Any) -> Path:

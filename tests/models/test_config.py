@@ -46,15 +46,16 @@ def test_published_configs_are_read(config: dict[str, Any], parameters: int) -> 
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", ["LlamaConfig", "MistralConfig", "Qwen2Config", "Qwen3Config"])
+@pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen2", "Qwen3", "Mixtral", "Qwen3Moe"])
 @pytest.mark.parametrize("whole", [False, True])
 def test_what_transformers_writes_is_read(name: str, whole: bool) -> None:
     transformers = pytest.importorskip("transformers", reason="pip install transformers==5.23.0")
-    config = getattr(transformers, name)()
+    config = getattr(transformers, f"{name}Config")()
     read = parse_config(json.loads(config.to_json_string(use_diff=not whole)), "config.json")
     for field in ("hidden_size", "num_key_value_heads", "max_position_embeddings", "rms_norm_eps"):
         assert read.values[field] == getattr(config, field), field
-    assert read.values["head_dim"] == getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    assert read.values["head_dim"] == dim
     assert read.number("rope_theta") == config.rope_parameters["rope_theta"]
 
 
@@ -76,7 +77,7 @@ def test_several_eos_ids_and_null() -> None:
     assert (graph.eos_ids, graph.bos_id) == ((), None)
 
 
-KNOWN = "must be one of llama, mistral, qwen2, qwen3"
+KNOWN = "must be one of llama, mistral, mixtral, qwen2, qwen3, qwen3_moe"
 TAIL = r"; correct the file$"
 
 

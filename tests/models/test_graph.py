@@ -127,7 +127,7 @@ def test_what_a_target_lacks_is_listed_whole() -> None:
             "a",
             {"weights": {"g": WeightRef("{layer}", (32,), "gain")}},
             "layer: rms_norm a: the class gain of weight g is none of "
-            "q, k, v, o, gate, up, down, head, embed, norm, bias, sink",
+            "q, k, v, o, gate, up, down, head, router, expert_gate, expert_up, expert_down, embed, norm, bias, sink",
         ),
         (
             "attention",

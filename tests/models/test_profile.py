@@ -88,12 +88,22 @@ PAIRS = r"must be one of the pairs E2M1xE2M1, E4M3xE2M1, INT8xE2M1, E4M3xE4M3, I
             {"weights": "INT8x2", "activations": "E4M3"},
             rf'activations="E4M3" with weights="INT8x2" {PAIRS}',
         ),
+        ({"experts": "E4M3"}, rf'activations="INT8" with experts="E4M3" {PAIRS}'),
+        ({"router": "FP32"}, rf'router="FP32" {FORMATS} or INT8x2'),
+        (
+            {"activations": "E4M3", "weights": "E2M1", "router": "INT8x2"},
+            rf'activations="E4M3" with router="INT8x2" {PAIRS}',
+        ),
         ({"p": "E4M3"}, rf'p="E4M3" with v="INT8" {PAIRS}'),
         ({"lanes": 3}, r"lanes=3 must be a power of two 1\.\.1024, or left out"),
         ({"lanes": True}, r"lanes=true must be a power of two 1\.\.1024, or left out"),
         ({"deferred_norm": 1}, r"deferred_norm=1 must be true or false"),
         ({"spans": {"q": 0}}, r"spans\.q=0 must be an integer 1\.\.1024"),
-        ({"spans": 3}, r"spans=3 must be a table with the keys q, k, v, o, gate, up, down, head"),
+        (
+            {"spans": 3},
+            r"spans=3 must be a table with the keys q, k, v, o, gate, up, down, head, router, "
+            r"expert_gate, expert_up, expert_down",
+        ),
         ({"spans": {"gates": 2}}, r"spans\.gates is no known key \(did you mean gate\?\), known are q, .*"),
         ({"attention": {"window": 0}}, r"attention\.window=0 must be an integer 1\.\.16777216"),
         (
@@ -123,6 +133,20 @@ def test_a_profile_made_in_python_is_checked_too() -> None:
         Profile(head="E4M3")
     with pytest.raises(ConfigError, match=r"^profile: lanes=5 must be a power of two .*; correct the profile$"):
         replace(Profile(), lanes=5)
+
+
+def test_experts_and_router_follow_the_rest_unless_they_are_given() -> None:
+    assert (Profile().experts, Profile().router) == ("INT8", "INT8x2")
+    mixed = Profile.default("INT8x2", "INT8")
+    assert (mixed.experts, mixed.router) == ("INT8x2", "INT8x2")
+    low = Profile.default("E2M1", "E4M3")
+    assert (low.experts, low.router) == ("E2M1", "E4M3")
+    assert {"experts", "router"}.isdisjoint(low.to_dict())
+    given = Profile.from_dict({"experts": "E2M1", "router": "INT8", "spans": {"expert_down": 3}})
+    assert {**given.to_dict(), "spans": {}} == {**Profile().to_dict(), "experts": "E2M1", "router": "INT8", "spans": {}}
+    assert given.spans["expert_down"] == 3
+    assert given.to_dict()["spans"] == {**dict.fromkeys(SPANS[:8], 1), "expert_down": 3}
+    assert Profile.from_dict(given.to_dict()) == given
 
 
 def test_what_depends_on_the_model_is_resolved() -> None:

@@ -19,6 +19,13 @@ MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
 QWEN2 = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
 QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
 WINDOWS = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
+MIXTRAL = {
+    "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "num_local_experts": 5, "num_experts_per_tok": 2,
+}  # fmt: skip
+QWEN3_MOE = {
+    "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 9, "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+}  # fmt: skip
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
@@ -53,6 +60,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3_windows_yarn": {
         **QWEN3, **WIDE, "use_sliding_window": True, "sliding_window": 20, "rope_scaling": YARN,
         "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "mixtral": {**MIXTRAL, **ODD},
+    "mixtral_window": {**MIXTRAL, "sliding_window": 24, "num_experts_per_tok": 1, "tie_word_embeddings": True},
+    "qwen3_moe": {**QWEN3_MOE, **ODD},
+    "qwen3_moe_normalised": {**QWEN3_MOE, **WIDE, "norm_topk_prob": True, "attention_bias": True},
+    "qwen3_moe_dense_layers": {
+        **QWEN3_MOE, "num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3],
+        "use_sliding_window": True, "sliding_window": 30,
     },
 }  # fmt: skip
 
