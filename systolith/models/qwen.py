@@ -8,48 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from systolith.models._text import show
 from systolith.models.config import Field, ModelConfig
 from systolith.models.family import Family
 from systolith.models.graph import ModelGraph
 from systolith.models.llama import DENSE_FIELDS, decoder, derive_dense
 from systolith.models.ops import AttrValue
+from systolith.models.windows import FULL, SLIDING, by_kind, read_kinds
 
 __all__ = ["QWEN2", "QWEN3"]
-
-_KINDS = ("full_attention", "sliding_attention")
 
 
 def _derive(raw: Mapping[str, object], values: dict[str, object]) -> list[str]:
     """What a dense decoder derives, and the kind of attention of each layer."""
     faults = derive_dense(raw, values)
-    layers, kinds = values.get("num_hidden_layers"), values["layer_types"]
+    layers, first = values.get("num_hidden_layers"), values["max_window_layers"]
     window = values["sliding_window"] if values["use_sliding_window"] is True else None
     if not isinstance(layers, int):
         return faults
-    if kinds is None:
-        first = values["max_window_layers"]
-        assert isinstance(first, int)
-        kinds = [_KINDS[window is not None and i >= first] for i in range(layers)]
-    elif not isinstance(kinds, list) or len(kinds) != layers or any(kind not in _KINDS for kind in kinds):
-        faults.append(
-            f"layer_types={show(kinds)} must be a list with {' or '.join(_KINDS)} for each of {layers} layers, or null"
-        )
-        kinds = []
-    elif window is None and _KINDS[1] in kinds:
-        faults.append(
-            "layer_types names sliding_attention: use_sliding_window must be true and sliding_window a number"
-        )
-    values["layer_types"] = list(kinds)
-    return faults
+    assert isinstance(first, int)
+    usual = [SLIDING if window is not None and i >= first else FULL for i in range(layers)]
+    kinds, more = read_kinds(values["layer_types"], usual)
+    if window is None and SLIDING in kinds:
+        more.append("layer_types names sliding_attention: use_sliding_window must be true and sliding_window a number")
+    values["layer_types"] = kinds
+    return faults + more
 
 
 def _window(config: ModelConfig) -> AttrValue:
     """The window, one for all layers or one each."""
-    kinds = config.values["layer_types"]
-    assert isinstance(kinds, list)
-    windows = tuple(config.optional("sliding_window") if kind == _KINDS[1] else None for kind in kinds)
-    return windows[0] if len(set(windows)) == 1 else windows
+    return by_kind(config.values["layer_types"], None, config.optional("sliding_window"))
 
 
 _WINDOWS = (

@@ -57,8 +57,12 @@ def tensors_of(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
         for name, (rows, columns) in (matrices | feed_forward(config, layer)).items():
             out[f"{base}{name}.weight"] = generator.normal(0, columns**-0.5, (rows, columns))
             bias = config.get("attention_bias" if "self_attn" in name else "mlp_bias")
-            if bias or (config["model_type"] == "qwen2" and name[-6] in "qkv"):
+            kind = config["model_type"]
+            if bias or (kind == "qwen2" and name[-6] in "qkv") or kind == "gpt_oss":
                 out[f"{base}{name}.bias"] = generator.normal(0, 0.3, rows)
+        if config["model_type"] == "gpt_oss":
+            out[f"{base}self_attn.sinks"] = generator.normal(0, 1, heads)
+            out |= stacks(config, generator, f"{base}mlp.experts.")
         if config["model_type"].startswith("qwen3"):
             for name in ("q_norm", "k_norm"):
                 out[f"{base}self_attn.{name}.weight"] = 1 + generator.normal(0, 0.3, dim)
@@ -67,12 +71,28 @@ def tensors_of(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     out["model.norm.weight"] = 1 + generator.normal(0, 0.1, hidden)
     if not config.get("tie_word_embeddings"):
         out["lm_head.weight"] = generator.normal(0, hidden**-0.5, (vocab, hidden))
-    return {name: value.astype(np.float32) for name, value in out.items()}
+    return {name: value if value.dtype == np.uint8 else value.astype(np.float32) for name, value in out.items()}
+
+
+def stacks(config: dict[str, Any], generator: np.random.Generator, at: str) -> dict[str, np.ndarray]:
+    """The experts of gpt-oss: stacks [E, K, N], or MXFP4 blocks [E, N, K / 32, 16] and scales; gate and up in turn."""
+    experts, hidden, inner = (config[n] for n in ("num_local_experts", "hidden_size", "intermediate_size"))
+    out = {}
+    for name, n, k in (("gate_up_proj", 2 * inner, hidden), ("down_proj", hidden, inner)):
+        if config.get("quantization_config"):
+            out[f"{at}{name}_blocks"] = generator.integers(0, 256, (experts, n, k // 32, 16)).astype(np.uint8)
+            out[f"{at}{name}_scales"] = generator.integers(120, 125, (experts, n, k // 32)).astype(np.uint8)
+        else:
+            out[at + name] = generator.normal(0, k**-0.5, (experts, k, n))
+        out[f"{at}{name}_bias"] = generator.normal(0, 0.3, (experts, n))
+    return out
 
 
 def feed_forward(config: dict[str, Any], layer: int) -> dict[str, tuple[int, int]]:
     """Names and shapes [N, K] of the matrices of a layer's feed-forward part, as published."""
     hidden, inner, kind = config["hidden_size"], config["intermediate_size"], config["model_type"]
+    if kind == "gpt_oss":
+        return {"mlp.router": (config["num_local_experts"], hidden)}
     if kind == "mixtral":
         experts = config["num_local_experts"]
         shapes = {"w1": (inner, hidden), "w2": (hidden, inner), "w3": (inner, hidden)}

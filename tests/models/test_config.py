@@ -46,7 +46,7 @@ def test_published_configs_are_read(config: dict[str, Any], parameters: int) -> 
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen2", "Qwen3", "Mixtral", "Qwen3Moe"])
+@pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen2", "Qwen3", "Mixtral", "Qwen3Moe", "GptOss"])
 @pytest.mark.parametrize("whole", [False, True])
 def test_what_transformers_writes_is_read(name: str, whole: bool) -> None:
     transformers = pytest.importorskip("transformers", reason="pip install transformers==5.23.0")
@@ -77,7 +77,7 @@ def test_several_eos_ids_and_null() -> None:
     assert (graph.eos_ids, graph.bos_id) == ((), None)
 
 
-KNOWN = "must be one of llama, mistral, mixtral, qwen2, qwen3, qwen3_moe"
+KNOWN = "must be one of gpt_oss, llama, mistral, mixtral, qwen2, qwen3, qwen3_moe"
 TAIL = r"; correct the file$"
 
 

@@ -19,7 +19,7 @@ from systolith.models.reference import interpret
 from systolith.spec.errors import ModelError
 
 from .conftest import SMALL_LLAMA, tensors_of
-from .test_reference import MIXTRAL, QWEN3_MOE
+from .test_reference import GPT_OSS, MIXTRAL, MXFP4, QWEN3_MOE
 
 MakeModel = Callable[..., Path]
 
@@ -176,3 +176,108 @@ def test_what_transformers_saves_is_read(
     assert saved.graph.layer == first.graph.layer
     for name, _ in first.graph.weights():
         np.testing.assert_array_equal(saved.tensor(name), first.tensor(name))
+
+
+def dequantise(path: Path) -> dict[str, np.ndarray]:
+    """Rewrite a gpt-oss directory with what transformers makes of its MXFP4 blocks; give the stacks."""
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch==2.13.0 (CPU)")
+    pytest.importorskip("transformers", reason="pip install transformers==5.23.0")
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    tensors = load_file(path / "model.safetensors")
+    stacks = {}
+    for name in [name for name in tensors if name.endswith("_blocks")]:
+        parts = (torch.from_numpy(tensors.pop(name.replace("_blocks", end))) for end in ("_blocks", "_scales"))
+        stacks[name.removesuffix("_blocks")] = convert_moe_packed_tensors(*parts, dtype=torch.float32).numpy()
+    save_file(tensors | stacks, path / "model.safetensors")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "quantization_config": None}))
+    return stacks
+
+
+@pytest.mark.torch
+def test_mxfp4_is_decoded_as_by_transformers_bit_for_bit(make_model: MakeModel) -> None:
+    path, other = (make_model(name, **{**GPT_OSS, **MXFP4}) for name in ("blocks", "plain"))
+    for directory in (path, other):  # scales of all sizes: the smallest values are subnormal, the largest infinite
+        tensors = load_file(directory / "model.safetensors")
+        for name in tensors:
+            if name.endswith("_scales") and ".0." in name:
+                tensors[name] = np.arange(tensors[name].size, dtype=np.uint32).reshape(tensors[name].shape) % 255
+                tensors[name] = tensors[name].astype(np.uint8)
+        save_file(tensors, directory / "model.safetensors")
+    stacks, checkpoint = dequantise(other), Checkpoint.open(path)
+    node = next(node for node in checkpoint.graph.layer if node.op == "experts")
+    for layer in range(2):
+        at = f"model.layers.{layer}.mlp.experts."
+        for role, stack, rows in (
+            ("gate", "gate_up_proj", slice(0, None, 2)),
+            ("up", "gate_up_proj", slice(1, None, 2)),
+            ("down", "down_proj", slice(None)),
+        ):
+            for expert in range(6):
+                ref, want = node.weights[role], np.ascontiguousarray(stacks[at + stack][expert].T[rows])
+                got = checkpoint.weight(ref, layer, expert)
+                np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
+                blocks = checkpoint.blocks(ref, layer, expert)
+                assert blocks is not None
+                packed = load_file(path / "model.safetensors")[f"{at}{stack}_blocks"][expert][rows]
+                np.testing.assert_array_equal(blocks[0][:, 0::2], (packed & 15).reshape(len(want), -1))
+                np.testing.assert_array_equal(blocks[0][:, 1::2], (packed >> 4).reshape(len(want), -1))
+                scales = load_file(path / "model.safetensors")[f"{at}{stack}_scales"][expert][rows]
+                np.testing.assert_array_equal(blocks[1], scales)
+
+
+@pytest.mark.torch
+def test_a_model_in_mxfp4_is_the_model_that_transformers_dequantises(make_model: MakeModel) -> None:
+    path, other = (make_model(name, **{**GPT_OSS, **MXFP4}) for name in ("blocks", "plain"))
+    dequantise(other)
+    blocks, plain = Checkpoint.open(path), Checkpoint.open(other)
+    ids = [3, 4, 5, 60, 7]
+    np.testing.assert_array_equal(interpret(blocks.graph, blocks, ids), interpret(plain.graph, plain, ids))
+    assert blocks.bytes < plain.bytes / 3
+    bias = next(node for node in blocks.graph.layer if node.op == "experts").weights["up_bias"]
+    stack = load_file(path / "model.safetensors")["model.layers.1.mlp.experts.gate_up_proj_bias"]
+    np.testing.assert_array_equal(blocks.weight(bias, 1, 4), stack[4, 1::2])
+
+
+def test_a_scale_of_255_is_not_a_number(make_model: MakeModel) -> None:
+    path = make_model(**{**GPT_OSS, **MXFP4})
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.layers.0.mlp.experts.down_proj_scales"][2, 5, 1] = 255
+    save_file(tensors, path / "model.safetensors")
+    got = Checkpoint.open(path).tensor("model.layers.0.mlp.experts.2.down_proj.weight")
+    assert np.argwhere(np.isnan(got)).tolist() == [[5, column] for column in range(32, 64)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"quantization_config": {"quant_method": "gptq"}},
+            r'quantization_config=\{"quant_method": "gptq"\} must be null or an object with quant_method mxfp4 '
+            r"\(keys: quant_method, modules_to_not_convert, dequantize\); hidden_size=48 must be a multiple of 32, the "
+            r"block of MXFP4",
+        ),
+        (
+            {"experts_per_token": 4, "layer_types": ["full"]},
+            r'layer_types=\["full"\] must be a list with full_attention or sliding_attention for each of 2 layers, or '
+            r"null; experts_per_token=4 and num_experts_per_tok=3 must be equal",
+        ),
+    ],
+)
+def test_a_gpt_oss_config_is_checked(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ModelError, match=rf"^c: {sentence}; correct the file$"):
+        graph_of(**{**GPT_OSS, "hidden_size": 48, "intermediate_size": 64, **changes})
+
+
+def test_a_checkpoint_and_its_config_must_agree_on_mxfp4(make_model: MakeModel) -> None:
+    path = make_model(**{**GPT_OSS, **MXFP4})
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "quantization_config": None}))
+    at = r"model\.layers\.[01]\.mlp\.experts\."
+    with pytest.raises(
+        ModelError,
+        match=rf"^.*lacks the tensors {at}gate_up_proj, {at}down_proj, {at}gate_up_proj and 1 more, which the config "
+        rf"asks for; holds the tensors {at}\w+, {at}\w+, {at}\w+ and 5 more, for which the config has no use; use .*$",
+    ):
+        Checkpoint.open(path)

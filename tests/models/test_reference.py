@@ -26,6 +26,11 @@ QWEN3_MOE = {
     "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 9, "num_experts_per_tok": 3,
     "moe_intermediate_size": 24,
 }  # fmt: skip
+GPT_OSS = {
+    "model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "num_local_experts": 6, "num_experts_per_tok": 3,
+    "sliding_window": 24,
+}  # fmt: skip
+MXFP4 = {"hidden_size": 64, "intermediate_size": 96, "quantization_config": {"quant_method": "mxfp4"}}
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
@@ -60,6 +65,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3_windows_yarn": {
         **QWEN3, **WIDE, "use_sliding_window": True, "sliding_window": 20, "rope_scaling": YARN,
         "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "gpt_oss": {**GPT_OSS, **ODD},
+    "gpt_oss_options": {
+        **GPT_OSS, **WIDE, "num_hidden_layers": 3, "swiglu_limit": 0.75, "swiglu_alpha": 1.5, "rope_scaling": YARN,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"], "num_experts_per_tok": 6,
     },
     "mixtral": {**MIXTRAL, **ODD},
     "mixtral_window": {**MIXTRAL, "sliding_window": 24, "num_experts_per_tok": 1, "tie_word_embeddings": True},
