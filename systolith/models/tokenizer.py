@@ -68,7 +68,8 @@ class Tokenizer:
                 f"the prompt's character {error.start} is half a surrogate pair; give UTF-8 text"
             ) from None
         ids: list[int] = _guarded(
-            lambda: self.backend.encode(text, add_special_tokens=special).ids,
+            # Unlike `encode` it lets other threads run meanwhile, and it leaves out offsets that nobody reads.
+            lambda: self.backend.encode_batch_fast([text], add_special_tokens=special)[0].ids,
             f"{self.path}: cannot encode the prompt {show(text, 40)}",
             "use the tokenizer.json that belongs to this model",
         )

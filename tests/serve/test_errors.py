@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from systolith.serve.fields import FIELDS
 from tests.serve.fake import LOSE, REFUSE
 from tests.serve.helpers import FAKE, Answered, Server, running
 
@@ -156,3 +157,21 @@ def test_clients_that_hang_up_or_dawdle_hold_nobody_up(fake: Server) -> None:
         start = time.monotonic()
         assert json.loads(fake.complete(prompt="x", max_tokens=1).data)["usage"]["completion_tokens"] == 1
         assert time.monotonic() - start < 5
+
+
+def test_no_value_of_any_field_is_a_fault_of_ours(fake: Server) -> None:
+    """Every field with values of every type: an answer, or a refusal that names the field."""
+    odd: list[Any] = [
+        None, True, False, 0, 1, -1, 3.5, 1e308, 10**400, "", "a", "\0é🙂", [], [0], ["a"], [None], [[1], ["a"]], {},
+        {"a": [1]}, {"role": "user"}, [{"role": "user", "content": None}],
+        [{"role": "user", "content": "x", "name": 7}],
+    ]  # fmt: skip
+    for field in FIELDS:
+        for api in field.apis:
+            good = {"prompt": [5]} if api == "text" else {"messages": TALK}
+            for value in odd:
+                answer = post(fake, api, good | {"max_tokens": 2} | {field.name: value})
+                if answer.status != 200:
+                    assert answer.status in (400, 404), (field.name, value, answer.data)
+                    assert field.name in answer.error["message"] or answer.error["param"] is not None
+    assert fake.get("/health").status == 200
