@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import socket
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from systolith.cli.serve import _keys
+from systolith.spec import ConfigError
 from tests.cli.helpers import Runner
 
 
@@ -71,6 +74,21 @@ def test_options_that_cannot_be(run: Runner, tmp_path: Path) -> None:
         assert re.sub(r"Temporary failure in name resolution", "Name or service not known", ended.err) == (
             f"systolith: {sentence}\n"
         )
+
+
+def test_500_damaged_files_of_keys(tmp_path: Path) -> None:
+    file, rng = tmp_path / "keys", random.Random(8)
+    data = b"sk-first\nsk-second\n\n"
+    refused = 0
+    for _ in range(500):
+        changed = bytearray(data)
+        changed[rng.randrange(len(data))] = rng.randrange(256)
+        file.write_bytes(changed)
+        try:
+            assert all(key and key.isascii() for key in _keys([], file))
+        except ConfigError:
+            refused += 1
+    assert 100 < refused < 400
 
 
 def test_others_can_reach_it_and_no_key_is_asked_for(run: Runner) -> None:

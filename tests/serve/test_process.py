@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from systolith.cli._options import open_model
+from systolith.models.tokenizer import Tokenizer
 from systolith.serve.worker import Pace
 from tests.serve.fake import CRASH, RAISE
 from tests.serve.helpers import FAKE, Server, running
@@ -130,3 +132,23 @@ def test_the_pace_is_the_chip_s_and_lost_time_is_lost() -> None:
     assert pace.wait_s(5400, 11.0) == pytest.approx(0.1)
     pace.idle()
     assert pace.wait_s(9999, 20.0) == 0.0
+
+
+def test_a_chat_template_writes_its_special_tokens_itself(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text("{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{{ mood }}")
+    want = "<|endoftext|>[system] été\n[user] 🙂\ncalm"
+    with running(engine=FAKE, chat_template=str(file)) as server:
+        talk = [{"role": "system", "content": "été"}, {"role": "user", "content": "🙂"}]
+        body = {
+            "model": "tinycode",
+            "messages": talk,
+            "chat_template_kwargs": {"mood": "calm"},
+            "return_token_ids": True,
+        }
+        ids = server.post("/v1/chat/completions", body | {"max_tokens": 1}).json["choices"][0]["prompt_token_ids"]
+        assert not server.plain
+    checkpoint = open_model("tinycode")
+    tokenizer = Tokenizer.open(checkpoint.path, checkpoint.graph.vocab)
+    assert ids == tokenizer.encode(want, special=False)
+    assert ids.count(0) == 1
