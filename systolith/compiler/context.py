@@ -53,6 +53,8 @@ class Cell(IntEnum):
     NEXT = 6
     """Such rows of the steps after this one, until a new message comes."""
     STOP = 7
+    ROUTER_FIRST = 25
+    ROUTER_TILES = 26
     SEGMENT = 32
     """Four cells: request slot, first row, rows, first position."""
     BELL = 38
@@ -60,6 +62,10 @@ class Cell(IntEnum):
     """Messages that the host has written, as slice 0 reads it and as it tells all."""
     OUT_SLOT = 40
     LIVE = 41
+    ENTRIES = 42
+    """Experts that rows of the step have chosen."""
+    ENTRY = 44
+    """Four cells: expert, first pair, pairs, 0."""
 
 
 class Constant(IntEnum):
@@ -76,6 +82,16 @@ class Constant(IntEnum):
     INT_ONE = 7
     MEAN_HEAD = 8
     """1/d, where heads are normed."""
+    LOG2E = 9
+    ALPHA = 10
+    LIMIT = 11
+    MINUS_LIMIT = 12
+    ROUTE_SCALE = 13
+    """10 to 13: of experts."""
+    EMBED_SCALE = 14
+    GELU_0 = 15
+    GELU_1 = 16
+    """The linear and the cubic coefficient of the exponent of gelu_tanh."""
 
 
 class Counter(IntEnum):
@@ -95,14 +111,19 @@ class Counter(IntEnum):
     KV_FRESH = 11
     MAIL = 13
     """And 14: polls take turns."""
+    ROUTES = 12
+    SUMS_POST = 15
 
 
 class Norm(IntEnum):
-    """Norms by the place of their gains: the first layer's first; of layer n the second, and the next layer's first."""
+    """Norms by the place of their gains: the first layer's first; of layer n the second, and the next layer's first;
+    of layer n those of what o and down give."""
 
     FIRST = 0
     SECOND = 1
     NEXT = 2
+    POST_O = 3
+    POST_DOWN = 4
 
 
 @dataclass
@@ -126,6 +147,7 @@ class Context:
         self.labels: list[Label] = []
         self.nothing = b.descriptor()
         self.norm = Norm.FIRST
+        self.kind = self.plan.model.kinds[0]
 
     # ---- descriptors -----------------------------------------------------------------------------------------------
 

@@ -18,17 +18,9 @@ from systolith.spec.errors import CapacityError
 from systolith.spec.limits import BLOCK, CHUNK_TOKENS
 
 __all__ = [
-    "HEADER_WORDS",
-    "MAIL_ENTRIES",
-    "PARAM_WORDS",
-    "STATE_WORDS",
-    "STOPS",
-    "Memory",
-    "Phase",
-    "Record",
-    "lay_out",
-    "slot_pages",
-]
+    "CONST_WORDS", "HEADER_WORDS", "MAIL_ENTRIES", "PARAM_WORDS", "RANK_WORDS", "STATE_WORDS", "STOPS", "Memory",
+    "Phase", "Record", "lay_out", "sink_layers", "slot_pages",
+]  # fmt: skip
 
 STATE_WORDS = 4
 """A request slot's state: token, position, live, slot."""
@@ -36,6 +28,10 @@ PARAM_WORDS = 8
 """A request slot's sampling record: k, P low, P high, seed low, seed high, log2(e)/T, limit, 0."""
 STOPS = 8
 """Stop tokens of a request slot; unused entries hold -1."""
+CONST_WORDS = 24
+"""Words of the constant table."""
+RANK_WORDS = 18
+"""A slice's share of the work: cells 9 and up."""
 HEADER_WORDS = 8
 """Head of a step record: rows, segments, output rows, decode rows; with serve also updates of request slots, decode
 rows of the steps to follow, stop."""
@@ -176,6 +172,7 @@ def stage_bytes(plan: Plan) -> int:
             _codes(rows * plan.dp, p.k),
             _codes(rows * plan.dp, p.v),
             plan.out_rows * plan.head.nt * 4,
+            rows * plan.router.nt * 4 if plan.router is not None else 0,
         ),
         4 * BLOCK,
     )
@@ -194,16 +191,16 @@ def scratchpad(plan: Plan) -> list[Buffer]:
     # S stores K and V until V has been told: with the gains of o, or, where these stay, before down.
     stored = (Q, A, O_, F) if plan.gains_resident else (Q, A, O_)
     table: list[Buffer] = [
-        ("consts", 4 * 16, ALL),
+        ("consts", 4 * CONST_WORDS, ALL),
         ("pages", 4 * o.batch * plan.chunks * plan.pages_per_chunk, ALL),
         ("state", 4 * STATE_WORDS * o.batch, ALL),
         ("params", 4 * PARAM_WORDS * o.batch, ALL),
         ("stops", 4 * STOPS * o.batch, ALL),
         ("flags", 4 * 2 * o.batch, ALL),
         ("record", 4 * rec.words, ALL),
-        ("cos", 4 * rows * m.head_dim // 2, ALL),
-        ("sin", 4 * rows * m.head_dim // 2, ALL),
-        ("g", 4 * shard * (2 * m.layers + 1 if plan.gains_resident else 2), ALL),
+        ("cos", 4 * len(m.ropes) * rows * m.head_dim // 2, ALL),
+        ("sin", 4 * len(m.ropes) * rows * m.head_dim // 2, ALL),
+        ("g", 4 * shard * (len(m.layer_norms) * m.layers + 1 if plan.gains_resident else 2), ALL),
         ("vscale_ring", 2 * CHUNK_TOKENS, ALL),
         ("kv_ring", 2 * kv_bytes(plan), ALL),
         ("kv_ring_scales", 2 * kv_bytes(plan) * 8 // FORMATS[p.k].bits // BLOCK, ALL),
@@ -223,7 +220,7 @@ def scratchpad(plan: Plan) -> list[Buffer]:
         ("v", padded(_codes(rows * m.kv_heads * plan.dp, p.v), 4), stored),
         ("vscale", rows * m.kv_heads, stored),
         ("attention", _blocks(rows * m.heads * plan.dp, p.activations), (A, O_)),
-        ("h", _blocks(rows * inner, p.activations), (F, D_)),
+        ("h", _blocks(plan.pairs * inner, p.activations), (F, D_)),
         ("head_tile", 4 * rows * plan.dp, (Q,)),
         ("head_turned", 4 * rows * (plan.dp if plan.turn_whole else m.head_dim // 2), (Q,)),
         ("scores", 4 * tq * CHUNK_TOKENS, (A,)),
@@ -240,11 +237,15 @@ def scratchpad(plan: Plan) -> list[Buffer]:
     if not o.every_row:
         table += [("logits", 4 * padded(m.vocab), (H,)), ("weights", 4 * padded(m.vocab), (H,)), ("max", 4, (H,))]
     if m.sinks is not None or p.sink is not None:
-        table.append(("sinks", 2 * 4 * m.heads, ALL))
+        table.append(("sinks", 2 * 4 * m.heads * sink_layers(plan), ALL))
     if m.head_norms is not None:
         table += [("g_head", 4 * 2 * m.head_dim, ALL), ("r_head", 4 * rows, (Q,))]
     if o.serve:
         table.append(("mail", 2 * 4, ALL))
+    if m.experts is not None:
+        table += _expert_buffers(plan)
+    if m.post_norms is not None:
+        table += [("branch", 4 * rows * shard, (O_, D_)), ("tb_post", 4 * rows * plan.d_blocks, (O_, D_))]
     if plan.group > 1:
         table.append(("exchange", 2 * plan.group * partial, (A,)))
     if spans:
@@ -252,12 +253,35 @@ def scratchpad(plan: Plan) -> list[Buffer]:
     if plan.gate_apart:
         table.append(("gate_tile", 4 * rows * plan.gate.nt, (F,)))
     if any(m.bias(x.name) for x in plan.linears):
-        table.append(
-            ("bias_ring", 2 * 4 * max(plan.o.nt, plan.gate.nt, plan.q.nt, plan.k.nt, plan.v.nt, plan.down.nt), ALL)
-        )
+        table.append(("bias_ring", 2 * 4 * max(x.nt for x in plan.linears if m.bias(x.name)), ALL))
     if o.dump:
         table.append(("dump_head", 4 * tq * plan.dp, ALL))
     return table
+
+
+def _expert_buffers(plan: Plan) -> list[Buffer]:
+    """What a mixture of experts needs beside h: logits of the router, choices and their weights, the order of pairs."""
+    experts, rows, pairs = plan.model.experts, plan.rows, plan.pairs
+    assert experts is not None
+    table: list[Buffer] = [
+        ("route", 4 * rows * experts.count, (F,)),
+        ("chosen", 4 * pairs, (F,)),
+        ("route_f", 4 * pairs, (F,)),
+        ("route_max", 4 * rows, (F,)),
+        ("route_sum", 4 * rows, (F,)),
+        ("route_w", 4 * pairs, (F, D_)),
+        ("order", 4 * 2 * pairs, (F, D_)),
+        ("entries", 4 * 4 * experts.count, (F, D_)),
+        ("y", 4 * pairs * plan.down.nt, (D_,)),
+    ]
+    if experts.score == "softmax_all":
+        table.append(("route_all", 4 * rows * experts.count, (F,)))
+    return table
+
+
+def sink_layers(plan: Plan) -> int:
+    """Sets of sinks: one a layer where the model has them, one where the profile gives them."""
+    return plan.model.layers if plan.model.sinks is not None else 1
 
 
 def pack(buffers: list[Buffer], room: int) -> tuple[dict[str, int], int]:
@@ -330,7 +354,7 @@ def _dram(plan: Plan, memory: Memory) -> None:
     m, p, o = plan.model, plan.profile, plan.options
     reserve = memory.reserve
     reserve("ranks", 4 * 32)
-    reserve("consts", 4 * 16)
+    reserve("consts", 4 * CONST_WORDS)
     reserve("pages", 4 * o.batch * plan.chunks * plan.pages_per_chunk)
     reserve("state", 4 * STATE_WORDS * o.batch)
     reserve("params", 4 * PARAM_WORDS * o.batch)
@@ -340,18 +364,18 @@ def _dram(plan: Plan, memory: Memory) -> None:
         reserve("mail", 4 * MAIL_ENTRIES * memory.record.message(o.batch, slot_pages(plan)).words)
     else:
         reserve("steps", 4 * memory.record.words * o.steps)
-    reserve("cos", 4 * o.context * (m.head_dim // 2))
-    reserve("sin", 4 * o.context * (m.head_dim // 2))
+    reserve("cos", 4 * len(m.ropes) * o.context * (m.head_dim // 2))
+    reserve("sin", 4 * len(m.ropes) * o.context * (m.head_dim // 2))
     shard = plan.shard
-    reserve("g", 4 * shard * (2 * m.layers + 1))
+    reserve("g", 4 * shard * (len(m.layer_norms) * m.layers + 1))
     if m.head_norms is not None:
         reserve("g_head", 4 * 2 * m.head_dim * m.layers)
     if m.sinks is not None or p.sink is not None:
-        reserve("sinks", 2 * 4 * m.heads * (m.layers if m.sinks is not None else 1))
+        reserve("sinks", 2 * 4 * m.heads * sink_layers(plan))
     reserve("table", _codes(m.vocab * shard, p.embed))
     reserve("table_scales", m.vocab * shard // BLOCK)
     for linear in plan.linears:
-        layers = 1 if linear.name == "head" else m.layers
+        layers = 1 if linear.name == "head" else m.layers * linear.copies
         elements = layers * plan.most_tiles(linear) * linear.slots_per_tile * linear.slot_elements
         reserve(f"w_{linear.name}", _codes(elements, linear.format))
         reserve(f"ws_{linear.name}", elements // BLOCK)
@@ -375,7 +399,10 @@ def _dram(plan: Plan, memory: Memory) -> None:
 def dump_widths(plan: Plan) -> dict[str, int]:
     """FP32 words of one token and layer of each dumped tensor."""
     m, dp = plan.model, plan.dp
-    return {
+    widths = {
         "r_attention": 1, "r_ffn": 1, "q": m.heads * dp, "k": m.kv_heads * dp, "v": m.kv_heads * dp,
-        "attention": m.heads * dp, "h": padded(m.inner), "x_attention": padded(m.hidden), "x_ffn": padded(m.hidden),
+        "attention": m.heads * dp, "x_attention": padded(m.hidden), "x_ffn": padded(m.hidden),
     }  # fmt: skip
+    if m.experts is None:  # else h is no value of a token
+        widths["h"] = padded(m.inner)
+    return widths

@@ -21,7 +21,7 @@ from systolith.spec.chip import Chip
 from systolith.spec.errors import CapacityError, ConfigError
 from systolith.spec.limits import BLOCK, CHUNK_TOKENS
 
-__all__ = ["LinearPlan", "Options", "Plan", "candidates", "padded", "share"]
+__all__ = ["LinearPlan", "Options", "Plan", "candidates", "padded", "share", "weight_format"]
 
 MAX_ROWS = 256
 """Most rows of a step: one chunk of attention. More rows reuse weights better only where arithmetic does not bind."""
@@ -30,6 +30,15 @@ MAX_ROWS = 256
 def padded(count: int, unit: int = BLOCK) -> int:
     """Round up to a multiple of `unit`."""
     return -(-count // unit) * unit
+
+
+def weight_format(profile: Profile, name: str) -> str:
+    """Format of the matrices of a class, as the profile writes it ("INT8x2": two terms)."""
+    if name.startswith("expert_"):
+        return profile.experts
+    if name == "router":
+        return profile.router
+    return profile.head if name == "head" else profile.weights
 
 
 def share(items: int, slices: int, rank: int) -> tuple[int, int]:
@@ -81,7 +90,7 @@ class LinearPlan:
 
     name: class of the profile; n, k: padded columns and contraction, elements; nt: columns of a tile; kt: elements of K
     in one weight slot; spans: (first element, elements) of each span that holds any; terms: 1 or 2; format: of the
-    weights; tiles: over all slices.
+    weights; tiles: over all slices; copies: matrices of this class in a layer (experts).
     """
 
     name: str
@@ -93,6 +102,7 @@ class LinearPlan:
     terms: int
     format: str
     tiles: int
+    copies: int = 1
 
     @property
     def slot_elements(self) -> int:
@@ -133,6 +143,7 @@ class Plan:
     up: LinearPlan
     down: LinearPlan
     head: LinearPlan
+    router: LinearPlan | None
 
     # Sizes that many kernels need.
     @property
@@ -273,12 +284,22 @@ class Plan:
     @property
     def gate_apart(self) -> bool:
         """Whether the gate's sums are kept in FP32; else they are read from the accumulator twice."""
-        return self.options.dump or self.model.bias("gate") or self.model.bias("up") or len(self.gate.spans) > 1
+        if self.options.dump or self.model.experts is not None or self.model.activation == "gelu_tanh":
+            return True
+        if len(self.gate.spans) > 1:
+            return True
+        return self.model.bias(self.gate.name) or self.model.bias(self.up.name)
 
     @property
     def linears(self) -> tuple[LinearPlan, ...]:
         """All classes of matrices, in the order of their use."""
-        return (self.q, self.k, self.v, self.o, self.gate, self.up, self.down, self.head)
+        router = (self.router,) if self.router is not None else ()
+        return (self.q, self.k, self.v, self.o, *router, self.gate, self.up, self.down, self.head)
+
+    @property
+    def pairs(self) -> int:
+        """Most pairs of a row and one of its experts in a step; rows of h. One a row where there are no experts."""
+        return self.rows * (self.model.experts.top_k if self.model.experts is not None else 1)
 
     @property
     def slot_bytes(self) -> int:
@@ -298,9 +319,12 @@ def _divisor(count: int, most: int) -> int:
     return max(i for i in range(1, max(1, min(count, most)) + 1) if count % i == 0)
 
 
-def _linear(chip: Chip, profile: Profile, name: str, n: int, k: int, rows: int, unit: int = 0) -> LinearPlan:
-    """Cut one class. n: columns in whole blocks; unit: columns that tiles must divide (a head), or 0."""
-    chosen = profile.head if name == "head" else profile.weights
+def _linear(
+    chip: Chip, profile: Profile, name: str, n: int, k: int, rows: int, unit: int = 0, copies: int = 1
+) -> LinearPlan:
+    """Cut one class. n: columns, in whole blocks but for the router's, whose sums travel in FP32; unit: columns that
+    tiles must divide (a head), or 0."""
+    chosen = weight_format(profile, name)
     terms = 2 if chosen == TWO_TERMS else 1
     fmt = FORMATS["INT8" if chosen == TWO_TERMS else chosen]
     spans = profile.spans[name]
@@ -311,6 +335,8 @@ def _linear(chip: Chip, profile: Profile, name: str, n: int, k: int, rows: int, 
     most = chip.accumulator_words // 2 // (rows * len(lengths)) // BLOCK
     per_slice = unit // BLOCK if unit else max(1, n // BLOCK // chip.slices)
     nt = BLOCK * _divisor(per_slice, min(most, max(1, chip.columns // BLOCK), 16))
+    if name == "router":
+        nt = _divisor(n, min(BLOCK * most, max(1, n // chip.slices), 256))
     # A slot holds whole blocks of K of a tile. Four slots or more let weights run ahead; three larger ones serve a
     # small chip better than seven that hold a single block each.
     per_block = nt * terms * (BLOCK * fmt.bits // 8 + 1)
@@ -318,7 +344,7 @@ def _linear(chip: Chip, profile: Profile, name: str, n: int, k: int, rows: int, 
     kt = _divisor(math.gcd(*lengths), max(1, fits[0] if fits[0] > 1 else fits[1])) * BLOCK
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     cuts = tuple((BLOCK * s, BLOCK * length) for s, length in zip(starts, lengths, strict=True))
-    return LinearPlan(name, n, k, nt, kt, cuts, terms, fmt.name, n // nt)
+    return LinearPlan(name, n, k, nt, kt, cuts, terms, fmt.name, n // nt, copies)
 
 
 def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Options) -> Iterator[Plan]:
@@ -342,6 +368,8 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
             f"each hold {max(dp, BLOCK) * group_queries} sums ({group_queries} query heads of {dp}); take a larger chip"
         )
     sizes = {top >> i for i in range(top.bit_length())} | {top}
+    experts, prefix = model.experts, "expert_" if model.experts is not None else ""
+    copies = experts.count if experts is not None else 1
     for rows in sorted(sizes, reverse=True):
         base = Plan(
             model, profile, chip, options, rows, True, True, 1, BLOCK, dp, lanes, group, active // group,
@@ -349,10 +377,11 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
             k=_linear(chip, profile, "k", model.kv_heads * dp, padded(model.hidden), rows, dp),
             v=_linear(chip, profile, "v", model.kv_heads * dp, padded(model.hidden), rows, dp),
             o=_linear(chip, profile, "o", padded(model.hidden), model.heads * dp, rows),
-            gate=_linear(chip, profile, "gate", padded(model.inner), padded(model.hidden), rows),
-            up=_linear(chip, profile, "up", padded(model.inner), padded(model.hidden), rows),
-            down=_linear(chip, profile, "down", padded(model.hidden), padded(model.inner), rows),
+            gate=_linear(chip, profile, prefix + "gate", padded(model.inner), padded(model.hidden), rows, 0, copies),
+            up=_linear(chip, profile, prefix + "up", padded(model.inner), padded(model.hidden), rows, 0, copies),
+            down=_linear(chip, profile, prefix + "down", padded(model.hidden), padded(model.inner), rows, 0, copies),
             head=_linear(chip, profile, "head", padded(model.vocab), padded(model.hidden), rows),
+            router=None if experts is None else _linear(chip, profile, "router", copies, padded(model.hidden), rows),
         )  # fmt: skip
         # One tile of columns of the hidden dimension serves o and down (the residual shard), one of FF gate and up.
         o_nt, ffn_nt = min(base.o.nt, base.down.nt), min(base.gate.nt, base.up.nt)
@@ -364,7 +393,7 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
             for tokens in sorted({1 << i for i in range(6) if 1 << i <= rows}, reverse=True):
                 for part in (256, 128, 64, 32):
                     if tokens * group_queries * max(part, dp) <= half:
-                        for gains in (True, False):
+                        for gains in (True, False) if model.post_norms is None else (True,):
                             yield replace(base, x_resident=resident, gains_resident=gains, tile_tokens=tokens,
                                           part_tokens=part)  # fmt: skip
 

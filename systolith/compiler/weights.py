@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from systolith.compiler.context import Constant
-from systolith.compiler.memory import Memory
-from systolith.compiler.model import DecoderModel
+from systolith.compiler.memory import CONST_WORDS, Memory
 from systolith.compiler.plan import LinearPlan, Plan, padded, share
 from systolith.isa.program import Image
 from systolith.models.checkpoint import Checkpoint
@@ -26,7 +25,7 @@ Floats = NDArray[np.float32]
 
 
 def rank_table(plan: Plan, rank: int) -> list[int]:
-    """Words for cells 9 and up: first and number of tiles, heads and units of a rank; the last is the host's."""
+    """Words for cells 9 and up: first and number of tiles, heads and units of a rank; the 16th is the host's."""
     words: list[int] = []
     words += share(plan.o.tiles, plan.slices, rank)
     for heads in plan.head_shares(rank):
@@ -36,6 +35,9 @@ def rank_table(plan: Plan, rank: int) -> list[int]:
     first, count = plan.unit_share(rank)
     words += (first, count)
     words.append(first // plan.group * plan.group if plan.group > 1 else 0)
+    words.append(0)  # the host's: steps
+    if plan.router is not None:
+        words += share(plan.router.tiles, plan.slices, rank)
     return words
 
 
@@ -56,7 +58,7 @@ def images(plan: Plan, memory: Memory, checkpoint: Checkpoint) -> Iterator[Image
 def control_images(plan: Plan, memory: Memory) -> Iterator[Image]:
     """What the program's control reads: constants, the same on every slice, and each slice's share of the work."""
     m = plan.model
-    words = np.zeros(16, np.uint32)
+    words = np.zeros(CONST_WORDS, np.uint32)
     words[Constant.ONE] = fp32.to_bits(1.0)
     words[Constant.EMPTY] = 1 << 31
     words[Constant.SCORE_SCALE] = fp32.to_bits(constants.score_scale(m.head_dim, m.scale))
@@ -64,8 +66,18 @@ def control_images(plan: Plan, memory: Memory) -> Iterator[Image]:
     words[Constant.EPS] = fp32.to_bits(constants.eps_constant(m.eps))
     words[Constant.MINUS_LOG2E] = fp32.to_bits(-constants.LOG2E)
     words[Constant.INT_ONE] = 1
+    words[Constant.EMBED_SCALE] = fp32.to_bits(fp32.round_f32(m.embed_scale))
+    words[Constant.GELU_0] = fp32.to_bits(constants.GELU_LINEAR)
+    words[Constant.GELU_1] = fp32.to_bits(constants.GELU_CUBIC)
     if m.head_norms is not None:
         words[Constant.MEAN_HEAD] = fp32.to_bits(constants.mean_scale(m.head_dim))
+    if m.experts is not None:
+        words[Constant.LOG2E] = fp32.to_bits(constants.LOG2E)
+        for place, value in (
+            (Constant.ALPHA, m.experts.alpha), (Constant.LIMIT, m.experts.limit),
+            (Constant.MINUS_LIMIT, -m.experts.limit), (Constant.ROUTE_SCALE, m.experts.scale),
+        ):  # fmt: skip
+            words[place] = fp32.to_bits(fp32.round_f32(value))
     yield Image(-1, memory.dram["consts"], words.tobytes())
     for rank in range(plan.slices):
         words = np.zeros(32, np.uint32)
@@ -77,9 +89,10 @@ def control_images(plan: Plan, memory: Memory) -> Iterator[Image]:
 def _rotary(plan: Plan, memory: Memory) -> Iterator[Image]:
     """Rotary tables, the same on every slice."""
     m = plan.model
-    cos, sin = tables(m.head_dim, m.theta, m.scaling, plan.options.context)
-    yield Image(-1, memory.dram["cos"], np.ascontiguousarray(cos, np.float32).tobytes())
-    yield Image(-1, memory.dram["sin"], np.ascontiguousarray(sin, np.float32).tobytes())
+    for number, (theta, scaling) in enumerate(m.ropes):
+        for name, table in zip(("cos", "sin"), tables(m.head_dim, theta, scaling, plan.options.context), strict=True):
+            data = np.ascontiguousarray(table, np.float32).tobytes()
+            yield Image(-1, memory.dram[name] + number * len(data), data)
 
 
 def _padded_to(values: Floats, shape: tuple[int, ...]) -> Floats:
@@ -91,11 +104,11 @@ def _padded_to(values: Floats, shape: tuple[int, ...]) -> Floats:
 
 
 def _gains(plan: Plan, memory: Memory, checkpoint: Checkpoint) -> Iterator[Image]:
-    """Gains of the norms in the order of their use, each slice's shard: attention, feed-forward, ..., final."""
+    """Gains of the norms in the order of their use, each slice's shard: those of each layer, and the final one."""
     m = plan.model
     rows = []
     for layer in range(m.layers):
-        rows += [checkpoint.tensor(m.attention_norm.at(layer)), checkpoint.tensor(m.ffn_norm.at(layer))]
+        rows += [checkpoint.tensor(ref.at(layer)) for ref in m.layer_norms]
     rows.append(checkpoint.tensor(m.final_norm.at(None)))
     table = _padded_to(np.stack(rows), (len(rows), padded(m.hidden)))
     shard = plan.shard
@@ -168,40 +181,63 @@ def _shape_weight(plan: Plan, linear: LinearPlan, weight: Floats) -> Floats:
 
 
 def _matrices(plan: Plan, memory: Memory, checkpoint: Checkpoint, linear: LinearPlan) -> Iterator[Image]:
-    """One class: for each layer and tile the slots of K, each [nt, kt] codes; scales in a region of their own."""
-    m: DecoderModel = plan.model
-    layers = [None] if linear.name == "head" else list(range(m.layers))
-    ref = m.matrices[linear.name].weight
-    fmt = FORMATS[linear.format]
+    """One class: for each layer and tile the slots of K, each [nt, kt] codes; scales in a region of their own.
+
+    Experts begin at multiples of what the slice with most tiles has, so that a number finds each.
+    """
     offsets = dict.fromkeys(range(plan.slices), (memory.dram[f"w_{linear.name}"], memory.dram[f"ws_{linear.name}"]))
-    for layer in layers:
-        weight = _shape_weight(plan, linear, checkpoint.tensor(ref.at(layer)))
-        codes, scales = _slots(linear, weight, fmt)
+    for layer, expert in _instances(plan, linear):
+        codes, scales = _slots(linear, *_quantised(plan, linear, checkpoint, layer, expert))
+        most = plan.most_tiles(linear) if linear.copies > 1 else 0
         for rank in range(plan.slices):
             first, count = plan.tile_share(linear, rank)
-            if not count:
-                continue
-            c, s = codes[first : first + count].tobytes(), scales[first : first + count].tobytes()
+            c, s = codes[first : first + count], scales[first : first + count]
             at, scale_at = offsets[rank]
-            yield Image(rank, at, c)
-            yield Image(rank, scale_at, s)
-            offsets[rank] = (at + len(c), scale_at + len(s))
+            if count:
+                yield Image(rank, at, c.tobytes())
+                yield Image(rank, scale_at, s.tobytes())
+            pitch = max(most, count)
+            offsets[rank] = (at + pitch * codes[0].nbytes, scale_at + pitch * scales[0].nbytes)
 
 
-def _slots(linear: LinearPlan, weight: Floats, fmt: Format) -> tuple[Bytes, Bytes]:
-    """Quantise [n, k] and cut it: codes [tiles, slots, bytes], scales [tiles, slots, nt * kt * terms / 32]."""
+def _instances(plan: Plan, linear: LinearPlan) -> Iterator[tuple[int | None, int | None]]:
+    """Layer and expert of each matrix (or bias) of a class, in the order in which they lie."""
+    for layer in range(1 if linear.name == "head" else plan.model.layers):
+        for expert in range(linear.copies):
+            yield None if linear.name == "head" else layer, expert if linear.copies > 1 else None
+
+
+def _quantised(
+    plan: Plan, linear: LinearPlan, checkpoint: Checkpoint, layer: int | None, expert: int | None
+) -> tuple[Bytes, Bytes]:
+    """Codes and scales of a matrix, padded; as they lie in the checkpoint where that has them in this format."""
+    ref, fmt = plan.model.matrices[linear.name].weight, FORMATS[linear.format]
+    stored = checkpoint.blocks(ref, layer, expert) if linear.format == "E2M1" else None
+    if stored is not None:
+        codes, scales = stored
+        return _padded_codes(codes, (linear.n, linear.k)), _padded_codes(scales, (linear.n, linear.k // BLOCK))
+    weight = _shape_weight(plan, linear, checkpoint.weight(ref, layer, expert))
     if linear.terms == 2:
         c1, s1, c2, s2 = quantise_two_term(weight, fmt)
         n = weight.shape[0]
         codes = np.stack([c1.reshape(n, -1, BLOCK), c2.reshape(n, -1, BLOCK)], axis=2).reshape(n, -1)
-        scales = np.stack([s1, s2], axis=2).reshape(n, -1)
-    else:
-        codes, scales = quantise(weight, fmt)
+        return codes, np.stack([s1, s2], axis=2).reshape(n, -1)
+    return quantise(weight, fmt)
+
+
+def _padded_codes(codes: Bytes, shape: tuple[int, int]) -> Bytes:
+    out = np.zeros(shape, np.uint8)
+    out[: codes.shape[0], : codes.shape[1]] = codes
+    return out
+
+
+def _slots(linear: LinearPlan, codes: Bytes, scales: Bytes) -> tuple[Bytes, Bytes]:
+    """Cut codes [n, k * terms]: codes [tiles, slots, bytes], scales [tiles, slots, nt * kt * terms / 32]."""
     width = linear.kt * linear.terms
     tiles, nt = linear.tiles, linear.nt
     cut = codes.reshape(tiles, nt, -1, width).transpose(0, 2, 1, 3).reshape(tiles, -1, nt * width)
     blocks = scales.reshape(tiles, nt, -1, width // BLOCK).transpose(0, 2, 1, 3).reshape(tiles, -1, nt * width // BLOCK)
-    return np.ascontiguousarray(_bytes(cut, fmt)), np.ascontiguousarray(blocks)
+    return np.ascontiguousarray(_bytes(cut, FORMATS[linear.format])), np.ascontiguousarray(blocks)
 
 
 def _biases(plan: Plan, memory: Memory, checkpoint: Checkpoint, linear: LinearPlan) -> Iterator[Image]:
@@ -210,14 +246,14 @@ def _biases(plan: Plan, memory: Memory, checkpoint: Checkpoint, linear: LinearPl
     ref = m.matrices[linear.name].bias
     assert ref is not None
     offsets = dict.fromkeys(range(plan.slices), memory.dram[f"bias_{linear.name}"])
-    for layer in range(m.layers):
-        bias = _shape_weight_bias(plan, linear, checkpoint.tensor(ref.at(layer)))
+    most = plan.most_tiles(linear) if linear.copies > 1 else 0
+    for layer, expert in _instances(plan, linear):
+        bias = _shape_weight_bias(plan, linear, checkpoint.weight(ref, layer, expert))
         for rank in range(plan.slices):
             first, count = plan.tile_share(linear, rank)
             if count:
-                data = bias[first * linear.nt : (first + count) * linear.nt].tobytes()
-                yield Image(rank, offsets[rank], data)
-                offsets[rank] += len(data)
+                yield Image(rank, offsets[rank], bias[first * linear.nt : (first + count) * linear.nt].tobytes())
+            offsets[rank] += 4 * max(most, count) * linear.nt
 
 
 def _shape_weight_bias(plan: Plan, linear: LinearPlan, bias: Floats) -> Floats:

@@ -18,15 +18,32 @@ from systolith.numerics.trig import cos_sin
 from systolith.spec.errors import SystolithError
 
 __all__ = [
-    "LOG2E", "Enclosure", "Interval", "Scaling", "eps_constant", "inverse_frequencies", "linear_scaling",
-    "llama3_scaling", "mean_scale", "rotary_angles", "rotary_tables", "score_scale", "temperature_scale",
-    "yarn_attention_factor", "yarn_scaling",
+    "GELU_CUBIC", "GELU_LINEAR", "LOG2E", "Enclosure", "Interval", "Scaling", "eps_constant",
+    "inverse_frequencies", "linear_scaling", "llama3_scaling", "mean_scale", "rotary_angles", "rotary_tables",
+    "score_scale", "temperature_scale", "yarn_attention_factor", "yarn_scaling",
 ]  # fmt: skip
 
 Float32s = npt.NDArray[np.float32]
 
 LOG2E: float = _exact.round_enclosed(_exact.log2e)
 """RNE(log2 e), 0x3FB8AA3B."""
+
+
+def _gelu(factor: Fraction) -> float:
+    """RNE(2 * sqrt(2 / pi) * factor)."""
+
+    def enclose(bits: int) -> Interval:
+        ratio = Interval.exact(2) / _exact.pi(bits)
+        root = Interval(_exact.sqrt(ratio.lo, bits).lo, _exact.sqrt(ratio.hi, bits).hi)
+        return Interval.exact(2 * factor) * root
+
+    return _exact.round_enclosed(enclose)
+
+
+GELU_LINEAR: float = _gelu(Fraction(1))
+"""RNE(2 * sqrt(2 / pi)): gelu_tanh(x) = x * sigmoid(x * (x^2 * GELU_CUBIC + GELU_LINEAR))."""
+GELU_CUBIC: float = _gelu(Fraction("0.044715"))
+"""RNE(2 * sqrt(2 / pi) * 0.044715)."""
 
 MAX_POSITION = 2**24
 """Positions are below this, so that they are FP32 integers."""

@@ -1,8 +1,9 @@
 """The least time a chip can take for a token: bytes it must read over bandwidth, products it must make over rate.
 
 docs/cli.md has the formula. Bytes: every matrix once, in its format with its scales, one embedding row, and the cached
-keys and values that are visible. Multiply-adds: those of the matrices, of the scores and of the weighted values, each
-at the rate of its pair of formats. Nothing is padded and nothing else is counted, so no program can be faster.
+keys and values that are visible; of experts those of one row, as all rows may choose alike. Multiply-adds: those of the
+matrices, of the scores and of the weighted values, each at the rate of its pair of formats. Nothing is padded and
+nothing else is counted, so no program can be faster.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from systolith.compiler.model import DecoderModel
-from systolith.compiler.plan import Plan
+from systolith.compiler.plan import Plan, weight_format
 from systolith.models.profile import TWO_TERMS
 from systolith.numerics.formats import FORMATS
 from systolith.spec.limits import BLOCK
@@ -53,11 +54,12 @@ def _bytes(rows: int, columns: int, fmt: str) -> int:
 
 
 def _matrices(model: DecoderModel) -> list[tuple[str, int, int, int]]:
-    """(class, N, K, how many) of all matrices."""
+    """(class, N, K, how many a row needs) of all matrices."""
     result = []
     for name, matrix in model.matrices.items():
         n, k = matrix.weight.shape
-        result.append((name, n, k, 1 if name == "head" else model.layers))
+        copies = model.experts.top_k if model.experts is not None and name.startswith("expert_") else 1
+        result.append((name, n, k, 1 if name == "head" else copies * model.layers))
     return result
 
 
@@ -67,18 +69,18 @@ def step_cost(plan: Plan, contexts: Sequence[int]) -> StepCost:
     macs: Counter[str] = Counter()
     total = len(contexts) * _bytes(1, model.hidden, profile.embed)
     for name, n, k, count in _matrices(model):
-        fmt = profile.head if name == "head" else profile.weights
+        fmt = weight_format(profile, name)
         total += count * _bytes(n, k, fmt)
         terms = 2 if fmt == TWO_TERMS else 1
         pair = f"{profile.activations}x{'INT8' if fmt == TWO_TERMS else fmt}"
         macs[pair] += len(contexts) * count * terms * n * k
     d, kv = model.head_dim, 0
     for context in contexts:
-        seen = context if model.window is None else min(context, model.window)
+        seen = sum(context if kind.window is None else min(context, kind.window) for kind in model.kinds)
         token = _bytes(1, d, profile.k) + -(-d * FORMATS[profile.v].bits // 8) + 1  # V has one scale a token and head
-        kv += model.layers * model.kv_heads * seen * token
-        macs[f"{profile.k}x{profile.k}"] += model.layers * model.heads * d * seen
-        macs[f"{profile.p}x{profile.v}"] += model.layers * model.heads * d * seen
+        kv += model.kv_heads * seen * token
+        macs[f"{profile.k}x{profile.k}"] += model.heads * d * seen
+        macs[f"{profile.p}x{profile.v}"] += model.heads * d * seen
     return StepCost(total + kv, macs, kv)
 
 
@@ -88,18 +90,16 @@ def prefill_cost(plan: Plan, length: int) -> StepCost:
     values need not leave the chip."""
     model, profile = plan.model, plan.profile
     cost = step_cost(plan, [1])
-    seen = sum(i if model.window is None else min(i, model.window) for i in range(1, length + 1))
-    head = model.matrices["head"].weight
-    terms = 2 if profile.head == TWO_TERMS else 1
-    pair = f"{profile.activations}x{'INT8' if profile.head == TWO_TERMS else profile.head}"
-    macs: Counter[str] = Counter({pair: terms * head.shape[0] * head.shape[1]})
+    seen = sum(
+        sum(i if kind.window is None else min(i, kind.window) for i in range(1, length + 1)) for kind in model.kinds
+    )
+    macs: Counter[str] = Counter()
     for name, n, k, count in _matrices(model):
-        if name == "head":
-            continue
-        terms = 2 if profile.weights == TWO_TERMS else 1
-        pair = f"{profile.activations}x{'INT8' if profile.weights == TWO_TERMS else profile.weights}"
-        macs[pair] += length * count * terms * n * k
-    each = model.layers * model.heads * model.head_dim * seen
+        fmt = weight_format(profile, name)
+        terms = 2 if fmt == TWO_TERMS else 1
+        pair = f"{profile.activations}x{'INT8' if fmt == TWO_TERMS else fmt}"
+        macs[pair] += (1 if name == "head" else length) * count * terms * n * k
+    each = model.heads * model.head_dim * seen
     macs[f"{profile.k}x{profile.k}"] += each
     macs[f"{profile.p}x{profile.v}"] += each
     rows = (length - 1) * _bytes(1, model.hidden, profile.embed)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from systolith.compiler.model import match
+from systolith.compiler.model import LayerKind, match, periods
 from systolith.models.graph import ModelGraph
 from systolith.models.profile import Profile
 from systolith.spec import ModelError
@@ -22,7 +22,8 @@ def graph(make: Make) -> ModelGraph:
 def test_a_llama_is_a_decoder(make: Make) -> None:
     found = match(make(attention_bias=True, tied=False, theta=500000.0).graph)
     assert (found.hidden, found.inner, found.heads, found.kv_heads, found.head_dim) == (64, 96, 2, 1, 32)
-    assert (found.vocab, found.layers, found.context, found.theta, found.window) == (70, 2, 512, 500000.0, None)
+    assert (found.vocab, found.layers, found.context, found.ropes) == (70, 2, 512, ((500000.0, None),))
+    assert found.kinds == (LayerKind(None),) * 2
     assert [name for name in found.matrices if found.bias(name)] == ["q", "k", "v", "o"]
     assert not found.tied
     assert found.matrices["head"].weight.at(None) == "lm_head.weight"
@@ -43,7 +44,7 @@ def test_norms_of_heads_are_both_there_or_none(make: Make) -> None:
 def test_q_and_k_turn_alike(make: Make) -> None:
     linear = {"rope_scaling": {"type": "linear", "factor": 2.0}}
     graph = make(extra=linear).graph
-    scaling = match(graph).scaling
+    ((_, scaling),) = match(graph).ropes
     assert scaling is not None
     assert '"kind":"linear"' in scaling
     k = tuple(replace(n, attrs={**n.attrs, "scaling": None}) if n.out == "k" else n for n in graph.layer)
@@ -55,19 +56,19 @@ def test_q_and_k_turn_alike(make: Make) -> None:
 
 def test_a_window_is_read_and_may_be_set_by_the_profile(make: Make, graph: ModelGraph) -> None:
     mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 24}
-    assert match(Profile(window=9).apply(graph)).window == 9
-    assert match(make(extra=mistral).graph).window == 24
+    assert match(Profile(window=9).apply(graph)).kinds == (LayerKind(9),) * 2
+    assert match(make(extra=mistral).graph).kinds == (LayerKind(24),) * 2
 
 
 def test_everything_without_a_kernel_is_told_at_once(graph: ModelGraph) -> None:
     layer = list(graph.layer)
     layer[4] = replace(layer[4], op="layer_norm")
-    layer[13] = replace(layer[13], op="gelu_mul")
+    layer[13] = replace(layer[13], op="layer_norm")
     strange = replace(graph, layer=tuple(layer), special={1: graph.layer})
     with pytest.raises(
         ModelError,
-        match=r"^model m: no kernel for operation gelu_mul \(1\); operation layer_norm \(1\); a layer other than "
-        r"norm, q, k, v, rotary, attention, o, add, norm, gate, up, silu, down, add; layers with a body of their own "
+        match=r"^model m: no kernel for operation layer_norm \(2\); a layer other than norm, q, k, v, rotary, attention, "
+        r"o, add, norm and gate, up, silu or gelu, down, add or route, experts, add; layers with a body of their own "
         r"\(1\); register kernels for them$",
     ):
         match(strange)
@@ -83,14 +84,26 @@ def test_a_head_or_embedding_of_another_kind(graph: ModelGraph) -> None:
 
 
 def test_what_differs_from_layer_to_layer(graph: ModelGraph) -> None:
-    varied = graph.with_attr("attention", window=(5, 7)).with_attr("rope", theta=(1e4, 1e6))
+    varied = graph.with_attr("attention", window=(5, None), scale=(0.5, 0.25)).with_attr("rope", theta=(1e4, 1e6))
     with pytest.raises(
         ModelError,
-        match=r"^model m: no kernel for rope\.theta that differs from layer to layer; attention\.window that differs "
-        r"from layer to layer; register kernels for them$",
+        match=r"^model m: no kernel for attention\.scale that differs from layer to layer; register kernels for them$",
     ):
         match(varied)
-    assert match(graph.with_attr("attention", window=(7, 7))).window == 7
+    found = match(varied.with_attr("attention", scale=0.5))
+    assert found.kinds == (LayerKind(5, 0), LayerKind(None, 1))
+    assert found.ropes == ((1e4, None), (1e6, None))
+
+
+def test_layers_are_cut_into_loops_of_equal_bodies() -> None:
+    a, b = LayerKind(128), LayerKind(None)
+    assert periods((b,) * 80) == [((b,), 80)]
+    assert periods((a, b) * 18) == [((a, b), 18)]
+    gemma = ((a,) * 5 + (b,)) * 4 + (a, a)
+    assert periods(gemma) == [((a, a, a, a, a, b), 4), ((a,), 2)]
+    assert periods((b, b, b, *(a,) * 58)) == [((b,), 3), ((a,), 58)]
+    for kinds in (gemma, (a, b, b, a, b), (a,)):
+        assert tuple(k for body, times in periods(kinds) for _ in range(times) for k in body) == kinds
 
 
 def test_norms_of_different_eps(graph: ModelGraph) -> None:

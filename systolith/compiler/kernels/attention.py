@@ -13,6 +13,7 @@ from systolith.compiler.kernels.chunk import attend_chunk, wait_for_rows
 from systolith.compiler.kernels.dump import store_rows, tap
 from systolith.compiler.kernels.partial import Partial, merge, start_empty
 from systolith.compiler.kernels.segment import Tile, each_segment, each_unit
+from systolith.compiler.memory import sink_layers
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
 from systolith.isa.vector import Func, Op1
@@ -92,6 +93,8 @@ def _lane(ctx: Context, tile: Tile, current: Partial, index: int) -> None:
             b.set(stride, lanes)
             b.alu_r(AluFn.SUB, count, count, start)
             b.alu_r(AluFn.CEILDIV, count, count, stride)
+            if ctx.kind.window is not None:
+                _skip_unseen(ctx, tile, ctx.kind.window, start, count, stride)
             b.alu(AluFn.SHL, start, start, CHUNK_TOKENS.bit_length() - 1)
             place = b.open_loop(count)
         attend_chunk(ctx, tile, current, start)
@@ -99,6 +102,27 @@ def _lane(ctx: Context, tile: Tile, current: Partial, index: int) -> None:
             b.set(stride, lanes * CHUNK_TOKENS)
             b.alu_r(AluFn.ADD, start, start, stride)
         b.close_loop(place)
+
+
+def _skip_unseen(ctx: Context, tile: Tile, window: int, start: int, count: int, stride: int) -> None:
+    """Leave out the lane's chunks that lie before the window of the tile's first token: empty, they change nothing.
+
+    start, count: registers of the lane's first chunk and its chunks; stride: register of R.
+    """
+    b = ctx.b
+    with b.registers(2) as (seen, bound):
+        # First chunk that is seen: max(position - (window - 1), 0) / 256.
+        b.alu_r(AluFn.ADD, seen, tile.segment.position, tile.first)
+        b.set(bound, window - 1)
+        b.alu_r(AluFn.MAX, seen, seen, bound)
+        b.alu_r(AluFn.SUB, seen, seen, bound)
+        b.alu(AluFn.SHR, seen, seen, CHUNK_TOKENS.bit_length() - 1)
+        b.alu_r(AluFn.MAX, seen, seen, start)
+        b.alu_r(AluFn.SUB, seen, seen, start)
+        b.alu_r(AluFn.CEILDIV, seen, seen, stride)
+        b.alu_r(AluFn.SUB, count, count, seen)
+        b.alu_r(AluFn.MUL, seen, seen, stride)
+        b.alu_r(AluFn.ADD, start, start, seen)
 
 
 def _lanes(ctx: Context, tile: Tile, current: Partial, index: int, active: int) -> None:
@@ -215,16 +239,22 @@ def _sink(ctx: Context, tile: Tile, result: Partial) -> None:
     """Merge the head's sink: M_s and l_s from the table, o = +0."""
     b, plan = ctx.b, ctx.plan
     g, heads = plan.group_queries, plan.model.heads
-    with b.pair() as exponents, b.descriptors(2) as (value, other), tile.unit.head() as head:
+    with b.pair() as exponents, b.descriptors(2) as (value, other), b.registers(1) as (place,):
+        # The table has, layer by layer where layers differ, M_s of all heads and then l_s.
+        b.set(place, 0)
+        if sink_layers(plan) > 1:
+            b.alu(AluFn.MUL, place, ctx.r_layer, 2 * plan.model.kv_heads)
+        with tile.unit.head() as head:
+            b.alu_r(AluFn.ADD, place, place, head)
         for part in ("o", "l"):
             result.load(ctx, exponents, "m")
             b.load(exponents + 1, ctx.spad("sinks", "INT32", (1, g, 1), (0, 1, 0), step=g))
-            b.advance_r(exponents + 1, 3, head)
+            b.advance_r(exponents + 1, 3, place)
             if part == "o":
                 b.load(other, ctx.constant(Constant.ZERO))
             else:
                 b.load(other, ctx.spad("sinks", "FP32", (1, g, 1), (0, 1, 0), offset=4 * heads, step=g))
-                b.advance_r(other, 3, head)
+                b.advance_r(other, 3, place)
             result.load(ctx, value, part)
             b.extent_r(value, 0, tile.tokens)
             b.vec(value, value, other, exponents, op1=Op1.SHIFTADD)

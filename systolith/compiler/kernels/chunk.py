@@ -71,8 +71,8 @@ def _scores(ctx: Context, tile: Tile, start: int, total: int, parts: int) -> Non
         # Positions that the tile's first token sees: its own and those before.
         b.alu_r(AluFn.ADD, high, tile.segment.position, tile.first)
         b.alu(AluFn.ADD, high, high, 1)
-        if plan.model.window is not None:
-            b.set(window, plan.model.window)
+        if ctx.kind.window is not None:
+            b.set(window, ctx.kind.window)
         with b.loop_r(parts):
             if not plan.whole_chunks:
                 _load(ctx, tile, _keys(ctx), position=position, start=start, total=total)
@@ -96,7 +96,7 @@ def _scores(ctx: Context, tile: Tile, start: int, total: int, parts: int) -> Non
                 b.advance_r(out, 3, column)
             b.load(scale, ctx.constant(Constant.SCORE_SCALE))
             b.vec_masked(out, acc, scale, op1=Op1.MUL, red=Red.NONE, j0=position,
-                         window=window if plan.model.window is not None else 0, high=high, group=g,
+                         window=window if ctx.kind.window is not None else 0, high=high, group=g,
                          wait="acc_full", post="acc_free")  # fmt: skip
             b.alu(AluFn.ADD, position, position, part)
 

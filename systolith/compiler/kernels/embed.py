@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from systolith.compiler.context import Cell, Context, Norm
+from systolith.compiler.context import Cell, Constant, Context, Norm
 from systolith.compiler.kernels.dump import store_rows, tap
 from systolith.compiler.kernels.norm import finish_norm, load_gains, residual, send_tile, store_residual
 from systolith.compiler.memory import ring_bytes
 from systolith.isa.instruction import Queue
+from systolith.isa.vector import Op1
 
 __all__ = ["embed"]
 
@@ -35,7 +36,10 @@ def embed(ctx: Context) -> None:
         ctx.load_ring(codes, view, ctx.r_load)
         ctx.bump(ctx.r_load)
         residual(ctx, x, tile)
-        b.vec(x, codes, wait="load_full", post="load_free")
+        scaled = plan.model.embed_scale != 1.0
+        if scaled:
+            b.load(ids, ctx.constant(Constant.EMBED_SCALE))
+        b.vec(x, codes, ids if scaled else 0, op1=Op1.MUL if scaled else Op1.NONE, wait="load_full", post="load_free")
         if tap(ctx):
             stride = ctx.shard if plan.x_resident else nt
             view = ctx.spad("x", "FP32", (rows, 1, nt), (stride, 0, 1), step=nt, xe=Cell.ROWS)

@@ -1,4 +1,4 @@
-"""The gated feed-forward: h = silu(gate) * up, tile by tile, quantised and sent to all slices."""
+"""The gated feed-forward: h = silu(gate) * up (or gelu_tanh), tile by tile, quantised and sent to all slices."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ffn(ctx: Context) -> None:
     with ctx.cell_loop(Cell.FFN_TILES) as tile:
         b.tensor_name = "gate"
         product(ctx, plan.gate, operand(ctx, "b", ctx.hidden, fmt, rows, xe), rows, xe)
-        _silu_of_gate(ctx)
+        _activate_gate(ctx)
         b.tensor_name = "up"
         product(ctx, plan.up, operand(ctx, "b", ctx.hidden, fmt, rows, xe), rows, xe)
         _times_up(ctx, tile)
@@ -38,8 +38,8 @@ def _tile(ctx: Context, name: str, fmt: str = "FP32", xe: int = 0) -> Descriptor
     return ctx.spad(name, fmt, (ctx.rows, 1, n), (n, 0, 1), xe=xe)
 
 
-def _silu_of_gate(ctx: Context) -> None:
-    """exp_tile = silu(g) = g * rcp(1 + exp2fx(fix(-g log2 e))), g = sums * r + bias.
+def _activate_gate(ctx: Context) -> None:
+    """exp_tile = g * sigmoid(u) = g * rcp(1 + exp2fx(fix(-u log2 e))), g = sums * r + bias; u = g, or gelu_tanh's.
 
     g is read from the accumulator twice, unless it has a bias or is kept for another reason (`Plan.gate_apart`).
     """
@@ -52,7 +52,12 @@ def _silu_of_gate(ctx: Context) -> None:
         if plan.gate_apart:
             b.load(gate, _tile(ctx, "gate_tile", xe=xe))
             _finish_sums(ctx, plan.gate, gate, s.d, s.wait, s.post, r)
-            b.vec(exp, gate, minus, op1=Op1.MUL, func=Func.FIX)
+            if plan.model.activation == "gelu_tanh":
+                _gelu_exponent(ctx, gate)
+                b.load(r, _tile(ctx, "exp_tile", xe=xe))
+                b.vec(exp, r, minus, op1=Op1.MUL, func=Func.FIX)
+            else:
+                b.vec(exp, gate, minus, op1=Op1.MUL, func=Func.FIX)
         elif deferred:
             b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
             b.vec(exp, s.d, r, minus, op1=Op1.MUL, op2=Op2.MUL, func=Func.FIX, wait=s.wait)
@@ -68,6 +73,17 @@ def _silu_of_gate(ctx: Context) -> None:
             b.vec(minus, s.d, r, minus, op1=Op1.MUL, op2=Op2.MUL, post=s.post)
         else:
             b.vec(minus, s.d, minus, op1=Op1.MUL, post=s.post)
+
+
+def _gelu_exponent(ctx: Context, gate: int) -> None:
+    """exp_tile = u of gelu_tanh(g) = g * sigmoid(u): u = g * (g * g * c1 + c0), each step rounded."""
+    b = ctx.b
+    with b.descriptors(2) as (u, c):
+        b.load(u, _tile(ctx, "exp_tile", xe=Cell.ROWS))
+        b.load(c, ctx.constant(Constant.GELU_1))
+        b.vec(u, gate, gate, c, op1=Op1.MUL, op2=Op2.MUL)
+        b.load(c, ctx.constant(Constant.GELU_0))
+        b.vec(u, u, c, gate, op1=Op1.ADD, op2=Op2.MUL)
 
 
 def _times_up(ctx: Context, tile: int) -> None:

@@ -16,7 +16,7 @@ from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.vector import Op1
 
-__all__ = ["Sums", "bias_tile", "open_streams", "operand", "product", "sums"]
+__all__ = ["Sums", "bias_tile", "load_stream", "open_streams", "operand", "product", "sums"]
 
 
 def open_streams(ctx: Context) -> None:
@@ -28,19 +28,26 @@ def open_streams(ctx: Context) -> None:
 
 
 def rewind(ctx: Context) -> None:
-    """Point the streams at the first layer: once a step."""
+    """Point the streams at the first layer: once a step. Those of experts are pointed at each by itself."""
     for linear in ctx.plan.linears:
-        k = linear.kt * linear.terms
+        if linear.copies == 1:
+            load_stream(ctx, linear)
+
+
+def load_stream(ctx: Context, linear: LinearPlan) -> None:
+    """Point the streams of a class at its first matrix. A step is a matrix, dimension 1 of it a tile of columns."""
+    k, tiles = linear.kt * linear.terms, ctx.plan.most_tiles(linear)
+    tile = linear.slots_per_tile * linear.slot_elements
+    ctx.b.load(
+        ctx.streams[linear.name],
+        ctx.dram(f"w_{linear.name}", linear.format, (linear.nt, 1, k), (k, tile, 1), scales=f"ws_{linear.name}",
+                 step=tiles * tile),
+    )  # fmt: skip
+    if ctx.plan.model.bias(linear.name):
         ctx.b.load(
-            ctx.streams[linear.name],
-            ctx.dram(f"w_{linear.name}", linear.format, (linear.nt, 1, k), (k, 0, 1), scales=f"ws_{linear.name}",
-                     step=linear.slot_elements),
-        )  # fmt: skip
-        if ctx.plan.model.bias(linear.name):
-            ctx.b.load(
-                ctx.streams[f"bias_{linear.name}"],
-                ctx.dram(f"bias_{linear.name}", "FP32", (1, 1, linear.nt), (0, 0, 1), step=linear.nt),
-            )
+            ctx.streams[f"bias_{linear.name}"],
+            ctx.dram(f"bias_{linear.name}", "FP32", (1, 1, linear.nt), (0, linear.nt, 1), step=tiles * linear.nt),
+        )
 
 
 def operand(ctx: Context, name: str, width: int, fmt: str, rows: int, xe: int) -> Descriptor:
@@ -48,8 +55,13 @@ def operand(ctx: Context, name: str, width: int, fmt: str, rows: int, xe: int) -
     return ctx.spad(name, fmt, (rows, 1, width), (width, 0, 1), scales=rows * width, xe=xe)
 
 
-def product(ctx: Context, linear: LinearPlan, source: Descriptor, rows: int, xe: int) -> None:
-    """Multiply the operand by the next tile of a class: weights on W, sums into the next accumulator half on M."""
+def product(
+    ctx: Context, linear: LinearPlan, source: Descriptor, rows: int, xe: int, *, first: int = 0, count: int = 0
+) -> None:
+    """Multiply the operand by the next tile of a class: weights on W, sums into the next accumulator half on M.
+
+    first, count: registers of the first row and the number of rows, where these are not all of the step.
+    """
     b = ctx.b
     stream = ctx.streams[linear.name]
     b.sync(Queue.M, wait="acc_free")
@@ -59,11 +71,15 @@ def product(ctx: Context, linear: LinearPlan, source: Descriptor, rows: int, xe:
             ctx.load_ring(acc, ctx.acc(rows, linear.nt, span=number, xe=xe), ctx.r_acc)
             fmt = source.format.name
             b.load(a, _columns(source, start, linear.kt, fmt))
+            if first:
+                b.advance_r(a, 0, first)
+            if count:
+                b.extent_r(a, 0, count)
             slots = length // linear.kt
             with b.loop(slots):
                 b.copy(Queue.W, slot, stream, wait="slot_free", post="slot_full")
                 b.matmul(acc, a, slot, zero=2, terms=linear.terms, wait="slot_full", post="slot_free")
-                b.advance(stream, 3, 1)
+                b.advance(stream, 0, linear.nt)
                 b.advance(slot, 3, 1)
                 b.advance(a, 2, linear.kt)
             ctx.bump(ctx.r_slot, slots)
@@ -89,19 +105,24 @@ class Sums:
 
 
 @contextmanager
-def sums(ctx: Context, linear: LinearPlan, rows: int, xe: int) -> Iterator[Sums]:
-    """Give the sums of the tile that `product` made; joins spans by the tree on V. Counts the accumulator on."""
+def sums(ctx: Context, linear: LinearPlan, rows: int, xe: int, *, count: int = 0) -> Iterator[Sums]:
+    """Give the sums of the tile that `product` made; joins spans by the tree on V. Counts the accumulator on.
+
+    count: register of the number of rows, where these are not all of the step.
+    """
     b = ctx.b
     with b.descriptors(1) as (d,):
         if len(linear.spans) == 1:
             ctx.load_ring(d, ctx.acc(rows, linear.nt, xe=xe), ctx.r_acc)
-            ctx.bump(ctx.r_acc)
-            yield Sums(d, "acc_full", "acc_free")
+            wait, post = "acc_full", "acc_free"
         else:
-            _join(ctx, linear, rows, xe)
+            _join(ctx, linear, rows, xe, count)
             b.load(d, _joined(ctx, linear, rows, xe, 0))
-            ctx.bump(ctx.r_acc)
-            yield Sums(d, "", "")
+            wait = post = ""
+        if count:
+            b.extent_r(d, 0, count)
+        ctx.bump(ctx.r_acc)
+        yield Sums(d, wait, post)
 
 
 def _joined(ctx: Context, linear: LinearPlan, rows: int, xe: int, index: int) -> Descriptor:
@@ -109,7 +130,7 @@ def _joined(ctx: Context, linear: LinearPlan, rows: int, xe: int, index: int) ->
     return ctx.spad("spans", "FP32", (rows, 1, n), (n, 0, 1), offset=4 * index * rows * n, xe=xe)
 
 
-def _join(ctx: Context, linear: LinearPlan, rows: int, xe: int) -> None:
+def _join(ctx: Context, linear: LinearPlan, rows: int, xe: int, rows_r: int) -> None:
     """Join the spans pairwise, level by level; an odd last one passes up. The first level reads the accumulator."""
     b, count = ctx.b, len(linear.spans)
     with b.descriptors(3) as (d, left, right):
@@ -118,6 +139,8 @@ def _join(ctx: Context, linear: LinearPlan, rows: int, xe: int) -> None:
             wait, post = ("acc_full" if i == 0 else ""), ("acc_free" if last else "")
             b.load(d, _joined(ctx, linear, rows, xe, i // 2))
             ctx.load_ring(left, ctx.acc(rows, linear.nt, span=i, xe=xe), ctx.r_acc)
+            if rows_r:
+                b.extent_r(left, 0, rows_r)
             if i + 1 < count:
                 ctx.load_ring(right, ctx.acc(rows, linear.nt, span=i + 1, xe=xe), ctx.r_acc)
                 b.vec(d, left, right, op1=Op1.ADD, wait=wait, post=post)
@@ -128,6 +151,8 @@ def _join(ctx: Context, linear: LinearPlan, rows: int, xe: int) -> None:
             for i in range(0, count, 2):
                 b.load(d, _joined(ctx, linear, rows, xe, i // 2))
                 b.load(left, _joined(ctx, linear, rows, xe, i))
+                if rows_r:
+                    b.extent_r(left, 0, rows_r)
                 if i + 1 < count:
                     b.load(right, _joined(ctx, linear, rows, xe, i + 1))
                     b.vec(d, left, right, op1=Op1.ADD)
@@ -149,6 +174,6 @@ def bias_tile(ctx: Context, linear: LinearPlan) -> Iterator[int]:
         ctx.load_ring(view, ctx.words("bias_ring", "FP32", width, (ctx.rows, 1, linear.nt), (0, 0, 1)), ctx.r_load)
         stream = ctx.streams[f"bias_{linear.name}"]
         b.copy(Queue.L, d, stream, wait="load_free", post="load_full")
-        b.advance(stream, 3, 1)
+        b.advance(stream, 2, linear.nt)
         ctx.bump(ctx.r_load)
         yield view

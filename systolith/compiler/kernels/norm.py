@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from systolith.compiler.context import SCRATCH, Cell, Constant, Context, Counter, Norm
 from systolith.compiler.kernels.dump import store_rows, tap
+from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn
 from systolith.isa.vector import Func, Op1, Op2, Red
 from systolith.spec.limits import BLOCK
 
-__all__ = ["finish_norm", "load_gains", "load_residual", "make_r", "residual", "send_tile", "store_residual"]
+__all__ = [
+    "branch", "finish_norm", "load_gains", "load_residual", "make_r", "norm_branch", "residual", "send_tile",
+    "store_residual",
+]  # fmt: skip
 
 
 def load_gains(ctx: Context, norm: Norm) -> None:
@@ -42,16 +46,17 @@ def _half(norm: Norm) -> int:
     return int(norm is Norm.SECOND)
 
 
-def _gains(ctx: Context, d: int, tile: int) -> None:
+def _gains(ctx: Context, d: int, tile: int, norm: Norm) -> None:
     """D[d] = the gains of a tile, the same for every row: [rows, blocks, 32]."""
     b, nt, shard = ctx.b, ctx.plan.o.nt, ctx.shard
-    resident = ctx.plan.gains_resident
-    start = int(ctx.norm) if resident else _half(ctx.norm)
+    resident, sets = ctx.plan.gains_resident, len(ctx.plan.model.layer_norms)
+    places = {Norm.FIRST: 0, Norm.SECOND: sets // 2, Norm.NEXT: sets, Norm.POST_O: 1, Norm.POST_DOWN: 3}
+    start = places[norm] if resident else _half(norm)
     b.load(d, ctx.spad("g", "FP32", (ctx.rows, nt // BLOCK, BLOCK), (0, BLOCK, 1), offset=4 * shard * start, step=nt))
     b.advance_r(d, 3, tile)
-    if resident and ctx.norm is not Norm.FIRST:
+    if resident and norm is not Norm.FIRST:
         with b.registers(1) as (skip,):
-            b.set(skip, 2 * shard)
+            b.set(skip, sets * shard)
             b.alu_r(AluFn.MUL, skip, skip, ctx.r_layer)
             b.advance_r(d, 2, skip)
 
@@ -77,7 +82,7 @@ def send_tile(ctx: Context, which: str, tile: int, *, late: bool = False) -> Non
     blocks = nt // BLOCK
     with b.pair() as d, b.descriptors(4) as (x, g, r, out):
         residual(ctx, x, tile, blocks=True)
-        _gains(ctx, g, tile)
+        _gains(ctx, g, tile, ctx.norm)
         b.load(r, ctx.spad("r", "FP32", (rows, blocks, BLOCK), (1, 0, 0)))
         ctx.load_ring(d, ctx.stage(fmt, (rows, blocks, BLOCK), (nt, BLOCK, 1), scales=True), ctx.r_stage)
         sums = ctx.words("stage_sums", "FP32", rows * blocks, (rows, blocks, 1), (blocks, 1, 0))
@@ -109,20 +114,52 @@ def send_tile(ctx: Context, which: str, tile: int, *, late: bool = False) -> Non
             b.advance_r(out, 3, tile)
             b.put(out, x, wait="stage_full", post="stage_free" if late else "")
         if not late:
-            width = plan.d_blocks
-            ctx.load_ring(
-                x, ctx.words("stage_sums", "FP32", rows * blocks, (rows, 1, blocks), (blocks, 0, 1), xe=Cell.ROWS),
-                ctx.r_stage,
-            )  # fmt: skip
-            b.load(
-                out,
-                ctx.spad(
-                    f"tb_{which}", "FP32", (rows, 1, blocks), (width, 0, 1), step=blocks, xb=Cell.O_FIRST, xe=Cell.ROWS
-                ),
-            )
-            b.advance_r(out, 3, tile)
-            b.put(out, x, wait="" if codes else "stage_full", post="stage_free")
+            _send_sums(ctx, f"tb_{which}", x, out, tile, wait="" if codes else "stage_full")
     ctx.bump(ctx.r_stage)
+
+
+def _send_sums(ctx: Context, name: str, source: int, out: int, tile: int, *, wait: str) -> None:
+    """Send a tile's staged sums of squares, one a block, to all slices. source, out: free descriptor registers."""
+    b, rows, blocks, width = ctx.b, ctx.rows, ctx.plan.o.nt // BLOCK, ctx.plan.d_blocks
+    ctx.load_ring(
+        source, ctx.words("stage_sums", "FP32", rows * blocks, (rows, 1, blocks), (blocks, 0, 1), xe=Cell.ROWS),
+        ctx.r_stage,
+    )  # fmt: skip
+    b.load(
+        out,
+        ctx.spad(name, "FP32", (rows, 1, blocks), (width, 0, 1), step=blocks, xb=Cell.O_FIRST, xe=Cell.ROWS),
+    )
+    b.advance_r(out, 3, tile)
+    b.put(out, source, wait=wait, post="stage_free")
+
+
+def branch(ctx: Context, *, blocks: bool = False) -> Descriptor:
+    """Describe the first tile of what o or down gives, before its norm; a step is a tile."""
+    nt, rows, shard = ctx.plan.o.nt, ctx.rows, ctx.shard
+    ext, stride = ((rows, nt // BLOCK, BLOCK), (shard, BLOCK, 1)) if blocks else ((rows, 1, nt), (shard, 0, 1))
+    return ctx.spad("branch", "FP32", ext, stride, step=nt, xe=Cell.ROWS)
+
+
+def norm_branch(ctx: Context, norm: Norm) -> None:
+    """branch = RNE(RNE(y * r) * g), y what o or down gives, r of its whole rows: their sums of squares travel first."""
+    b, rows, blocks = ctx.b, ctx.rows, ctx.plan.o.nt // BLOCK
+    with b.descriptors(2) as (y, out), ctx.cell_loop(Cell.O_TILES) as tile:
+        b.load(y, branch(ctx, blocks=True))
+        b.advance_r(y, 3, tile)
+        ctx.load_ring(
+            SCRATCH, ctx.words("stage_sums", "FP32", rows * blocks, (rows, blocks, 1), (blocks, 1, 0)), ctx.r_stage
+        )
+        b.vec(0, y, red=Red.SUMSQ, wait="stage_free", post="stage_full")
+        _send_sums(ctx, "tb_post", y, out, tile, wait="stage_full")
+        ctx.bump(ctx.r_stage)
+    ctx.arrive(("partials", Counter.SUMS_O if norm is Norm.POST_O else Counter.SUMS_DOWN))
+    make_r(ctx, "post")
+    with b.descriptors(3) as (y, r, g), ctx.cell_loop(Cell.O_TILES) as tile:
+        b.load(y, branch(ctx, blocks=True))
+        b.advance_r(y, 3, tile)
+        b.load(r, ctx.spad("r", "FP32", (rows, blocks, BLOCK), (1, 0, 0)))
+        _gains(ctx, g, tile, norm)
+        b.vec(y, y, r, g, op1=Op1.MUL, op2=Op2.MUL)
 
 
 def finish_norm(ctx: Context, which: str, *, ahead: int = 0) -> None:
@@ -164,7 +201,7 @@ def make_r(ctx: Context, which: str, *, ahead: int = 0) -> None:
         b.load(mean, ctx.constant(Constant.MEAN))
         b.load(eps, ctx.constant(Constant.EPS))
         b.vec(r, r, mean, eps, op1=Op1.MUL, op2=Op2.ADD, func=Func.RSQRT)
-    if tap(ctx):
+    if tap(ctx) and which != "post":
         store_rows(
             ctx,
             "r_attention" if which == "a" else "r_ffn",

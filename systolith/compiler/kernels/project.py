@@ -6,9 +6,11 @@ from systolith.compiler.context import Cell, Context, Norm
 from systolith.compiler.kernels.dump import store_rows, tap
 from systolith.compiler.kernels.linear import bias_tile, operand, product, sums
 from systolith.compiler.kernels.norm import (
+    branch,
     finish_norm,
     load_gains,
     load_residual,
+    norm_branch,
     residual,
     send_tile,
     store_residual,
@@ -27,19 +29,27 @@ def project(ctx: Context, linear: LinearPlan, source: str, which: str) -> None:
     b.tensor_name = linear.name
     load_gains(ctx, Norm.SECOND if which == "b" else Norm.NEXT)
     b.sync(Queue.M, wait="operand")
-    with ctx.cell_loop(Cell.O_TILES) as tile, b.descriptors(1) as (x,):
-        product(ctx, linear, operand(ctx, source, linear.k, plan.profile.activations, rows, xe), rows, xe)
+    apart = plan.model.post_norms is not None
+    if apart:
+        with ctx.cell_loop(Cell.O_TILES) as tile, b.descriptors(1) as (y,):
+            product(ctx, linear, operand(ctx, source, linear.k, plan.profile.activations, rows, xe), rows, xe)
+            b.load(y, branch(ctx))
+            b.advance_r(y, 3, tile)
+            _finish(ctx, linear, y)
+        norm_branch(ctx, Norm.POST_O if which == "b" else Norm.POST_DOWN)
+    with ctx.cell_loop(Cell.O_TILES) as tile, b.descriptors(2) as (x, y):
+        if not apart:
+            product(ctx, linear, operand(ctx, source, linear.k, plan.profile.activations, rows, xe), rows, xe)
         if not plan.x_resident:
             load_residual(ctx, tile)
             b.sync(Queue.V, wait="load_full")
-        with sums(ctx, linear, rows, xe) as s:
-            residual(ctx, x, tile)
-            if plan.model.bias(linear.name):
-                with bias_tile(ctx, linear) as bias:
-                    b.vec(x, s.d, bias, x, op1=Op1.ADD, op2=Op2.ADD, wait=f"{s.wait} load_full",
-                          post=f"{s.post} load_free")  # fmt: skip
-            else:
-                b.vec(x, s.d, x, op1=Op1.ADD, wait=s.wait, post=s.post)
+        residual(ctx, x, tile)
+        if apart:
+            b.load(y, branch(ctx))
+            b.advance_r(y, 3, tile)
+            b.vec(x, x, y, op1=Op1.ADD)
+        else:
+            _finish(ctx, linear, x, x)
         if tap(ctx):
             name = "x_attention" if linear.name == "o" else "x_ffn"
             nt = plan.o.nt
@@ -51,3 +61,15 @@ def project(ctx: Context, linear: LinearPlan, source: str, which: str) -> None:
             store_residual(ctx, tile)
     finish_norm(ctx, which, ahead=int(which == "a"))
     b.tensor_name = ""
+
+
+def _finish(ctx: Context, linear: LinearPlan, out: int, x: int = 0) -> None:
+    """D[out] = sums + bias, or that + D[x]."""
+    b = ctx.b
+    with sums(ctx, linear, ctx.rows, Cell.ROWS) as s:
+        if ctx.plan.model.bias(linear.name):
+            with bias_tile(ctx, linear) as bias:
+                b.vec(out, s.d, bias, x, op1=Op1.ADD, op2=Op2.ADD if x else Op2.NONE, wait=f"{s.wait} load_full",
+                      post=f"{s.post} load_free")  # fmt: skip
+        else:
+            b.vec(out, s.d, x, op1=Op1.ADD if x else Op1.NONE, wait=s.wait, post=s.post)

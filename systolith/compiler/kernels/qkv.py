@@ -83,10 +83,10 @@ def _rotate(ctx: Context) -> None:
     with b.descriptors(4) as (x, table, turned, y):
         # turned [rows, 2, half] = (x2, x1) * sin
         b.load(x, ctx.spad("head_tile", "FP32", (rows, 2, half), (dp, -half, 1), offset=4 * half, xe=xe))
-        b.load(table, ctx.spad("sin", "FP32", (rows, 2, half), (half, 0, 1)))
+        b.load(table, _turns(ctx, "sin", 2))
         b.load(turned, ctx.spad("head_turned", "FP32", (rows, 2, half), (dp, half, 1)))
         b.vec(turned, x, table, op1=Op1.MUL)
-        b.load(table, ctx.spad("cos", "FP32", (rows, 1, half), (half, 0, 1)))
+        b.load(table, _turns(ctx, "cos"))
         for number, op2 in ((0, Op2.SUB), (1, Op2.ADD)):
             b.load(x, _half(ctx, number))
             b.load(y, _half(ctx, number, every=True))
@@ -101,13 +101,19 @@ def _rotate_and_quantise(ctx: Context, stage: int) -> None:
         b.load(turned, ctx.spad("head_turned", "FP32", (rows, 1, half), (half, 0, 1)))
         for number, op2 in ((0, Op2.SUB), (1, Op2.ADD)):
             b.load(x, _half(ctx, 1 - number))
-            b.load(table, ctx.spad("sin", "FP32", (rows, 1, half), (half, 0, 1)))
+            b.load(table, _turns(ctx, "sin"))
             b.vec(turned, x, table, op1=Op1.MUL)
             b.load(x, _half(ctx, number))
-            b.load(table, ctx.spad("cos", "FP32", (rows, 1, half), (half, 0, 1)))
+            b.load(table, _turns(ctx, "cos"))
             b.vec(stage, x, table, turned, op1=Op1.MUL, op2=op2, wait="" if number else "stage_free",
                   post="stage_full" if number else "")  # fmt: skip
             b.advance(stage, 2, half)
+
+
+def _turns(ctx: Context, name: str, times: int = 1) -> Descriptor:
+    """Cosines or sines of the rows' positions, of the layer's rotary table: [rows, times, d / 2]."""
+    rows, half = ctx.rows, ctx.plan.model.head_dim // 2
+    return ctx.spad(name, "FP32", (rows, times, half), (half, 0, 1), offset=4 * ctx.kind.rope * rows * half)
 
 
 def _half(ctx: Context, number: int, *, every: bool = False) -> Descriptor:

@@ -12,6 +12,7 @@ from systolith.compiler.context import Cell, Context, Counter
 from systolith.compiler.kernels.attention import attention
 from systolith.compiler.kernels.cache import append
 from systolith.compiler.kernels.embed import embed
+from systolith.compiler.kernels.experts import experts_down, experts_up
 from systolith.compiler.kernels.ffn import ffn
 from systolith.compiler.kernels.head import head
 from systolith.compiler.kernels.head_norm import rewind_head_gains
@@ -20,8 +21,19 @@ from systolith.compiler.kernels.mail import end_of_step, fill_rows, next_message
 from systolith.compiler.kernels.norm import make_r
 from systolith.compiler.kernels.project import project
 from systolith.compiler.kernels.qkv import qkv
+from systolith.compiler.kernels.route import route
 from systolith.compiler.kernels.sample import sample
-from systolith.compiler.memory import HEADER_WORDS, PARAM_WORDS, STATE_WORDS, STOPS, slot_pages
+from systolith.compiler.memory import (
+    CONST_WORDS,
+    HEADER_WORDS,
+    PARAM_WORDS,
+    RANK_WORDS,
+    STATE_WORDS,
+    STOPS,
+    sink_layers,
+    slot_pages,
+)
+from systolith.compiler.model import LayerKind, periods
 from systolith.isa.descriptor import Space
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
@@ -61,14 +73,10 @@ def write_program(ctx: Context) -> None:
     b.load(ctx.streams["g"], ctx.dram("g", "FP32", (1, 1, ctx.shard), (0, 0, 1), step=ctx.shard))
     b.set(ctx.r_layer, 0)
     embed(ctx)
-    with b.loop(plan.model.layers):
-        qkv(ctx)
-        append(ctx)
-        attention(ctx)
-        project(ctx, plan.o, "attention", "b")
-        ffn(ctx)
-        project(ctx, plan.down, "h", "a")
-        b.alu(AluFn.ADD, ctx.r_layer, ctx.r_layer, 1)
+    for kinds, times in periods(plan.model.kinds):
+        with b.loop(times):
+            for kind in kinds:
+                _layer(ctx, kind)
     # The last gather brought the operand of the head.
     b.sync(Queue.M, wait="operand")
     if plan.profile.deferred_norm:
@@ -115,6 +123,24 @@ def write_program(ctx: Context) -> None:
     b.resolve(ctx.labels)
 
 
+def _layer(ctx: Context, kind: LayerKind) -> None:
+    """One layer of the decoder."""
+    b, plan = ctx.b, ctx.plan
+    ctx.kind = kind
+    qkv(ctx)
+    append(ctx)
+    attention(ctx)
+    project(ctx, plan.o, "attention", "b")
+    if plan.model.experts is None:
+        ffn(ctx)
+        project(ctx, plan.down, "h", "a")
+    else:
+        route(ctx)
+        experts_up(ctx)
+        experts_down(ctx)
+    b.alu(AluFn.ADD, ctx.r_layer, ctx.r_layer, 1)
+
+
 def _start(ctx: Context) -> None:
     """Load what stays: constants, page lists, request slots, the slice's share of the work."""
     b, plan, o = ctx.b, ctx.plan, ctx.plan.options
@@ -124,22 +150,22 @@ def _start(ctx: Context) -> None:
     for name in ("g", "record", *(["g_head"] if plan.model.head_norms is not None else [])):
         ctx.streams[name] = b.descriptor()
     tables = [
-        ("consts", "INT32", 16), ("pages", "INT32", o.batch * slot_pages(plan)),
+        ("consts", "INT32", CONST_WORDS), ("pages", "INT32", o.batch * slot_pages(plan)),
         ("state", "INT32", STATE_WORDS * o.batch), ("params", "INT32", PARAM_WORDS * o.batch),
         ("stops", "INT32", STOPS * o.batch),
     ]  # fmt: skip
     if plan.gains_resident:
-        tables.insert(0, ("g", "FP32", ctx.shard * (2 * plan.model.layers + 1)))
+        tables.insert(0, ("g", "FP32", ctx.shard * (len(plan.model.layer_norms) * plan.model.layers + 1)))
     if "sinks" in ctx.memory.spad:
-        tables.append(("sinks", "INT32", 2 * plan.model.heads))
+        tables.append(("sinks", "INT32", 2 * plan.model.heads * sink_layers(plan)))
     with b.descriptors(2) as (d, a):
         for name, fmt, count in tables:
             b.load(d, ctx.spad(name, fmt, (1, 1, count), (0, 0, 1)))
             b.load(a, ctx.dram(name, fmt, (1, 1, count), (0, 0, 1)))
             b.copy(Queue.L, d, a, post="load_full" if name == tables[-1][0] else "")
         b.sync(Queue.V, wait="load_full")
-        b.load(d, ctx.cell(Cell.O_FIRST, 16))
-        b.load(a, ctx.dram("ranks", "INT32", (1, 1, 16), (0, 0, 1)))
+        b.load(d, ctx.cell(Cell.O_FIRST, RANK_WORDS))
+        b.load(a, ctx.dram("ranks", "INT32", (1, 1, RANK_WORDS), (0, 0, 1)))
         b.copy(Queue.L, d, a, post="loaded")
     b.read(ctx.r_steps, Cell.STEPS, wait="loaded")
     for register in (
@@ -192,8 +218,11 @@ def _position_tables(ctx: Context) -> None:
     b, rows, half = ctx.b, ctx.rows, ctx.plan.model.head_dim // 2
     with b.descriptors(3) as (index, d, a):
         b.load(index, ctx.spad("record", "INT32", (rows, 1, 1), (1, 0, 0), offset=4 * ctx.memory.record.positions))
-        for name in ("cos", "sin"):
-            b.load(d, ctx.spad(name, "FP32", (rows, 1, half), (half, 0, 1), xe=Cell.ROWS))
-            b.load(a, ctx.dram(name, "FP32", (rows, 1, half), (half, 0, 1), xe=Cell.ROWS, via=index))
-            b.copy(Queue.L, d, a, post="load_full" if name == "sin" else "")
+        last = len(ctx.plan.model.ropes) - 1
+        for number in range(last + 1):
+            here, there = 4 * number * rows * half, 4 * number * ctx.plan.options.context * half
+            for name in ("cos", "sin"):
+                b.load(d, ctx.spad(name, "FP32", (rows, 1, half), (half, 0, 1), offset=here, xe=Cell.ROWS))
+                b.load(a, ctx.dram(name, "FP32", (rows, 1, half), (half, 0, 1), offset=there, xe=Cell.ROWS, via=index))
+                b.copy(Queue.L, d, a, post="load_full" if name == "sin" and number == last else "")
     b.sync(Queue.V, wait="load_full")

@@ -1,0 +1,192 @@
+"""The router of a mixture of experts: logits, the choice of each row, its weights, and the rows of each expert.
+
+Every slice makes some columns of the logits; after a gather in FP32 every slice chooses for all rows, alike. GROUP then
+sorts the pairs of a row and one of its experts by expert: from there on experts are taken one after the other, each
+with all rows that chose it, and a step reads an expert at most once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from systolith.compiler.context import SCRATCH, Cell, Constant, Context, Counter
+from systolith.compiler.kernels.linear import bias_tile, operand, product, sums
+from systolith.compiler.kernels.norm import make_r
+from systolith.compiler.model import Experts
+from systolith.isa.descriptor import Descriptor
+from systolith.isa.instruction import Queue
+from systolith.isa.sequencer import AluFn, Cond
+from systolith.isa.vector import Func, Op1, Op2, Red
+
+__all__ = ["ENTRY_WORDS", "Entry", "each_entry", "experts_of", "route"]
+
+ENTRY_WORDS = 4
+"""What GROUP tells of an expert: its number, its first pair in the order, pairs, 0."""
+
+
+def experts_of(ctx: Context) -> Experts:
+    """The mixture of the model."""
+    experts = ctx.plan.model.experts
+    assert experts is not None
+    return experts
+
+
+def route(ctx: Context) -> None:
+    """Choose experts for all rows of the step; V, L, M and the sequencer know of it through `each_entry`."""
+    b, plan = ctx.b, ctx.plan
+    b.tensor_name = "router"
+    b.sync(Queue.M, wait="operand")
+    if plan.profile.deferred_norm:
+        make_r(ctx, "b")
+    _logits(ctx)
+    b.sync(Queue.V, wait="partials")
+    with b.pair() as d, b.descriptors(2) as (a, count):
+        b.load(a, _logits_view(ctx))
+        b.load(d, _chosen(ctx, "chosen", "INT32"))
+        b.load(d + 1, _chosen(ctx, "route_w", "FP32"))
+        b.topk(d, a)
+        _weights(ctx)
+        # The pairs by expert: their order, and an entry for each expert that somebody has chosen.
+        pairs, experts = plan.pairs, experts_of(ctx).count
+        b.load(a, _chosen(ctx, "chosen", "INT32", xe=Cell.ROWS))
+        b.load(d, ctx.spad("order", "INT32", (2, 1, pairs), (pairs, 0, 1)))
+        b.load(d + 1, ctx.spad("entries", "INT32", (experts, 1, ENTRY_WORDS), (ENTRY_WORDS, 0, 1)))
+        b.load(count, ctx.cell(Cell.ENTRIES))
+        b.group(d, a, count, post="decided released p_full")
+    b.sync(Queue.L, wait="released")
+    b.sync(Queue.M, wait="p_full")
+    b.tensor_name = ""
+
+
+def _logits(ctx: Context) -> None:
+    """This slice's columns of the logits, times r, plus bias, to all slices."""
+    b, plan, router = ctx.b, ctx.plan, ctx.plan.router
+    assert router is not None
+    rows, xe, nt = ctx.rows, Cell.ROWS, router.nt
+    deferred = plan.profile.deferred_norm
+    with ctx.cell_loop(Cell.ROUTER_TILES) as tile, b.descriptors(3) as (stage, r, out):
+        product(ctx, router, operand(ctx, "b", ctx.hidden, plan.profile.activations, rows, xe), rows, xe)
+        with sums(ctx, router, rows, xe) as s:
+            ctx.load_ring(stage, ctx.stage("FP32", (rows, 1, nt), (nt, 0, 1), xe=xe), ctx.r_stage)
+            b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
+            op1, left = (Op1.MUL, r) if deferred else (Op1.NONE, 0)
+            if plan.model.bias("router"):
+                with bias_tile(ctx, router) as bias:
+                    b.vec(stage, s.d, left, bias, op1=op1, op2=Op2.ADD, wait=f"{s.wait} load_full stage_free",
+                          post=f"{s.post} load_free stage_full")  # fmt: skip
+            else:
+                b.vec(stage, s.d, left, op1=op1, wait=f"{s.wait} stage_free", post=f"{s.post} stage_full")
+        width = experts_of(ctx).count
+        b.load(out, ctx.spad("route", "FP32", (rows, 1, nt), (width, 0, 1), step=nt, xb=Cell.ROUTER_FIRST, xe=xe))
+        b.advance_r(out, 3, tile)
+        b.put(out, stage, wait="stage_full", post="stage_free")
+        ctx.bump(ctx.r_stage)
+    ctx.arrive(("partials", Counter.ROUTES))
+
+
+def _logits_view(ctx: Context, name: str = "route", fmt: str = "FP32") -> Descriptor:
+    width = experts_of(ctx).count
+    return ctx.spad(name, fmt, (ctx.rows, 1, width), (width, 0, 1), xe=Cell.ROWS)
+
+
+def _chosen(ctx: Context, name: str, fmt: str, *, xe: int = Cell.ROWS) -> Descriptor:
+    """Describe one word for each row and choice, [rows, 1, k]."""
+    k = experts_of(ctx).top_k
+    return ctx.spad(name, fmt, (ctx.rows, 1, k), (k, 0, 1), xe=xe)
+
+
+def _row_words(ctx: Context, name: str, fmt: str, *, xe: int = 0) -> Descriptor:
+    """Describe one word for each row."""
+    return ctx.spad(name, fmt, (ctx.rows, 1, 1), (1, 0, 0), xe=xe)
+
+
+def _weights(ctx: Context) -> None:
+    """route_w = the weights of the chosen, from their logits: a softmax over them, or over all experts."""
+    b, experts = ctx.b, experts_of(ctx)
+    over_all = experts.score == "softmax_all"
+    with b.pair() as d, b.descriptors(4) as (values, fixed, top, other):
+        b.load(other, ctx.constant(Constant.LOG2E))
+        if over_all:
+            b.load(values, _logits_view(ctx))
+            b.load(fixed, _logits_view(ctx, "route_all", "INT32"))
+            b.vec(fixed, values, other, op1=Op1.MUL, func=Func.FIX)
+            b.load(SCRATCH, _row_words(ctx, "route_max", "INT32"))
+            b.vec(0, fixed, red=Red.CEILMAX)
+            b.load(top, _row_words(ctx, "route_max", "INT32"))
+            b.load(SCRATCH, _row_words(ctx, "route_sum", "FP32"))
+            b.vec(0, fixed, top, op1=Op1.EXP2, red=Red.SUM)
+        b.load(values, _chosen(ctx, "route_w", "FP32"))
+        b.load(fixed, _chosen(ctx, "route_f", "INT32"))
+        b.vec(fixed, values, other, op1=Op1.MUL, func=Func.FIX)
+        if not over_all:
+            b.load(SCRATCH, _row_words(ctx, "route_max", "INT32"))
+            b.vec(0, fixed, red=Red.CEILMAX)
+            b.load(top, _row_words(ctx, "route_max", "INT32"))
+        b.load(d, _chosen(ctx, "route_w", "FP32"))
+        b.load(d + 1, _row_words(ctx, "route_sum", "FP32"))
+        if over_all:
+            b.vec(d, fixed, top, op1=Op1.EXP2)
+        else:
+            b.vec(d, fixed, top, op1=Op1.EXP2, red=Red.SUM)
+        b.load(other, _row_words(ctx, "route_sum", "FP32", xe=Cell.ROWS))
+        b.vec(other, other, func=Func.RCP)
+        if experts.scale == 1.0:
+            b.vec(values, values, other, op1=Op1.MUL)
+        else:
+            b.load(top, ctx.constant(Constant.ROUTE_SCALE))
+            b.vec(values, values, other, top, op1=Op1.MUL, op2=Op2.MUL)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An expert that rows have chosen. Registers: matrix (its number counted over all layers), first pair in the
+    order, pairs. Descriptor registers of index lists that begin with its first pair: rows, pairs."""
+
+    matrix: int
+    first: int
+    count: int
+    rows: int
+    pairs: int
+
+
+@contextmanager
+def each_entry(ctx: Context, *, wait: str = "") -> Iterator[Entry]:
+    """Repeat for each expert that a row of the step has chosen, in ascending order.
+
+    L brings the entry of the next one before it takes up anything for this one, so that the sequencer need not wait.
+    """
+    b, pairs = ctx.b, ctx.plan.pairs
+    with b.registers(5) as (left, index, matrix, first, count), b.descriptors(2) as (rows, order):
+        b.read(left, Cell.ENTRIES, wait=wait)
+        b.set(index, 0)
+        _bring(ctx, index)
+        place = b.open_loop(left)
+        b.read(matrix, Cell.ENTRY, wait="loaded")
+        b.read(first, Cell.ENTRY + 1)
+        b.read(count, Cell.ENTRY + 2)
+        with b.registers(1) as (base,):
+            b.alu(AluFn.MUL, base, ctx.r_layer, experts_of(ctx).count)
+            b.alu_r(AluFn.ADD, matrix, matrix, base)
+        b.alu(AluFn.ADD, index, index, 1)
+        last = ctx.label()
+        b.branch_r(last, Cond.EQ, index, left)
+        _bring(ctx, index)
+        b.place(last)
+        b.load(rows, ctx.spad("order", "INT32", (pairs, 1, 1), (1, 0, 0), offset=4 * pairs))
+        b.load(order, ctx.spad("order", "INT32", (pairs, 1, 1), (1, 0, 0)))
+        for d in (rows, order):
+            b.advance_r(d, 0, first)
+        yield Entry(matrix, first, count, rows, order)
+        b.close_loop(place)
+
+
+def _bring(ctx: Context, index: int) -> None:
+    """Copy entry R[index] into cells."""
+    b = ctx.b
+    with b.descriptors(2) as (d, a):
+        b.load(d, ctx.cell(Cell.ENTRY, ENTRY_WORDS))
+        b.load(a, ctx.spad("entries", "INT32", (1, 1, ENTRY_WORDS), (0, 0, 1), step=ENTRY_WORDS))
+        b.advance_r(a, 3, index)
+        b.copy(Queue.L, d, a, post="loaded")
