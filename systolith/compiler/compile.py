@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 
 from systolith.compiler.builder import SEMAPHORE
 from systolith.compiler.context import Context
+from systolith.compiler.kernels.activation import activations
 from systolith.compiler.kernels.step import write_program
 from systolith.compiler.memory import Memory, dump_widths, lay_out
 from systolith.compiler.model import match
@@ -40,7 +41,7 @@ def plan_graph(
     Raises CapacityError in one sentence, ModelError for a graph that has no kernels.
     """
     profile = profile.resolved(graph)
-    model = match(profile.apply(graph))
+    model = match(profile.apply(graph), activations())
     if not 1 <= options.context <= model.context:
         raise ModelError(
             f"{source or graph.name}: context={options.context} must be 1..{model.context} (max_position_embeddings); "
@@ -81,7 +82,7 @@ def compile_graph(
     write_program(ctx)
     b = ctx.b
     tokens = dict.fromkeys(SEMAPHORE, 0) | {
-        "slot_free": plan.slots, "acc_free": 2, "stage_free": 2, "kv_free": 2, "load_free": 2, "p_free": 1,
+        "slot_free": plan.slots, "acc_free": 2, "stage_free": 2, "kv_free": plan.kv_entries, "load_free": 2, "p_free": 1,
         "released": 1, "residual": 1,
     }  # fmt: skip
     counts = [tokens[name] for name in SEMAPHORE]

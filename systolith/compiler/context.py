@@ -213,18 +213,18 @@ class Context:
         return tensor(Space.SPAD, fmt, base, ext, stride, sbase=sbase, step=step, wrap=2 * step, xe=xe)
 
     def ring(self, name: str, fmt: str, pitch: int, ext: tuple[int, int, int], stride: tuple[int, int, int], *,
-             scales: bool = False, xe: int = 0) -> Descriptor:  # fmt: skip
-        """Describe a ring of two entries, `pitch` bytes of codes apart, in a quantised format."""
+             scales: bool = False, xe: int = 0, entries: int = 2) -> Descriptor:  # fmt: skip
+        """Describe a ring of entries, `pitch` bytes of codes apart, in a quantised format."""
         step = pitch * 8 // FORMATS[fmt].bits
         sbase = self.memory.spad[f"{name}_scales"] if scales else None
         return tensor(
-            Space.SPAD, fmt, self.memory.spad[name], ext, stride, sbase=sbase, step=step, wrap=2 * step, xe=xe
+            Space.SPAD, fmt, self.memory.spad[name], ext, stride, sbase=sbase, step=step, wrap=entries * step, xe=xe
         )
 
     def words(self, name: str, fmt: str, count: int, ext: tuple[int, int, int], stride: tuple[int, int, int], *,
-              xe: int = 0) -> Descriptor:  # fmt: skip
-        """Describe a ring of two entries of `count` words or bytes (FP32, INT32, E8M0)."""
-        return tensor(Space.SPAD, fmt, self.memory.spad[name], ext, stride, step=count, wrap=2 * count, xe=xe)
+              xe: int = 0, entries: int = 2) -> Descriptor:  # fmt: skip
+        """Describe a ring of entries of `count` words or bytes (FP32, INT32, E8M0)."""
+        return tensor(Space.SPAD, fmt, self.memory.spad[name], ext, stride, step=count, wrap=entries * count, xe=xe)
 
     def load_ring(self, d: int, descriptor: Descriptor, counter: int) -> None:
         """D[d] = the entry of a ring that a register counts to."""

@@ -5,7 +5,7 @@ A graph with an operation or an arrangement that no kernel serves is refused wit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from systolith.models.graph import ModelGraph, Node, WeightRef, unsupported
@@ -14,20 +14,20 @@ from systolith.spec.errors import ModelError
 __all__ = ["DecoderModel", "Experts", "LayerKind", "Matrix", "match", "periods"]
 
 KERNELS = (
-    "embed", "rms_norm", "linear", "head_norm", "rope", "cache_append", "attention", "silu_mul", "gelu_mul", "route",
-    "experts", "add", "select",
+    "embed", "rms_norm", "linear", "head_norm", "rope", "cache_append", "attention", "route", "experts", "add",
+    "select",
 )  # fmt: skip
-"""Operations that have a kernel."""
+"""Operations that have a kernel, beside the activations (kernels/activation.py)."""
 
 _QKV = ("rms_norm", "linear", "linear", "linear")
 _ATTENTION = ("rope", "rope", "cache_append", "attention", "linear")
-_FFN = tuple(("linear", "linear", f"{activation}_mul", "linear") for activation in ("silu", "gelu"))
+_DENSE = ("linear", "linear", "activation", "linear")
 _EXPERTS = ("route", "experts")
 _LAYERS = tuple(
     (*_QKV, *norms, *_ATTENTION, *post, "add", "rms_norm", *ffn, *post, "add")
     for norms in ((), ("head_norm", "head_norm"))
     for post in ((), ("rms_norm",))
-    for ffn in (*_FFN, _EXPERTS)
+    for ffn in (_DENSE, _EXPERTS)
     if not post or ffn is not _EXPERTS
 )
 """Operations of a layer: without and with norms of the heads of q and k; without and with norms before what is added;
@@ -74,8 +74,8 @@ class LayerKind:
 class DecoderModel:
     """A pre-norm decoder with rotary grouped attention and a gated feed-forward. Sizes are unpadded; `eps` and
     `scale` (None: 1/sqrt(d)) are binary64 as in the config; `ropes` has (theta, `RopeScaling.text` or None) of each
-    rotary table; `activation` is "silu" or "gelu_tanh", of the gate; `embed_scale` multiplies the table's rows;
-    `post_norms` are the gains of norms of what o and down give, before it is added; `inner` is that of
+    rotary table; `activation` is the operation of gate and up ("" with experts); `embed_scale` multiplies the table's
+    rows; `post_norms` are the gains of norms of what o and down give, before it is added; `inner` is that of
     one expert where there are `experts`; `kinds` has an entry for each layer."""
 
     name: str
@@ -138,12 +138,16 @@ def periods(kinds: Sequence[LayerKind]) -> list[tuple[tuple[LayerKind, ...], int
     return cuts
 
 
-def match(graph: ModelGraph) -> DecoderModel:
-    """Read a graph as a decoder. Raises ModelError with everything that has no kernel."""
-    faults = [f"operation {name}" for name in unsupported(graph, KERNELS)]
-    if tuple(node.op for node in graph.layer) not in _LAYERS:
+def match(graph: ModelGraph, activations: Collection[str] = ("silu_mul", "gelu_mul")) -> DecoderModel:
+    """Read a graph as a decoder. activations: operations (gate, up) that have a kernel.
+
+    Raises ModelError with everything that has no kernel.
+    """
+    faults = [f"operation {name}" for name in unsupported(graph, {*KERNELS, *activations})]
+    gates = [node.op for node in graph.layer if node.op in activations]
+    if tuple("activation" if node.op in activations else node.op for node in graph.layer) not in _LAYERS:
         faults.append(
-            "a layer other than norm, q, k, v, rotary, attention, o, add, norm and gate, up, silu or gelu, down, add or "
+            "a layer other than norm, q, k, v, rotary, attention, o, add, norm and gate, up, activation, down, add or "
             "route, experts, add"
         )
     if graph.special:
@@ -211,7 +215,7 @@ def match(graph: ModelGraph) -> DecoderModel:
             for window, rope in zip(windows, ropes[0], strict=True)
         ),
         embed_scale=graph.embed[0].float_attr("scale", 0) if "scale" in graph.embed[0].attrs else 1.0,
-        activation="gelu_tanh" if any(node.op == "gelu_mul" for node in graph.layer) else "silu",
+        activation=gates[0] if gates else "",
     )
 
 

@@ -119,7 +119,8 @@ class LinearPlan:
 class Plan:
     """See the module. rows: rows of a step; x_resident, gains_resident: the residual shard and the gains
     of all norms stay in the scratchpad; tile_tokens,
-    part_tokens: tokens of queries and of keys that attention takes at a time; group: slices that share the lanes of a
+    part_tokens: tokens of queries and of keys that attention takes at a time; kv_entries: parts of K and V that L may
+    have loaded ahead; group: slices that share the lanes of a
     head; lanes_local: lanes of a unit; units: over all slices."""
 
     model: DecoderModel
@@ -131,6 +132,7 @@ class Plan:
     gains_resident: bool
     tile_tokens: int
     part_tokens: int
+    kv_entries: int
     dp: int
     lanes: int
     group: int
@@ -284,7 +286,7 @@ class Plan:
     @property
     def gate_apart(self) -> bool:
         """Whether the gate's sums are kept in FP32; else they are read from the accumulator twice."""
-        if self.options.dump or self.model.experts is not None or self.model.activation == "gelu_tanh":
+        if self.options.dump or self.model.experts is not None or self.model.activation != "silu_mul":
             return True
         if len(self.gate.spans) > 1:
             return True
@@ -300,6 +302,21 @@ class Plan:
     def pairs(self) -> int:
         """Most pairs of a row and one of its experts in a step; rows of h. One a row where there are no experts."""
         return self.rows * (self.model.experts.top_k if self.model.experts is not None else 1)
+
+    @property
+    def ahead(self) -> dict[str, int]:
+        """Slots of each tile of a class that are asked for before attention: of o, and then of what follows it, as many
+        as there are slots, which nobody frees meanwhile. Tiles of gate take turns with those of up: only a single one."""
+        room = self.slots
+        counts: dict[str, int] = {}
+        for linear in (self.o, self.router if self.model.experts is not None else self.gate):
+            assert linear is not None
+            tiles = self.most_tiles(linear)
+            if tiles > 1 and (linear is self.gate or tiles * linear.slots_per_tile > room):
+                break
+            counts[linear.name] = min(room, linear.slots_per_tile)
+            room -= tiles * counts[linear.name]
+        return {name: count for name, count in counts.items() if count}
 
     @property
     def slot_bytes(self) -> int:
@@ -340,11 +357,21 @@ def _linear(
     # A slot holds whole blocks of K of a tile. Four slots or more let weights run ahead; three larger ones serve a
     # small chip better than seven that hold a single block each.
     per_block = nt * terms * (BLOCK * fmt.bits // 8 + 1)
-    fits = [chip.slots_bytes // count // per_block for count in (4, 3)]
-    kt = _divisor(math.gcd(*lengths), max(1, fits[0] if fits[0] > 1 else fits[1])) * BLOCK
+    # Slots that hold eight blocks of K or more are made smaller, so that what one gives back is soon under way again.
+    fits = [chip.slots_bytes // count // per_block for count in (15, 4, 3)]
+    fit = next((f for f, least in zip(fits, (8, 2, 1), strict=True) if f >= least), 1)
+    kt = _divisor(math.gcd(*lengths), fit) * BLOCK
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     cuts = tuple((BLOCK * s, BLOCK * length) for s, length in zip(starts, lengths, strict=True))
     return LinearPlan(name, n, k, nt, kt, cuts, terms, fmt.name, n // nt, copies)
+
+
+def kv_entries(chip: Chip, profile: Profile, dp: int) -> int:
+    """Chunks of K or V that the ring should hold: one in use and one being given back, and half as much again as what
+    the memory delivers within its latency."""
+    chunk = CHUNK_TOKENS * dp * FORMATS[profile.k].bits // 8
+    under_way = chip.dram_latency_cycles * chip.dram_bytes_per_cycle * 3 / 2
+    return 2 + min(14, int(under_way / chunk))
 
 
 def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Options) -> Iterator[Plan]:
@@ -370,9 +397,19 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
     sizes = {top >> i for i in range(top.bit_length())} | {top}
     experts, prefix = model.experts, "expert_" if model.experts is not None else ""
     copies = experts.count if experts is not None else 1
+    # Attention: 32 query rows or more at a time use the arrays well; chunks that come whole can be loaded ahead, as many
+    # as the memory needs to have under way.
+    tokens_at_a_time = [t for t in (32, 16, 8, 4, 2, 1) if t == 1 or t * group_queries <= 32]
+    ahead = kv_entries(chip, profile, dp)
+    shapes = [
+        (tokens, part, entries)
+        for tokens in tokens_at_a_time
+        for part in (256, 128, 64, 32)
+        for entries in (sorted({ahead, 2}, reverse=True) if part == CHUNK_TOKENS else (2,))
+    ]
     for rows in sorted(sizes, reverse=True):
         base = Plan(
-            model, profile, chip, options, rows, True, True, 1, BLOCK, dp, lanes, group, active // group,
+            model, profile, chip, options, rows, True, True, 1, BLOCK, 2, dp, lanes, group, active // group,
             q=_linear(chip, profile, "q", model.heads * dp, padded(model.hidden), rows, dp),
             k=_linear(chip, profile, "k", model.kv_heads * dp, padded(model.hidden), rows, dp),
             v=_linear(chip, profile, "v", model.kv_heads * dp, padded(model.hidden), rows, dp),
@@ -390,12 +427,11 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
             up=_narrow(base.up, ffn_nt),
         )  # fmt: skip
         for resident in (True, False):
-            for tokens in sorted({1 << i for i in range(6) if 1 << i <= rows}, reverse=True):
-                for part in (256, 128, 64, 32):
-                    if tokens * group_queries * max(part, dp) <= half:
-                        for gains in (True, False) if model.post_norms is None else (True,):
-                            yield replace(base, x_resident=resident, gains_resident=gains, tile_tokens=tokens,
-                                          part_tokens=part)  # fmt: skip
+            for tokens, part, entries in shapes:
+                if tokens <= rows and tokens * group_queries * max(part, dp) <= half:
+                    for gains in (True, False) if model.post_norms is None else (True,):
+                        yield replace(base, x_resident=resident, gains_resident=gains, tile_tokens=tokens,
+                                      part_tokens=part, kv_entries=entries)  # fmt: skip
 
 
 def _narrow(linear: LinearPlan, nt: int) -> LinearPlan:

@@ -320,7 +320,7 @@ def copy(f: Ints, row: Ints, read: int, write: int, bursts: int, requests: int, 
     beats = max(read, write)
     out[LEAD] = f[DMA] + (f[BANK] if source != _DRAM else 0)
     out[TAIL] = f[BANK]
-    if row[QUEUE] == _LOAD and (source != _DRAM or row[A + VIA] > 0 or row[D + VIA] > 0):
+    if row[QUEUE] == _LOAD and source != _DRAM:
         out[FLAGS] = ORDERED
     if target == _CELL:
         out[FLAGS] |= BARRIER

@@ -21,7 +21,7 @@ from systolith.isa.descriptor import Space
 from systolith.isa.execute import OnRing, where
 from systolith.isa.instruction import Queue
 from systolith.isa.program import EVERY_SLICE, Program
-from systolith.isa.resolved import COLS, COUNT, FIRST
+from systolith.isa.resolved import COLS, COUNT, FIRST, SPACE, A, D
 from systolith.spec import SEMAPHORE_MAX, SEMAPHORES, CapacityError, Chip, ProgramError
 
 from . import _shadow as shadow
@@ -48,6 +48,7 @@ _WARNINGS: Final = frozenset({"bank"})
 _THREADS: Final = shadow.QUEUES
 _SEQ: Final = int(Queue.SEQ)
 _C: Final = int(Queue.C)
+_L: Final = int(Queue.L)
 _NETWORK: Final = -1
 _RACES: Final = {
     shadow.RACE_WRITE_WRITE: "both write", shadow.RACE_WRITE_READ: "reads what is written by",
@@ -124,6 +125,8 @@ class Sanitizer:
                 sem.given = tokens
         self._arrived = np.zeros((slices, S.COUNTER_COUNT, threads), np.int64)
         self._arrivals = np.zeros((slices, S.COUNTER_COUNT), np.int64)
+        self._settled = np.zeros(slices, np.int64)
+        """Epoch of L up to which a copy that starts now finds all before it done."""
         self._seen: set[tuple[str, int, int, int]] = set()
         self._top = np.zeros(S.SPACES, np.int64)
         self._sizes = (
@@ -221,6 +224,8 @@ class Sanitizer:
         elif name == "RING" and rank == 0:
             np.maximum(self._clock[self._host], clock, out=self._clock[self._host])
         if name in ACCESSES:
+            if name == "COPY" and queue == _L:
+                self._check_lists(rank, pc, int(clock[thread]), row)
             self._banks[:] = 0
             for operand, extents, write in ACCESSES[name](self.machine._head[3], instruction, row):
                 self._touch(rank, pc, queue, event, clock, operand, extents, write, 0)
@@ -238,6 +243,36 @@ class Sanitizer:
             if posts >> n & 1:
                 self._give(rank, n, queue, clock, pc, rank)
             n += 1
+
+    def _check_lists(self, rank: int, pc: int, epoch: int, row: Clock) -> None:
+        """Report an index list that this copy of L reads and one before it in the queue may still be writing.
+
+        Copies of L overlap in time, but for one that reads the scratchpad, which waits for those before it, and one that
+        writes cells, for which the next one waits.
+        """
+        if row[A + SPACE] != Space.DRAM:
+            self._settled[rank] = epoch - 1
+        o, home = self.machine._head[3], rank * _THREADS + _L
+        for k in (S.OA, S.OD):
+            if o[k, S.O_VIA] and o[k, S.O_EXT] > 0:
+                unit, first, rows = int(o[k, S.O_VIA]) - 1, int(o[k, S.O_XB]), int(o[k, S.O_EXT])
+                low = int(o[k, S.O_LIST_ABS] + o[k, S.O_LIST]) + 4 * (first >> unit)
+                high = int(o[k, S.O_LIST_ABS] + o[k, S.O_LIST]) + 4 * ((first + rows - 1) >> unit) + 4
+                writers = self._writer[low:high]
+                late = (self._thread_of[writers] == home) & (self._epoch_of[writers] > self._settled[rank])
+                if late.any():
+                    other = int(self._word_of[writers[late.argmax()]])
+                    self._report(
+                        "race",
+                        f"{where(self.program, rank, pc)} reads an index list that {where(self.program, rank, other)}, "
+                        "before it in queue L, may not have written yet: let a copy from the scratchpad or into cells "
+                        "come between",
+                        rank,
+                        pc,
+                        other,
+                    )
+        if row[D + SPACE] == Space.CELL:
+            self._settled[rank] = epoch
 
     def _event(self, thread: int, epoch: int, pc: int) -> int:
         self._events += 1

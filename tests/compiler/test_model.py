@@ -67,9 +67,9 @@ def test_everything_without_a_kernel_is_told_at_once(graph: ModelGraph) -> None:
     strange = replace(graph, layer=tuple(layer), special={1: graph.layer})
     with pytest.raises(
         ModelError,
-        match=r"^model m: no kernel for operation layer_norm \(2\); a layer other than norm, q, k, v, rotary, attention, "
-        r"o, add, norm and gate, up, silu or gelu, down, add or route, experts, add; layers with a body of their own "
-        r"\(1\); register kernels for them$",
+        match=r"^model m: no kernel for operation layer_norm \(2\); a layer other than norm, q, k, v, rotary, "
+        r"attention, o, add, norm and gate, up, activation, down, add or route, experts, add; layers "
+        r"with a body of their own \(1\); register kernels for them$",
     ):
         match(strange)
 

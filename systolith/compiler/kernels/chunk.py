@@ -118,10 +118,12 @@ def _probabilities(ctx: Context, tile: Tile, start: int, total: int, parts: int)
         b.load(maxima, _maxima(ctx))
         b.load(d, _tile_view(ctx, "p", fmt, CHUNK_TOKENS, CHUNK_TOKENS, quantised=True))
         b.load(d + 1, _sums(ctx))
-        ctx.load_ring(ring, ctx.words("vscale_ring", "E8M0", CHUNK_TOKENS, (1, 1, CHUNK_TOKENS), (0, 0, 1)), ctx.r_load)
+        entry = _scale_ring(ctx, (1, 1, CHUNK_TOKENS), (0, 0, 1))
+        ctx.load_ring(ring, entry, ctx.r_kv if plan.whole_chunks else ctx.r_load)
         b.vec(d, scores, maxima, ring, op1=Op1.EXP2, op2=Op2.MULM, red=Red.SUM, wait="load_full p_free",
-              post="load_free p_full")  # fmt: skip
-    ctx.bump(ctx.r_load)
+              post="p_full" if plan.whole_chunks else "load_free p_full")  # fmt: skip
+    if not plan.whole_chunks:
+        ctx.bump(ctx.r_load)
 
 
 def _values(ctx: Context, tile: Tile, start: int, total: int, parts: int) -> None:
@@ -232,7 +234,7 @@ def _keys(ctx: Context) -> Cached:
         ctx.dram("k_cache", fmt, (part, 1, dp), (dp, pool * dp, 1), scales="k_scales",
                  step=plan.units_local * pool * dp),
         _fresh(ctx, "k", fmt, dp, scaled=True),
-        ctx.ring("kv_ring", fmt, kv_bytes(plan), (part, 1, dp), (dp, 0, 1), scales=True),
+        ctx.ring("kv_ring", fmt, kv_bytes(plan), (part, 1, dp), (dp, 0, 1), scales=True, entries=plan.kv_entries),
         ctx.r_kv, part, "kv_free", "kv_full",
     )  # fmt: skip
 
@@ -244,19 +246,27 @@ def _values_of(ctx: Context, ahead: int = 0) -> Cached:
     return Cached(
         ctx.dram("v_cache", fmt, (part, 1, dp), (dp, pool * dp, 1), step=plan.units_local * pool * dp),
         _fresh(ctx, "v", fmt, dp),
-        ctx.ring("kv_ring", fmt, kv_bytes(plan), (part, 1, dp), (dp, 0, 1)),
-        ctx.r_kv, part, "kv_free", "kv_full", ahead,
+        ctx.ring("kv_ring", fmt, kv_bytes(plan), (part, 1, dp), (dp, 0, 1), entries=plan.kv_entries),
+        ctx.r_kv, part, "" if plan.whole_chunks else "kv_free", "kv_full", ahead,
     )  # fmt: skip
 
 
+def _scale_ring(ctx: Context, ext: tuple[int, int, int], stride: tuple[int, int, int]) -> Descriptor:
+    """Describe the ring of V's scales. Where chunks come whole it goes with the ring of K and V, entry by entry."""
+    entries = ctx.plan.kv_entries if ctx.plan.whole_chunks else 2
+    return ctx.words("vscale_ring", "E8M0", CHUNK_TOKENS, ext, stride, entries=entries)
+
+
 def _scales_of(ctx: Context) -> Cached:
-    """V's scales of a chunk."""
+    """V's scales of a chunk. Where chunks come whole they take V's entry of the ring, before V: M gives it back when V
+    has read the scales."""
     pool = _unit_rows(ctx)
+    whole = ctx.plan.whole_chunks
     return Cached(
         ctx.dram("v_scales", "E8M0", (CHUNK_TOKENS, 1, 1), (1, pool, 0), step=ctx.plan.units_local * pool),
         _fresh(ctx, "vscale", "E8M0", 1),
-        ctx.words("vscale_ring", "E8M0", CHUNK_TOKENS, (CHUNK_TOKENS, 1, 1), (1, 0, 0)),
-        ctx.r_load, CHUNK_TOKENS, "load_free", "load_full",
+        _scale_ring(ctx, (CHUNK_TOKENS, 1, 1), (1, 0, 0)),
+        ctx.r_kv if whole else ctx.r_load, CHUNK_TOKENS, "kv_free" if whole else "load_free", "load_full", int(whole),
     )  # fmt: skip
 
 
@@ -275,12 +285,20 @@ def _load(ctx: Context, tile: Tile, *what: Cached, position: int, start: int, to
         b.alu_r(AluFn.MAX, old, position, tile.segment.position)
         b.alu_r(AluFn.SUB, old, old, position)
         b.alu_r(AluFn.MIN, old, old, count)
+        # Where none is of this step nothing else needs to be waited for.
+        mixed, done = ctx.label(), ctx.label()
+        b.branch_r(mixed, Cond.NE, count, old)
+        for cached in what:
+            _load_old(ctx, tile, cached, position, old, whole=True)
+        b.branch(done)
+        b.place(mixed)
         for cached in what:
             _load_old(ctx, tile, cached, position, old)
         wait_for_rows(ctx)
         b.alu_r(AluFn.SUB, count, count, old)
         for cached in what:
             _load_fresh(ctx, tile, cached, position, old, count)
+        b.place(done)
 
 
 def wait_for_rows(ctx: Context) -> None:
@@ -292,8 +310,8 @@ def wait_for_rows(ctx: Context) -> None:
     b.place(known)
 
 
-def _load_old(ctx: Context, tile: Tile, cached: Cached, position: int, old: int) -> None:
-    """Load R[old] tokens of the cache from R[position] on, and zeros behind them."""
+def _load_old(ctx: Context, tile: Tile, cached: Cached, position: int, old: int, *, whole: bool = False) -> None:
+    """Load R[old] tokens of the cache from R[position] on, and zeros behind them. whole: they are all there are."""
     b, page = ctx.b, ctx.plan.page_tokens
     with page_list(ctx, tile.segment) as pages, b.descriptors(2) as (a, d):
         pages.advance(position)
@@ -307,7 +325,7 @@ def _load_old(ctx: Context, tile: Tile, cached: Cached, position: int, old: int)
         b.extent_r(a, 0, old)
         ctx.load_ring(d, cached.ring, cached.counter)
         b.advance(d, 3, cached.ahead)
-        b.copy(Queue.L, d, a, wait=cached.wait)
+        b.copy(Queue.L, d, a, wait=cached.wait, post=cached.post if whole else "")
 
 
 def _load_fresh(ctx: Context, tile: Tile, cached: Cached, position: int, old: int, count: int) -> None:

@@ -8,6 +8,7 @@ order; what `down` gives goes back to the place of the pair, where the tree over
 from __future__ import annotations
 
 from systolith.compiler.context import Cell, Constant, Context, Counter, Norm
+from systolith.compiler.kernels.activation import Tile, clamp, gelu_tanh, silu, swiglu_clamped
 from systolith.compiler.kernels.dump import store_rows, tap
 from systolith.compiler.kernels.linear import bias_tile, load_stream, operand, product, sums
 from systolith.compiler.kernels.norm import (
@@ -22,7 +23,7 @@ from systolith.compiler.kernels.route import Entry, each_entry, experts_of
 from systolith.compiler.plan import LinearPlan
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
-from systolith.isa.vector import Func, Op1, Op2
+from systolith.isa.vector import Op1, Op2
 
 __all__ = ["experts_down", "experts_up"]
 
@@ -82,28 +83,12 @@ def _finish_sums(ctx: Context, linear: LinearPlan, entry: Entry, out: int) -> No
 
 
 def _gate(ctx: Context, entry: Entry) -> None:
-    """exp_tile = gate * sigmoid(gate), or clamped as the activation says."""
-    b, experts = ctx.b, experts_of(ctx)
-    clamped = experts.activation == "swiglu_clamped"
-    with b.descriptors(5) as (gate, exp, x, y, zero):
-        b.load(gate, _tile(ctx, "gate_tile"))
+    """exp_tile = the factor of the gate of the entry's rows."""
+    with ctx.b.descriptors(1) as (gate,):
+        ctx.b.load(gate, _tile(ctx, "gate_tile"))
         _finish_sums(ctx, ctx.plan.gate, entry, gate)
-        b.extent_r(gate, 0, entry.count)
-        b.load(exp, _tile(ctx, "exp_tile", "INT32"))
-        b.load(y, ctx.constant(Constant.MINUS_LOG2E))
-        if clamped:
-            b.load(x, ctx.constant(Constant.LIMIT))
-            b.vec(gate, gate, x, op1=Op1.MIN)
-            b.load(x, ctx.constant(Constant.ALPHA))
-            b.vec(exp, gate, x, y, op1=Op1.MUL, op2=Op2.MUL, func=Func.FIX)
-        else:
-            b.vec(exp, gate, y, op1=Op1.MUL, func=Func.FIX)
-        b.extent_r(exp, 0, entry.count)
-        b.load(x, _tile(ctx, "exp_tile"))
-        b.load(zero, ctx.constant(Constant.ZERO, "INT32"))
-        b.load(y, ctx.constant(Constant.ONE))
-        b.vec(x, exp, zero, y, op1=Op1.EXP2, op2=Op2.ADD, func=Func.RCP)
-        b.vec(x, gate, x, op1=Op1.MUL)
+    emit = {"silu": silu, "gelu_tanh": gelu_tanh, "swiglu_clamped": swiglu_clamped}[experts_of(ctx).activation]
+    emit(Tile(ctx, entry.count))
 
 
 def _send_h(ctx: Context, entry: Entry, tile: int) -> None:
@@ -118,9 +103,7 @@ def _send_h(ctx: Context, entry: Entry, tile: int) -> None:
         _finish_sums(ctx, plan.up, entry, up)
         b.extent_r(up, 0, entry.count)
         if clamped:
-            b.load(x, ctx.constant(Constant.LIMIT))
-            b.load(out, ctx.constant(Constant.MINUS_LIMIT))
-            b.vec(up, up, x, out, op1=Op1.MIN, op2=Op2.MAX)
+            clamp(Tile(ctx, entry.count))
             b.load(x, ctx.constant(Constant.ONE))
             b.vec(stage, up, x, exp, op1=Op1.ADD, op2=Op2.MUL, wait="stage_free", post="stage_full")
         else:

@@ -1,10 +1,11 @@
-"""The gated feed-forward: h = silu(gate) * up (or gelu_tanh), tile by tile, quantised and sent to all slices."""
+"""The gated feed-forward: h = factor(gate) * up tile by tile, the factor an activation's, quantised and sent."""
 
 from __future__ import annotations
 
 from systolith.compiler.context import Cell, Constant, Context, Counter
+from systolith.compiler.kernels.activation import Tile, activations
 from systolith.compiler.kernels.dump import store_rows, tap
-from systolith.compiler.kernels.linear import bias_tile, operand, product, sums
+from systolith.compiler.kernels.linear import Sums, bias_tile, operand, product, sums
 from systolith.compiler.kernels.norm import make_r
 from systolith.compiler.plan import LinearPlan
 from systolith.isa.descriptor import Descriptor
@@ -39,26 +40,26 @@ def _tile(ctx: Context, name: str, fmt: str = "FP32", xe: int = 0) -> Descriptor
 
 
 def _activate_gate(ctx: Context) -> None:
-    """exp_tile = g * sigmoid(u) = g * rcp(1 + exp2fx(fix(-u log2 e))), g = sums * r + bias; u = g, or gelu_tanh's.
-
-    g is read from the accumulator twice, unless it has a bias or is kept for another reason (`Plan.gate_apart`).
-    """
+    """exp_tile = the factor of g = sums * r + bias."""
     b, plan = ctx.b, ctx.plan
     rows, xe = ctx.rows, Cell.ROWS
-    deferred = plan.profile.deferred_norm
-    with b.descriptors(6) as (gate, exp, minus, one, r, zero), sums(ctx, plan.gate, rows, xe) as s:
+    with b.descriptors(2) as (gate, r), sums(ctx, plan.gate, rows, xe) as s:
+        if not plan.gate_apart:
+            _silu_of_sums(ctx, s)
+            return
+        b.load(gate, _tile(ctx, "gate_tile", xe=xe))
+        _finish_sums(ctx, plan.gate, gate, s.d, s.wait, s.post, r)
+    activations()[plan.model.activation].emit(Tile(ctx))
+
+
+def _silu_of_sums(ctx: Context, s: Sums) -> None:
+    """exp_tile = silu(g), g = sums * r: read from the accumulator twice, so that it need not be stored."""
+    b, rows, xe = ctx.b, ctx.rows, Cell.ROWS
+    deferred = ctx.plan.profile.deferred_norm
+    with b.descriptors(5) as (exp, minus, one, r, zero):
         b.load(exp, _tile(ctx, "exp_tile", "INT32", xe))
         b.load(minus, ctx.constant(Constant.MINUS_LOG2E))
-        if plan.gate_apart:
-            b.load(gate, _tile(ctx, "gate_tile", xe=xe))
-            _finish_sums(ctx, plan.gate, gate, s.d, s.wait, s.post, r)
-            if plan.model.activation == "gelu_tanh":
-                _gelu_exponent(ctx, gate)
-                b.load(r, _tile(ctx, "exp_tile", xe=xe))
-                b.vec(exp, r, minus, op1=Op1.MUL, func=Func.FIX)
-            else:
-                b.vec(exp, gate, minus, op1=Op1.MUL, func=Func.FIX)
-        elif deferred:
+        if deferred:
             b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
             b.vec(exp, s.d, r, minus, op1=Op1.MUL, op2=Op2.MUL, func=Func.FIX, wait=s.wait)
         else:
@@ -67,23 +68,10 @@ def _activate_gate(ctx: Context) -> None:
         b.load(one, ctx.constant(Constant.ONE))
         b.load(minus, _tile(ctx, "exp_tile", xe=xe))
         b.vec(minus, exp, zero, one, op1=Op1.EXP2, op2=Op2.ADD, func=Func.RCP)
-        if plan.gate_apart:
-            b.vec(minus, gate, minus, op1=Op1.MUL)
-        elif deferred:
+        if deferred:
             b.vec(minus, s.d, r, minus, op1=Op1.MUL, op2=Op2.MUL, post=s.post)
         else:
             b.vec(minus, s.d, minus, op1=Op1.MUL, post=s.post)
-
-
-def _gelu_exponent(ctx: Context, gate: int) -> None:
-    """exp_tile = u of gelu_tanh(g) = g * sigmoid(u): u = g * (g * g * c1 + c0), each step rounded."""
-    b = ctx.b
-    with b.descriptors(2) as (u, c):
-        b.load(u, _tile(ctx, "exp_tile", xe=Cell.ROWS))
-        b.load(c, ctx.constant(Constant.GELU_1))
-        b.vec(u, gate, gate, c, op1=Op1.MUL, op2=Op2.MUL)
-        b.load(c, ctx.constant(Constant.GELU_0))
-        b.vec(u, u, c, gate, op1=Op1.ADD, op2=Op2.MUL)
 
 
 def _times_up(ctx: Context, tile: int) -> None:

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from systolith.compiler.context import Context
+from systolith.compiler.context import Cell, Context
 from systolith.compiler.plan import LinearPlan
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
+from systolith.isa.sequencer import AluFn
 from systolith.isa.vector import Op1
 
-__all__ = ["Sums", "bias_tile", "load_stream", "open_streams", "operand", "product", "sums"]
+__all__ = ["Sums", "bias_tile", "fetch_ahead", "load_stream", "open_streams", "operand", "product", "sums"]
 
 
 def open_streams(ctx: Context) -> None:
@@ -60,9 +61,11 @@ def product(
 ) -> None:
     """Multiply the operand by the next tile of a class: weights on W, sums into the next accumulator half on M.
 
-    first, count: registers of the first row and the number of rows, where these are not all of the step.
+    first, count: registers of the first row and the number of rows, where these are not all of the step. What
+    `Plan.ahead` says has been fetched before (`fetch_ahead`).
     """
     b = ctx.b
+    fetched = ctx.plan.ahead.get(linear.name, 0)
     stream = ctx.streams[linear.name]
     b.sync(Queue.M, wait="acc_free")
     with b.descriptors(3) as (a, slot, acc):
@@ -76,14 +79,43 @@ def product(
             if count:
                 b.extent_r(a, 0, count)
             slots = length // linear.kt
-            with b.loop(slots):
-                b.copy(Queue.W, slot, stream, wait="slot_free", post="slot_full")
-                b.matmul(acc, a, slot, zero=2, terms=linear.terms, wait="slot_full", post="slot_free")
-                b.advance(stream, 0, linear.nt)
-                b.advance(slot, 3, 1)
-                b.advance(a, 2, linear.kt)
+            there = min(fetched, slots)
+            fetched -= there
+            for times, copies in ((there, False), (slots - there, True)):
+                if not times:
+                    continue
+                with b.loop(times):
+                    if copies:
+                        b.copy(Queue.W, slot, stream, wait="slot_free", post="slot_full")
+                        b.advance(stream, 0, linear.nt)
+                    b.matmul(acc, a, slot, zero=0 if copies and there else 2, terms=linear.terms, wait="slot_full",
+                             post="slot_free")  # fmt: skip
+                    b.advance(slot, 3, 1)
+                    b.advance(a, 2, linear.kt)
             ctx.bump(ctx.r_slot, slots)
     b.sync(Queue.M, post="acc_full")
+
+
+def fetch_ahead(ctx: Context) -> None:
+    """Fetch the weights of `Plan.ahead` before the words of attention: the sequencer hands out words in order, and would
+    come to them only when attention is nearly done. They lie behind each other in the ring from its next entry on."""
+    b, plan = ctx.b, ctx.plan
+    with b.registers(1) as (fill,):
+        b.move(fill, ctx.r_slot)
+        for linear, tiles in ((plan.o, Cell.O_TILES), (plan.router, Cell.ROUTER_TILES), (plan.gate, Cell.FFN_TILES)):
+            if linear is None or linear.name not in plan.ahead:
+                continue
+            b.tensor_name = linear.name
+            with ctx.cell_loop(tiles):
+                with b.descriptors(1) as (slot,):
+                    ctx.load_ring(slot, ctx.slot(linear), fill)
+                    stream = ctx.streams[linear.name]
+                    with b.loop(plan.ahead[linear.name]):
+                        b.copy(Queue.W, slot, stream, wait="slot_free", post="slot_full")
+                        b.advance(stream, 0, linear.nt)
+                        b.advance(slot, 3, 1)
+                b.alu(AluFn.ADD, fill, fill, plan.ahead[linear.name])
+    b.tensor_name = ""
 
 
 def _columns(source: Descriptor, start: int, count: int, fmt: str) -> Descriptor:

@@ -152,7 +152,7 @@ def norm_branch(ctx: Context, norm: Norm) -> None:
         b.vec(0, y, red=Red.SUMSQ, wait="stage_free", post="stage_full")
         _send_sums(ctx, "tb_post", y, out, tile, wait="stage_full")
         ctx.bump(ctx.r_stage)
-    ctx.arrive(("partials", Counter.SUMS_O if norm is Norm.POST_O else Counter.SUMS_DOWN))
+    ctx.arrive(("partials", Counter.SUMS_POST))
     make_r(ctx, "post")
     with b.descriptors(3) as (y, r, g), ctx.cell_loop(Cell.O_TILES) as tile:
         b.load(y, branch(ctx, blocks=True))

@@ -16,7 +16,7 @@ from systolith.compiler.kernels.experts import experts_down, experts_up
 from systolith.compiler.kernels.ffn import ffn
 from systolith.compiler.kernels.head import head
 from systolith.compiler.kernels.head_norm import rewind_head_gains
-from systolith.compiler.kernels.linear import open_streams, rewind
+from systolith.compiler.kernels.linear import fetch_ahead, open_streams, rewind
 from systolith.compiler.kernels.mail import end_of_step, fill_rows, next_message, start_mail
 from systolith.compiler.kernels.norm import make_r
 from systolith.compiler.kernels.project import project
@@ -128,6 +128,7 @@ def _layer(ctx: Context, kind: LayerKind) -> None:
     b, plan = ctx.b, ctx.plan
     ctx.kind = kind
     qkv(ctx)
+    fetch_ahead(ctx)
     append(ctx)
     attention(ctx)
     project(ctx, plan.o, "attention", "b")
