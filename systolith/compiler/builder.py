@@ -287,9 +287,14 @@ class Builder:
         """GROUP: order to D[d], keys to D[d + 1], their number to D[b]."""
         self.emit(Group(d=d, a=a, b=b, wait=mask(wait), post=mask(post)))
 
-    def put(self, d: int, a: int, first_cell: int = 0, count: int = 0, wait: str = "", post: str = "") -> None:
-        """PUT of data, without an arrival."""
-        self.emit(Put(d=d, a=a, b=first_cell, count=count, wait=mask(wait), post=mask(post)))
+    def put(self, d: int, a: int, first_cell: int = 0, count: int = 0, wait: str = "", post: str = "",
+            arrival: tuple[str, int] | None = None) -> None:  # fmt: skip
+        """PUT of data; with (semaphore, counter) it also counts as this slice's arrival, at all slices."""
+        if arrival is None:
+            self.emit(Put(d=d, a=a, b=first_cell, count=count, wait=mask(wait), post=mask(post)))
+        else:
+            sem, counter = SEMAPHORE[arrival[0]], arrival[1]
+            self.emit(Put(d=d, a=a, sem=sem, counter=counter, arrive=1, wait=mask(wait), post=mask(post)))
 
     def arrive(self, nothing: int, sem: str, counter: int, first_cell: int = 0, count: int = 0, wait: str = "",
                post: str = "") -> None:  # fmt: skip

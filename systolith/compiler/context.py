@@ -235,7 +235,7 @@ class Context:
         """Count uses of a ring."""
         self.b.alu(AluFn.ADD, counter, counter, by)
 
-    def arrive(self, *gathers: tuple[str, Counter]) -> None:
+    def arrive(self, *gathers: tuple[str, int]) -> None:
         """End gathers: this slice arrives at (semaphore, counter) of all, once its V has done everything before.
 
         V's work stands for all of the slice's: who has seen the arrivals may write what this slice has read.

@@ -197,6 +197,10 @@ class Plan:
         """Tiles of the slice that has most."""
         return max(self.tile_share(linear, rank)[1] for rank in range(self.slices))
 
+    def one_tile(self, linear: LinearPlan) -> bool:
+        """Whether every slice has a single tile of a class: what it sends of it is then all it has to send."""
+        return all(self.tile_share(linear, rank)[1] == 1 for rank in range(self.slices))
+
     @property
     def shard(self) -> int:
         """Columns of the residual stream of the slice that has most."""

@@ -11,7 +11,7 @@ from systolith.compiler.builder import Label
 from systolith.compiler.context import Cell, Constant, Context, Counter
 from systolith.compiler.kernels.chunk import attend_chunk, wait_for_rows
 from systolith.compiler.kernels.dump import store_rows, tap
-from systolith.compiler.kernels.partial import Partial, merge, start_empty
+from systolith.compiler.kernels.partial import Partial, merge, merge_pairs, start_empty
 from systolith.compiler.kernels.segment import Tile, each_segment, each_unit
 from systolith.compiler.memory import sink_layers
 from systolith.isa.instruction import Queue
@@ -185,13 +185,13 @@ def _exchange(ctx: Context, tile: Tile, current: Partial, others: Label) -> None
         b.place(sent)
         b.sync(Queue.V, wait="partials")
         b.branch(others, Cond.NE, tile.unit.group, 0)
-        for level in range(plan.group.bit_length() - 1):
-            for i in range(0, plan.group, 2 << level):
-                left = Partial(ctx, i, "exchange", parity, plan.group)
-                right = Partial(ctx, i + (1 << level), "exchange", parity, plan.group)
-                merge(ctx, tile, left, left, right)
-        # The merged partial comes back to `current`, whose address does not depend on the turn.
-        current.copy_from(ctx, Partial(ctx, 0, "exchange", parity, plan.group), tile)
+        every = 1
+        while 2 * every < plan.group:
+            merge_pairs(ctx, tile, "exchange", parity, every)
+            every *= 2
+        # The last merge goes to `current`, whose address does not depend on the turn.
+        left, right = (Partial(ctx, i, "exchange", parity, plan.group) for i in (0, every))
+        merge(ctx, tile, current, left, right)
 
 
 def _finish(ctx: Context, tile: Tile, result: Partial) -> None:

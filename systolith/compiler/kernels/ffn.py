@@ -14,6 +14,8 @@ from systolith.isa.vector import Func, Op1, Op2
 
 __all__ = ["ffn"]
 
+_ARRIVAL = ("operand", Counter.OPERAND_H)
+
 
 def ffn(ctx: Context) -> None:
     """Make and send this slice's columns of h."""
@@ -30,7 +32,8 @@ def ffn(ctx: Context) -> None:
         b.tensor_name = "up"
         product(ctx, plan.up, operand(ctx, "b", ctx.hidden, fmt, rows, xe), rows, xe)
         _times_up(ctx, tile)
-    ctx.arrive(("operand", Counter.OPERAND_H))
+    if not plan.one_tile(plan.gate):
+        ctx.arrive(_ARRIVAL)
     b.tensor_name = ""
 
 
@@ -100,7 +103,8 @@ def _times_up(ctx: Context, tile: int) -> None:
             ctx.spad("h", fmt, (rows, 1, nt), (width, 0, 1), scales=rows * width, step=nt, xb=Cell.FFN_FIRST, xe=xe),
         )
         b.advance_r(out, 3, tile)
-        b.put(out, stage, wait="stage_full", post="stage_free")
+        arrival = _ARRIVAL if plan.one_tile(plan.gate) else None
+        b.put(out, stage, wait="stage_full", post="stage_free", arrival=arrival)
     ctx.bump(ctx.r_stage)
 
 

@@ -80,6 +80,7 @@ def send_tile(ctx: Context, which: str, tile: int, *, late: bool = False) -> Non
     nt, rows, fmt = plan.o.nt, ctx.rows, plan.profile.activations
     codes = late or plan.profile.deferred_norm
     blocks = nt // BLOCK
+    arrivals = _arrivals(ctx, which) if plan.one_tile(plan.o) else {}
     with b.pair() as d, b.descriptors(4) as (x, g, r, out):
         residual(ctx, x, tile, blocks=True)
         _gains(ctx, g, tile, ctx.norm)
@@ -112,13 +113,16 @@ def send_tile(ctx: Context, which: str, tile: int, *, late: bool = False) -> Non
                 ),
             )
             b.advance_r(out, 3, tile)
-            b.put(out, x, wait="stage_full", post="stage_free" if late else "")
+            b.put(out, x, wait="stage_full", post="stage_free" if late else "", arrival=arrivals.get("operand"))
         if not late:
-            _send_sums(ctx, f"tb_{which}", x, out, tile, wait="" if codes else "stage_full")
+            arrival = arrivals.get("partials")
+            _send_sums(ctx, f"tb_{which}", x, out, tile, wait="" if codes else "stage_full", arrival=arrival)
     ctx.bump(ctx.r_stage)
 
 
-def _send_sums(ctx: Context, name: str, source: int, out: int, tile: int, *, wait: str) -> None:
+def _send_sums(
+    ctx: Context, name: str, source: int, out: int, tile: int, *, wait: str, arrival: tuple[str, int] | None = None
+) -> None:
     """Send a tile's staged sums of squares, one a block, to all slices. source, out: free descriptor registers."""
     b, rows, blocks, width = ctx.b, ctx.rows, ctx.plan.o.nt // BLOCK, ctx.plan.d_blocks
     ctx.load_ring(
@@ -130,7 +134,7 @@ def _send_sums(ctx: Context, name: str, source: int, out: int, tile: int, *, wai
         ctx.spad(name, "FP32", (rows, 1, blocks), (width, 0, 1), step=blocks, xb=Cell.O_FIRST, xe=Cell.ROWS),
     )
     b.advance_r(out, 3, tile)
-    b.put(out, source, wait=wait, post="stage_free")
+    b.put(out, source, wait=wait, post="stage_free", arrival=arrival)
 
 
 def branch(ctx: Context, *, blocks: bool = False) -> Descriptor:
@@ -162,18 +166,26 @@ def norm_branch(ctx: Context, norm: Norm) -> None:
         b.vec(y, y, r, g, op1=Op1.MUL, op2=Op2.MUL)
 
 
+def _arrivals(ctx: Context, which: str) -> dict[str, tuple[str, int]]:
+    """How a slice says that its sums of squares and its codes are sent."""
+    sums, codes = (Counter.SUMS_A, Counter.OPERAND_A) if which == "a" else (Counter.SUMS_B, Counter.OPERAND_B)
+    return {"partials": ("partials", sums), "operand": ("operand", codes)}
+
+
 def finish_norm(ctx: Context, which: str, *, ahead: int = 0) -> None:
-    """Say that this slice's shard is sent; where the norm is not deferred, make r and send the codes first.
+    """Say that this slice's shard is sent, unless its one tile has said so; where the norm is not deferred, make r and
+    send the codes first.
 
     ahead: layers from the running one to the one whose norm this is.
     """
     b = ctx.b
-    sums_counter = Counter.SUMS_A if which == "a" else Counter.SUMS_B
-    codes_counter = Counter.OPERAND_A if which == "a" else Counter.OPERAND_B
+    arrivals, said = _arrivals(ctx, which), ctx.plan.one_tile(ctx.plan.o)
     if ctx.plan.profile.deferred_norm:
-        ctx.arrive(("partials", sums_counter), ("operand", codes_counter))
+        if not said:
+            ctx.arrive(*arrivals.values())
     else:
-        ctx.arrive(("partials", sums_counter))
+        if not said:
+            ctx.arrive(arrivals["partials"])
         make_r(ctx, which, ahead=ahead)
         with ctx.cell_loop(Cell.O_TILES) as tile:
             if not ctx.plan.x_resident:
@@ -184,7 +196,8 @@ def finish_norm(ctx: Context, which: str, *, ahead: int = 0) -> None:
                 # The tile is unchanged; it only gives its buffer back.
                 b.sync(Queue.V, post="store_full")
                 b.sync(Queue.S, wait="store_full", post="residual")
-        ctx.arrive(("operand", codes_counter))
+        if not said:
+            ctx.arrive(arrivals["operand"])
     if not ctx.plan.gains_resident:
         b.sync(Queue.V, post="load_free")
 
