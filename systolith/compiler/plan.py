@@ -310,7 +310,7 @@ class Plan:
     @property
     def ahead(self) -> dict[str, int]:
         """Slots of each tile of a class that are asked for before attention: of o, and then of what follows it, as many
-        as there are slots, which nobody frees meanwhile. Tiles of gate take turns with those of up: only a single one."""
+        as there are slots, which nobody frees meanwhile. Tiles of gate take turns with those of up: one at most."""
         room = self.slots
         counts: dict[str, int] = {}
         for linear in (self.o, self.router if self.model.experts is not None else self.gate):
@@ -401,8 +401,8 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
     sizes = {top >> i for i in range(top.bit_length())} | {top}
     experts, prefix = model.experts, "expert_" if model.experts is not None else ""
     copies = experts.count if experts is not None else 1
-    # Attention: 32 query rows or more at a time use the arrays well; chunks that come whole can be loaded ahead, as many
-    # as the memory needs to have under way.
+    # Attention: 32 query rows at a time use the arrays well; chunks that come whole can be loaded ahead, as many as the
+    # memory needs to have under way.
     tokens_at_a_time = [t for t in (32, 16, 8, 4, 2, 1) if t == 1 or t * group_queries <= 32]
     ahead = kv_entries(chip, profile, dp)
     shapes = [

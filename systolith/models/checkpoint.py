@@ -108,12 +108,6 @@ class Checkpoint:
             return self.files[name].rows(name, start, stop)
         return place.read(self.files)[start:stop]
 
-    def weight(self, ref, layer, expert):
-        return self.tensor(ref.at(layer))
-
-    def blocks(self, ref, layer, expert):
-        return None
-
     def stored(self, name: str) -> StoredTensor:
         """Type, shape and place of a tensor as it is stored; of one in blocks, of its codes."""
         stored = self._place(name).names[0]

@@ -247,8 +247,8 @@ class Sanitizer:
     def _check_lists(self, rank: int, pc: int, epoch: int, row: Clock) -> None:
         """Report an index list that this copy of L reads and one before it in the queue may still be writing.
 
-        Copies of L overlap in time, but for one that reads the scratchpad, which waits for those before it, and one that
-        writes cells, for which the next one waits.
+        Copies of L overlap in time, but for one that reads the scratchpad, which waits for those before it, and one
+        that writes cells, for which the next one waits.
         """
         if row[A + SPACE] != Space.DRAM:
             self._settled[rank] = epoch - 1

@@ -97,8 +97,8 @@ def product(
 
 
 def fetch_ahead(ctx: Context) -> None:
-    """Fetch the weights of `Plan.ahead` before the words of attention: the sequencer hands out words in order, and would
-    come to them only when attention is nearly done. They lie behind each other in the ring from its next entry on."""
+    """Fetch the weights of `Plan.ahead` before the words of attention: the sequencer hands out words in order, and
+    would come to them only when attention is nearly done. They lie one behind the other in the ring."""
     b, plan = ctx.b, ctx.plan
     with b.registers(1) as (fill,):
         b.move(fill, ctx.r_slot)
