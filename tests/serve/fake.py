@@ -12,8 +12,9 @@ from typing import Any
 
 from systolith.runtime.engine import EngineRequest, EngineStats, FinishEvent, QueueFull, RequestError, TokenEvent
 
-CRASH, RAISE, LOSE, REFUSE = 2047, 2046, 2045, 2044
-"""Tokens that do it: the process ends; a step raises; submit raises; the request is refused."""
+CRASH, RAISE, LOSE, REFUSE, HOLD = 2047, 2046, 2045, 2044, 2043
+"""Tokens that do it: the process ends; a step raises; submit raises; the request is refused; it makes two tokens and
+then stays where it is."""
 
 STEP_S = 0.004
 
@@ -68,6 +69,8 @@ class FakeEngine:
                 os._exit(3)
             if RAISE in request.prompt and len(cycles) == 2:
                 raise ValueError("a step that fails")
+            if HOLD in request.prompt and len(cycles) == 2:
+                continue
             said = [t for t in request.prompt if t != 0] or [0]
             token = said[len(cycles) % len(said)]
             top = tuple((i, -1.0 - i) for i in range(request.logprobs or 0))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.serve.fake import HOLD
 from tests.serve.helpers import FAKE, ROOT, Server, running
 from tests.serve.test_openai import PROMPTS, WARM, generated
 
@@ -147,9 +148,9 @@ def test_500_damaged_bodies(server: Server) -> None:
 
 
 def test_a_server_that_is_told_to_leave_ends_its_streams() -> None:
-    with running(engine=FAKE, context=4096) as server, ThreadPoolExecutor(2) as pool:
+    with running(engine=FAKE) as server, ThreadPoolExecutor(2) as pool:
         short = pool.submit(server.complete, prompt="abc", max_tokens=200, stream=True)
-        long = pool.submit(server.complete, prompt="abc", max_tokens=4000, stream=True)
+        long = pool.submit(server.complete, prompt=[5, HOLD], stream=True)
         server.eventually(lambda: server.metric("vllm:num_requests_running") == 2)
         os.kill(server.pid, signal.SIGTERM)
         assert short.result().events[-1]["choices"][0]["finish_reason"] == "length"

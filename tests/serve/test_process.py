@@ -15,7 +15,7 @@ import pytest
 from systolith.cli._options import open_model
 from systolith.models.tokenizer import Tokenizer
 from systolith.serve.worker import Pace
-from tests.serve.fake import CRASH, RAISE
+from tests.serve.fake import CRASH, HOLD, RAISE
 from tests.serve.helpers import FAKE, Server, running
 
 
@@ -37,14 +37,14 @@ def settled(server: Server) -> bool:
 
 def test_a_client_that_leaves_frees_its_slot(fake: Server) -> None:
     aborted = fake.metric("vllm:request_success_total")
-    streams = [open_stream(fake, prompt="abc") for _ in range(4)]
+    streams = [open_stream(fake, prompt=[5, HOLD]) for _ in range(4)]
     fake.eventually(lambda: fake.metric("vllm:num_requests_running") == 4)
     for stream in streams:
         stream.close()
     fake.eventually(lambda: settled(fake))
     # One that does not stream, whose client reads nothing before it leaves.
     connection = http.client.HTTPConnection(*fake.address, timeout=30)
-    connection.request("POST", "/v1/completions", json.dumps({"model": "tinycode", "prompt": "abc", "max_tokens": 200}))
+    connection.request("POST", "/v1/completions", json.dumps({"model": "tinycode", "prompt": [5, HOLD]}))
     fake.eventually(lambda: fake.metric("vllm:num_requests_running") == 1)
     connection.close()
     fake.eventually(lambda: settled(fake))
@@ -54,7 +54,7 @@ def test_a_client_that_leaves_frees_its_slot(fake: Server) -> None:
 def test_what_finds_no_room_is_429_and_goes_through_later(fake: Server) -> None:
     """4 slots and 8 that wait: the 13th is turned away, as a whole, and those before it are not touched."""
     with ThreadPoolExecutor(12) as pool:
-        held = [pool.submit(fake.complete, prompt="abc", max_tokens=120) for _ in range(11)]
+        held = [pool.submit(fake.complete, prompt="abc", max_tokens=240) for _ in range(11)]
         fake.eventually(
             lambda: fake.metric("vllm:num_requests_running") + fake.metric("vllm:num_requests_waiting") == 11
         )
@@ -63,7 +63,7 @@ def test_what_finds_no_room_is_429_and_goes_through_later(fake: Server) -> None:
         assert refused.error["message"] == "11 requests are open of at most 12; try again later"
         assert refused.headers["retry-after"] == "1"
         assert fake.complete(prompt="abc", max_tokens=1).status == 200
-        assert [f.result().json["usage"]["completion_tokens"] for f in held] == [120] * 11
+        assert [f.result().json["usage"]["completion_tokens"] for f in held] == [240] * 11
     assert fake.complete(prompt="abc", n=12, max_tokens=2).status == 200
 
 
@@ -71,10 +71,10 @@ def test_what_finds_no_room_is_429_and_goes_through_later(fake: Server) -> None:
 def test_an_engine_that_dies_answers_everything_and_health_turns_bad(how: str) -> None:
     token = {"exit": CRASH, "raise": RAISE, "kill": 5}[how]
     with running(engine=FAKE) as server, ThreadPoolExecutor(4) as pool:
-        whole = [pool.submit(server.complete, prompt="abc", max_tokens=200) for _ in range(2)]
-        streamed = pool.submit(server.complete, prompt="abc", max_tokens=200, stream=True)
+        whole = [pool.submit(server.complete, prompt=[5, HOLD]) for _ in range(2)]
+        streamed = pool.submit(server.complete, prompt=[5, HOLD], stream=True)
         server.eventually(lambda: server.metric("vllm:num_requests_running") == 3)
-        last = pool.submit(server.complete, prompt=[token], max_tokens=200)
+        last = pool.submit(server.complete, prompt=[token, HOLD])
         if how == "kill":
             os.kill(server.engine_pid, signal.SIGKILL)
         for answer in [f.result() for f in (*whole, last)]:
@@ -96,10 +96,10 @@ def test_the_engine_ends_with_its_server() -> None:
 
         def gone() -> bool:
             try:
-                os.kill(server.engine_pid, 0)
-            except ProcessLookupError:
+                state = Path(f"/proc/{server.engine_pid}/stat").read_text().rpartition(")")[2].split()[0]
+            except FileNotFoundError:
                 return True
-            return False
+            return state == "Z"  # dead, and nobody has asked how it ended
 
         server.eventually(gone)
 
