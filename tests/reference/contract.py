@@ -1,8 +1,8 @@
-"""A NumPy reference of the numerics contract for models of the Llama type, written from the contract's text alone.
+"""A NumPy reference of the numerics contract for decoders with grouped attention, from the contract's text alone.
 
 `run` gives the FP32 logits of every position and the intermediate values before they are quantised; `generate`
-samples. Biases and q and k norms are applied where the checkpoint has them. Nothing here is fast on purpose, only
-vectorised: a few hundred tokens of a small model take a second.
+samples. Biases, q and k norms, sinks and experts (`experts`) are applied where the checkpoint has them. Nothing here is
+fast on purpose, only vectorised: a few hundred tokens of a small model take a second.
 Dimensions: T tokens, J positions in the cache, H query heads, KV heads, d head size, D hidden size.
 """
 
@@ -34,11 +34,11 @@ from .arith import (
     quantise_weight,
     rcp,
     rsqrt,
-    silu,
     tree,
 )
 from .checkpoint import Model, Profile, default_lanes, load_model
 from .exact import F32, I64, reciprocal, rotary_table, score_scale
+from .experts import Mixture, feed_forward, gelu_mul, prepare, silu_mul
 from .sampling import argmax, philox4x32, sample
 
 __all__ = [
@@ -88,6 +88,7 @@ class _Weights:
     embed: F32  # dequantised rows
     head: tuple[Blocks, ...]
     layers: list[dict[str, tuple[Blocks, ...]]]
+    mixtures: list[Mixture | None]
 
 
 def _prepare(model: Model, profile: Profile) -> _Weights:
@@ -100,6 +101,8 @@ def _prepare(model: Model, profile: Profile) -> _Weights:
     for layer in range(model.layers):
         terms = {}
         for name, key in LINEAR.items():
+            if f"model.layers.{layer}.{key}.weight" not in model.tensors:
+                continue  # a layer with experts has no dense matrices
             w = model.tensors[f"model.layers.{layer}.{key}.weight"]
             if name == "o":
                 heads = pad_last(w.reshape(model.hidden, model.heads, model.head_dim), BLOCK)
@@ -108,7 +111,11 @@ def _prepare(model: Model, profile: Profile) -> _Weights:
         layers.append(terms)
     table = quantise(model.tensors["model.embed_tokens.weight"], profile.embed)
     head = table if model.tied else quantise(model.tensors["lm_head.weight"], profile.head)
-    out = _Weights(table.dequantise()[:, : model.hidden], (head,), layers)
+    mixtures = [prepare(model, profile, layer) for layer in range(model.layers)]
+    rows = table.dequantise()[:, : model.hidden]
+    with np.errstate(all="ignore"):
+        rows = rows if model.embed_scale is None else rows * model.embed_scale
+    out = _Weights(rows, (head,), layers, mixtures)
     model.prepared[profile] = out
     return out
 
@@ -256,7 +263,7 @@ class _Run:
 
     def normed(self, x: F32, key: str) -> tuple[Blocks, F32 | None]:
         """RMSNorm before a matmul: the quantised operand, and r where it is still to be applied."""
-        gain = self.model.tensors[f"model.{key}.weight"]
+        gain = self.model.gain(f"model.{key}.weight")
         r = norm_scale(x, self.model.eps)
         self.note("r", r)
         with np.errstate(all="ignore"):
@@ -275,8 +282,24 @@ class _Run:
         """A projection by heads, with its norm where the model has one: FP32 [heads, T, d]."""
         flat = self.linear(layer, name, operand, r)
         x = flat.reshape(flat.shape[0], -1, self.model.head_dim).transpose(1, 0, 2)
-        gain = self.model.tensors.get(f"model.layers.{layer}.self_attn.{name}_norm.weight")
-        return x if gain is None else norm(x, gain, self.model.eps)
+        key = f"model.layers.{layer}.self_attn.{name}_norm.weight"
+        return norm(x, self.model.gain(key), self.model.eps) if key in self.model.tensors else x
+
+    def branch(self, layer: int, name: str, out: F32) -> F32:
+        """What is added to the residual stream: normed by itself in a Gemma, no matmul follows."""
+        if not self.model.gemma:
+            return out
+        return norm(out, self.model.gain(f"model.layers.{layer}.{name}.weight"), self.model.eps)
+
+    def feed_forward(self, layer: int, operand: Blocks, r: F32 | None) -> F32:
+        """The part between the second norm and the residual stream."""
+        mixture = self.weights.mixtures[layer]
+        if mixture is not None:
+            return feed_forward(mixture, self.profile, operand, r, self.note)
+        activation = gelu_mul if self.model.gemma else silu_mul
+        h = activation(self.linear(layer, "gate", operand, r), self.linear(layer, "up", operand, r))
+        self.note("h", h)
+        return self.linear(layer, "down", quantise(h, self.profile.activations))
 
     def layer(
         self, layer: int, x: F32, positions: I64, tables: tuple[F32, F32], state: State, window: int | None,
@@ -294,17 +317,17 @@ class _Run:
         k_all, v_all = state.append(layer, quantise(k, fmt.k), quantise(v, fmt.v, block=d))
         attended = attention(
             quantise(q, fmt.k), k_all, v_all, positions,
-            scale=score_scale(d), p_format=fmt.p, lanes=self.lanes, window=window, sinks=sinks,
+            scale=score_scale(d, self.model.score_scale), p_format=fmt.p, lanes=self.lanes, window=window, sinks=sinks,
         )  # fmt: skip
         flat = pad_last(attended.transpose(1, 0, 2), BLOCK).reshape(x.shape[0], -1).astype(np.float32)
         self.note("attention", flat)
         with np.errstate(all="ignore"):
-            x = x + self.linear(layer, "o", quantise(flat, fmt.activations))
+            out = self.linear(layer, "o", quantise(flat, fmt.activations))
+            x = x + self.branch(layer, "post_attention_layernorm", out)
             self.note("x", x)
-            operand, r = self.normed(x, f"layers.{layer}.post_attention_layernorm")
-            h = silu(self.linear(layer, "gate", operand, r)) * self.linear(layer, "up", operand, r)
-            self.note("h", h)
-            x = x + self.linear(layer, "down", quantise(h, fmt.activations))
+            second = "pre_feedforward_layernorm" if self.model.gemma else "post_attention_layernorm"
+            operand, r = self.normed(x, f"layers.{layer}.{second}")
+            x = x + self.branch(layer, "post_feedforward_layernorm", self.feed_forward(layer, operand, r))
         self.note("x", x)
         return x
 
@@ -329,8 +352,8 @@ def run(
 ) -> Result:
     """Run token ids through the model.
 
-    window : None, one number, or one (or None) per layer
-    sinks : FP32 [H] or [layers, H]
+    window : the model's own, one number for all layers, or one (or None) per layer
+    sinks : the model's own, FP32 [H] for all layers, or [layers, H]
     positions : indices into `ids` whose logits are wanted; all by default (the trace is always of all)
     state : a KV cache to continue from and to extend; `ids` then follow its tokens
     """
@@ -338,13 +361,15 @@ def run(
     state = State() if state is None else state
     runner = _Run(model, record, trace)
     where = np.arange(state.length, state.length + len(ids))
-    tables = rotary_table(where, model.head_dim, model.rope)
+    tables = {key: rotary_table(where, model.head_dim, rope) for key, rope in model.ropes.items()}
     x = runner.weights.embed[np.asarray(ids, np.int64)]
     runner.note("x", x)
     sink_table = None if sinks is None else np.broadcast_to(np.asarray(sinks, np.float32), (model.layers, model.heads))
     for layer in range(model.layers):
-        limit = window if window is None or isinstance(window, int) else window[layer]
-        x = runner.layer(layer, x, where, tables, state, limit, None if sink_table is None else sink_table[layer])
+        own = model.window(layer) if window is None else window
+        limit = own if own is None or isinstance(own, int) else own[layer]
+        sink = model.tensors.get(f"model.layers.{layer}.self_attn.sinks") if sink_table is None else sink_table[layer]
+        x = runner.layer(layer, x, where, tables[model.rope_key(layer)], state, limit, sink)
     state.length += len(ids)
     wanted = slice(None) if positions is None else np.asarray(positions, np.int64)
     return Result(runner.logits(x, wanted), runner.trace)

@@ -53,9 +53,23 @@ def log2_e() -> Fraction:
 
 
 @cache
-def score_scale(head_dim: int) -> np.float32:
-    """RNE(log2(e) / sqrt(d)) of rule 7, d the unpadded head size."""
+def score_scale(head_dim: int, scale: float | None = None) -> np.float32:
+    """RNE(log2(e) / sqrt(d)) of rule 7, d the unpadded head size; or RNE(scale * log2(e)), scale a binary64 number."""
+    if scale is not None:
+        return round_near(log2_e() * Fraction(scale))
     return round_near(log2_e() / Fraction(CONTEXT.sqrt(Decimal(head_dim))))
+
+
+@cache
+def gelu_constants() -> tuple[np.float32, np.float32]:
+    """RNE(2 * sqrt(2/pi)) and RNE(2 * sqrt(2/pi) * 0.044715): tanh(z) is 2 * sigmoid(2 z) - 1."""
+    twice = 2 * Fraction(CONTEXT.sqrt(_decimal(Fraction(1 << 320, _half_pi(320)))))
+    return round_near(twice), round_near(twice * Fraction("0.044715"))
+
+
+def round_fp32_of(x: float) -> np.float32:
+    """A binary64 number of a config, rounded once to FP32."""
+    return round_fp32(Fraction(x))
 
 
 def reciprocal(n: int) -> np.float32:

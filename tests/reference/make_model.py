@@ -1,4 +1,4 @@
-"""Small random models of Llama's type in Hugging Face layout, the same bytes for the same arguments on every machine.
+"""Small random models in Hugging Face layout, dense and with experts, the same bytes for the same arguments everywhere.
 
 Random numbers are sums of four uniform integers from a frozen generator, so no libm call can change a bit. Scales
 are those of a trained model: unit q and k, scores with a spread of a few units, a residual stream that grows slowly,
@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .exact import F32
 
+Array = npt.NDArray[Any]
 OUTLIERS = 8.0  # how much larger an outlier channel is
 SCORE_SPREAD = 1.5  # standard deviation of q . k / sqrt(d), about
 
@@ -53,6 +55,9 @@ def make_llama(
     qk_norm: bool = False,
     outliers: int = 2,
     family: str = "llama",
+    experts: int = 6,
+    top_k: int = 2,
+    mxfp4: bool = False,
     extra: dict[str, Any] | None = None,
 ) -> Path:
     """Write config.json, the weights and tokenizer.json into a directory, made if missing, and return it.
@@ -60,7 +65,9 @@ def make_llama(
     dtype : "float32", "bfloat16" or "float16"      shards : files; more than one adds an index
     outliers : channels of the residual stream that are OUTLIERS times larger, and as many that the norms stress
     attention_bias, qk_norm : add the biases of q, k and v (and o), the per-head norms of q and k
-    family : "llama", "qwen2" (biases of q, k and v only) or "qwen3" (norms of q and k); the config says so
+    family : "llama", "qwen2" (biases of q, k and v only), "qwen3" (norms of q and k), "mixtral", "qwen3_moe", "gpt_oss"
+    or "gemma3_text"; the config says so.      experts, top_k : of a mixture; intermediate is the size of an expert
+    mxfp4 : store the experts of gpt-oss as MXFP4 blocks
     extra : entries added to config.json, or put in place of those there (model_type, rope_parameters, ...)
     """
     if dtype not in ("float32", "bfloat16", "float16"):
@@ -76,13 +83,28 @@ def make_llama(
         "bos_token_id": None, "eos_token_id": min(256, vocab - 1),
     }  # fmt: skip
     if family != "llama":
-        config |= {"architectures": [f"{family.capitalize()}ForCausalLM"], "model_type": family}
-        for name in ("mlp_bias", *(["attention_bias"] if family == "qwen2" else [])):
+        config |= {"architectures": [ARCHITECTURES[family]], "model_type": family}
+        for name in ("mlp_bias", *(["attention_bias"] if family in ("qwen2", "mixtral") else [])):
             del config[name]
-    (root / "config.json").write_text(json.dumps({**config, **(extra or {})}, indent=1) + "\n")
+    if family in ("mixtral", "qwen3_moe", "gpt_oss"):
+        count = "num_experts" if family == "qwen3_moe" else "num_local_experts"
+        config |= {count: experts, "num_experts_per_tok": top_k}
+    if family == "qwen3_moe":
+        config |= {"moe_intermediate_size": intermediate, "norm_topk_prob": True}
+    if family == "gpt_oss":
+        yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "truncate": False}
+        config |= {"attention_bias": True, "sliding_window": 40, "rope_scaling": yarn}
+        config |= {"quantization_config": {"quant_method": "mxfp4"}} if mxfp4 else {}
+    if family == "gemma3_text":
+        del config["hidden_act"]
+        config |= {"query_pre_attn_scalar": 24, "sliding_window": 40, "sliding_window_pattern": 2}
+        config |= {"hidden_activation": "gelu_pytorch_tanh", "rope_local_base_freq": 100.0}
+    config |= extra or {}
+    (root / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    bias = attention_bias or family in ("qwen2", "gpt_oss")
     tensors = _tensors(
         _Random(seed), hidden, layers, heads * head_dim, kv_heads * head_dim, head_dim, intermediate, vocab, tied,
-        attention_bias or family == "qwen2", qk_norm or family == "qwen3", outliers,
+        bias, qk_norm or family in ("qwen3", "qwen3_moe", "gemma3_text"), outliers, config, mxfp4,
     )  # fmt: skip
     if family == "qwen2":
         tensors = {name: value for name, value in tensors.items() if not name.endswith("o_proj.bias")}
@@ -91,11 +113,18 @@ def make_llama(
     return root
 
 
+ARCHITECTURES = {
+    "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "mixtral": "MixtralForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM", "gpt_oss": "GptOssForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
+}  # fmt: skip
+
+
 def _tensors(
     random: _Random, hidden: int, layers: int, q_size: int, kv_size: int, head_dim: int, intermediate: int,
-    vocab: int, tied: bool, bias: bool, qk_norm: bool, outliers: int,
-) -> dict[str, F32]:  # fmt: skip
+    vocab: int, tied: bool, bias: bool, qk_norm: bool, outliers: int, config: dict[str, Any], mxfp4: bool,
+) -> dict[str, Array]:  # fmt: skip
     """Weights by their Hugging Face names, in the order of the file."""
+    family, gemma = config["model_type"], config["model_type"] == "gemma3_text"
     shuffled = random.state.permutation(hidden)
     large, sharpened = shuffled[:outliers], shuffled[outliers : 2 * outliers]
 
@@ -105,7 +134,7 @@ def _tensors(
         if size == hidden:
             out[large] *= np.float32(at_large)
             out[sharpened] *= np.float32(OUTLIERS / 2)
-        return out
+        return out - np.float32(1) if gemma else out
 
     embed_deviation = 2 / np.sqrt(hidden)
     table = random.normal((vocab, hidden), embed_deviation)
@@ -116,14 +145,17 @@ def _tensors(
     out = {"model.embed_tokens.weight": table}
     for layer in range(layers):
         at = f"model.layers.{layer}."
+        inner = {
+            "gate": (intermediate, hidden, unit),
+            "up": (intermediate, hidden, unit),
+            "down": (hidden, intermediate, 6 * branch / np.sqrt(intermediate)),
+        }
         shapes = {
             "self_attn.q_proj": (q_size, hidden, sharp),
             "self_attn.k_proj": (kv_size, hidden, sharp),
             "self_attn.v_proj": (kv_size, hidden, unit),
             "self_attn.o_proj": (hidden, q_size, 6 * branch / np.sqrt(q_size)),
-            "mlp.gate_proj": (intermediate, hidden, unit),
-            "mlp.up_proj": (intermediate, hidden, unit),
-            "mlp.down_proj": (hidden, intermediate, 6 * branch / np.sqrt(intermediate)),
+            **_feed_forward_names(config, layer, inner, 3 * unit),
         }
         out[at + "input_layernorm.weight"] = gains(hidden)
         out[at + "post_attention_layernorm.weight"] = gains(hidden)
@@ -131,18 +163,71 @@ def _tensors(
             out[at + name + ".weight"] = random.normal((rows, columns), float(deviation))
             if bias and name.startswith("self_attn"):
                 out[at + name + ".bias"] = random.normal((rows,), float(branch) if "o_proj" in name else 0.3)
+        if family == "gpt_oss":
+            out |= _stacks(random, at + "mlp.experts.", config["num_local_experts"], inner, float(branch), mxfp4)
+            out[at + "self_attn.sinks"] = random.normal((config["num_attention_heads"],), 1.5)
+            out[at + "mlp.router.bias"] = random.normal((config["num_local_experts"],), 0.3)
+        if gemma:
+            out[at + "pre_feedforward_layernorm.weight"] = gains(hidden)
+            for name in ("post_attention_layernorm", "post_feedforward_layernorm"):
+                out[f"{at}{name}.weight"] = random.normal((hidden,), 0.1) - np.float32(0.5)
         if qk_norm:
             out[at + "self_attn.q_norm.weight"] = gains(head_dim)
             out[at + "self_attn.k_norm.weight"] = gains(head_dim)
     out["model.norm.weight"] = gains(hidden, 1 / OUTLIERS)
-    if tied:  # signs at random, or every token would predict itself: layers of a trained model take care of that
+    if (
+        tied and not gemma
+    ):  # signs at random, or every token would predict itself: layers of a trained model take care of that
         out["model.norm.weight"] *= (2 * random.state.randint(0, 2, size=hidden) - 1).astype(np.float32)
-    else:
+    elif not tied:
         out["lm_head.weight"] = random.normal((vocab, hidden), 2 * float(unit))
     return out
 
 
-def _write_shards(root: Path, tensors: dict[str, F32], dtype: str, shards: int) -> None:
+Shape = tuple[int, int, float]
+
+
+def _feed_forward_names(config: dict[str, Any], layer: int, inner: dict[str, Shape], sharp: float) -> dict[str, Shape]:
+    """Matrices of the part after the second norm: rows, columns, deviation. gpt-oss has its experts in `_stacks`."""
+    family, hidden = config["model_type"], config["hidden_size"]
+    experts = config.get("num_experts" if family == "qwen3_moe" else "num_local_experts", 0)
+    if family == "gpt_oss":
+        return {"mlp.router": (experts, hidden, sharp)}
+    if family == "mixtral":
+        names = {"gate": "w1", "down": "w2", "up": "w3"}
+        at, router = "block_sparse_moe.experts", "block_sparse_moe.gate"
+    else:
+        names = {role: f"{role}_proj" for role in inner}
+        at, router = "mlp.experts", "mlp.gate"
+    only, step = config.get("mlp_only_layers") or [], config.get("decoder_sparse_step", 1)
+    if not experts or layer in only or (layer + 1) % step:
+        return {f"mlp.{names[role]}": shape for role, shape in inner.items()}
+    out = {router: (experts, hidden, sharp)}
+    for expert in range(experts):
+        out |= {f"{at}.{expert}.{names[role]}": shape for role, shape in inner.items()}
+    return out
+
+
+def _stacks(
+    random: _Random, at: str, experts: int, inner: dict[str, Shape], branch: float, mxfp4: bool
+) -> dict[str, Array]:
+    """The experts of gpt-oss: gate and up row by row in one stack; MXFP4 blocks [E, N, K / 32, 16], or [E, K, N]."""
+    out: dict[str, Array] = {}
+    rows, columns, deviation = inner["gate"]
+    both = (2 * rows, columns, deviation)
+    for name, (n, k, size), small in (("gate_up_proj", both, 0.3), ("down_proj", inner["down"], branch)):
+        if mxfp4:
+            exponent = 127 + round(float(np.log2(size / 3)))  # codes at random have a deviation of about 3
+            out[f"{at}{name}_blocks"] = random.state.randint(0, 256, (experts, n, k // 32, 16)).astype(np.uint8)
+            scales = random.state.randint(exponent - 1, exponent + 2, (experts, n, k // 32))
+            out[f"{at}{name}_scales"] = scales.astype(np.uint8)
+        else:
+            out[at + name] = random.normal((experts, k, n), float(size))
+        out[f"{at}{name}_bias"] = random.normal((experts, n), small)
+    return out
+
+
+def _write_shards(root: Path, tensors: dict[str, Array], dtype: str, shards: int) -> None:
     """One file, or `shards` files of runs of tensors in order and the index that names them."""
     names = list(tensors)
     if shards == 1:
@@ -158,17 +243,19 @@ def _write_shards(root: Path, tensors: dict[str, F32], dtype: str, shards: int) 
     (root / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
-def write_safetensors(path: Path, tensors: dict[str, F32], dtype: str) -> int:
-    """Write tensors, rounded (RNE) to the dtype, and return the bytes of their data."""
+def write_safetensors(path: Path, tensors: dict[str, Array], dtype: str) -> int:
+    """Write tensors, rounded (RNE) to the dtype, bytes as they are, and return the bytes of their data."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     chunks, offset = [], 0
     for name, value in tensors.items():
-        if dtype == "bfloat16":
+        if value.dtype == np.uint8:
+            raw = value.tobytes()
+        elif dtype == "bfloat16":
             bits = np.ascontiguousarray(value).view(np.uint32)
             raw = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
         else:
             raw = value.astype("<f4" if dtype == "float32" else "<f2").tobytes()
-        kind = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
+        kind = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype] if value.dtype != np.uint8 else "U8"
         header[name] = {"dtype": kind, "shape": list(value.shape), "data_offsets": [offset, offset + len(raw)]}
         chunks.append(raw)
         offset += len(raw)
