@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from systolith.compiler import Options, compile_model
+from systolith.compiler.compile import compile_graph, plan_graph
 from systolith.compiler.memory import STOPS
 from systolith.models.checkpoint import Checkpoint
+from systolith.models.graph import ModelGraph
 from systolith.models.profile import Profile
 from systolith.runtime.bound import bound
 from systolith.runtime.device import Device, find_device
 from systolith.runtime.job import Sampling
-from systolith.runtime.live import LiveChip, StepResult
+from systolith.runtime.live import Control, LiveChip, StepResult
 from systolith.runtime.mail import Message, Prefill, SlotUpdate
 from systolith.runtime.pages import Lease, PagePool
 from systolith.spec.chip import Chip
@@ -123,35 +125,38 @@ class _Life:
 class Engine:
     """Requests on one chip. Not safe for several threads at once: one loop owns it.
 
+    model : a checkpoint; or a graph alone, for times without weights: every token is then 0 and none is a stop
     slots : requests that run at once     context : most tokens of a request (None: the model's)
     pages : of the KV cache (None: what slots x context needs)     prefill_chunk : most prompt tokens of a request in
     one step (None: what a step holds)     lag : steps by which the host reads the done-ring late; changes no token
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, chip: Chip, profile: Profile, *, slots: int = 8, context: int | None = None,
-        page_tokens: int = 64, pages: int | None = None, max_waiting: int = 64, prefill_chunk: int | None = None,
-        device: str | Device = "sim", timing: bool = True, prefix_cache: bool = True, lag: int = 0,
+        self, model: Checkpoint | ModelGraph, chip: Chip, profile: Profile, *, slots: int = 8,
+        context: int | None = None, page_tokens: int = 64, pages: int | None = None, max_waiting: int = 64,
+        prefill_chunk: int | None = None, device: str | Device = "sim", timing: bool = True,
+        prefix_cache: bool = True, lag: int = 0,
     ) -> None:  # fmt: skip
-        graph = checkpoint.graph
-        target = find_device(device) if isinstance(device, str) else device
+        graph = model if isinstance(model, ModelGraph) else model.graph
+        self.chip, self.max_waiting, self.timing = chip, max_waiting, timing
+        self.context = min(context or graph.context, graph.context)
+        self._data = not isinstance(model, ModelGraph)
+        self._vocab, self._eos = graph.vocab, tuple(graph.eos_ids)
+        self._chunk = prefill_chunk
+        options = Options(batch=slots, context=self.context, page_tokens=page_tokens, serve=True)
+        if pages is not None:
+            plan, _ = plan_graph(graph, chip, profile, options)
+            options = replace(options, pages=max(1, pages // plan.group))
+        if isinstance(model, ModelGraph):
+            self.compiled = compile_graph(model, chip, profile, options)
+            target: Device = Control(self.compiled)
+        else:
+            self.compiled = compile_model(model, chip, profile, options)
+            target = find_device(device) if isinstance(device, str) else device
         if not target.runs:
             raise ConfigError(
                 f"device {target.name} runs nothing, and requests need tokens; take one that runs, such as sim"
             )
-        self.chip, self.max_waiting, self.timing = chip, max_waiting, timing
-        self.context = min(context or graph.context, graph.context)
-        self.checkpoint = checkpoint
-        self._vocab, self._eos = graph.vocab, tuple(graph.eos_ids)
-        self._chunk = prefill_chunk
-        options = Options(batch=slots, context=self.context, page_tokens=page_tokens, serve=True)
-        self.compiled = compile_model(checkpoint, chip, profile, options)
-        if pages is not None:
-            group = self.compiled.plan.group
-            options = Options(
-                batch=slots, context=self.context, page_tokens=page_tokens, serve=True, pages=max(1, pages // group)
-            )
-            self.compiled = compile_model(checkpoint, chip, profile, options)
         self._live = LiveChip(self.compiled, target, timing=timing)
         # Without timing a step counts as what the chip needs at least for a decode step.
         self._step_cycles = max(1, round(bound(self.compiled.plan, [[1]]).seconds * chip.clock_hz))
@@ -210,6 +215,8 @@ class Engine:
             raise RequestError(f"logprobs={request.logprobs} must be 0..{MAX_LOGPROBS}; ask for fewer")
 
     def _stops(self, request: EngineRequest) -> tuple[int, ...]:
+        if not self._data:
+            return ()
         return tuple(dict.fromkeys((*request.stops, *(() if request.ignore_eos else self._eos))))
 
     def submit(self, request: EngineRequest, arrival_cycle: int | None = None) -> int:

@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 
 from systolith.compiler import Compiled
 from systolith.compiler.plan import padded
+from systolith.isa.program import Program
 from systolith.isa.resolved import COLS
-from systolith.runtime.device import Device
+from systolith.runtime.device import Device, Machine
 from systolith.runtime.mail import Mailbox, Message, is_end
+from systolith.spec.chip import Chip
 
 if TYPE_CHECKING:
     from systolith.timing import TimingMachine
 
-__all__ = ["LiveChip", "StepResult"]
+__all__ = ["Control", "LiveChip", "StepResult"]
 
 _ROWS = 512
 """Resolved rows of each slice asked for at once."""
@@ -44,6 +46,21 @@ class StepResult:
     """The device went on without a message."""
     logits: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     """Rows of logits that were asked for, by place among `tokens`."""
+
+
+class Control:
+    """A device that runs a program's control alone, without weights: for times. Every token is 0."""
+
+    name, runs = "control", True
+
+    def __init__(self, compiled: Compiled) -> None:
+        self._compiled = compiled
+
+    def open(self, chip: Chip, program: Program) -> Machine:
+        """Load the program."""
+        from systolith.sim.skeleton import Skeleton
+
+        return Skeleton(chip, program, *self._compiled.memory.control)
 
 
 class LiveChip:

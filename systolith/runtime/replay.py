@@ -7,24 +7,28 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from systolith.runtime.engine import Engine, EngineRequest, FinishEvent, RequestError, TokenEvent
 from systolith.runtime.job import Sampling
 from systolith.spec.errors import ConfigError, ModelError
 
-__all__ = ["Arrival", "Outcome", "play", "quantiles", "read_requests"]
+__all__ = ["Arrival", "Outcome", "fitting_context", "play", "quantiles", "read_requests"]
 
 Encode = Callable[[str], Sequence[int]]
 
 KEYS = (
-    "id", "arrival_s", "arrival", "cancel_s", "prompt", "prompt_ids", "max_tokens", "temperature", "top_k", "top_p",
-    "seed", "stop", "ignore_eos",
+    "id", "arrival_s", "arrival", "cancel_s", "prompt", "prompt_ids", "prompt_tokens", "max_tokens", "temperature",
+    "top_k", "top_p", "seed", "stop", "ignore_eos",
 )  # fmt: skip
 MAX_SECONDS = 1e6
 """Latest arrival or cancellation, seconds: 11 days."""
+MAX_PROMPT = 1 << 24
 MAX_TOKENS = 64
 """Tokens made where a request does not say."""
 
@@ -56,31 +60,43 @@ class Arrival:
     request: EngineRequest
 
 
-def read_requests(text: str, source: str, encode: Encode | None) -> tuple[list[Arrival], list[Outcome]]:
+def read_requests(data: bytes, source: str, encode: Encode | None, vocab: int) -> tuple[list[Arrival], list[Outcome]]:
     """Read one JSON object a line; blank lines are skipped. Gives the requests, and those refused with a sentence.
 
-    encode : text to token ids, None where the model has no tokenizer.
+    encode : text to token ids, None where the model has no tokenizer     vocab : of ids made up for `prompt_tokens`.
     Raises ConfigError where no line holds a request at all.
     """
     arrivals: list[Arrival] = []
     refused: list[Outcome] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
+    for number, raw in enumerate(data.split(b"\n"), 1):
+        if not raw.strip():
             continue
         table: Any = None
         try:
-            table = _table(line)
+            table = _table(_text(raw))
             name = _name(table, number, seen)
             seen[name] = number
-            arrivals.append(_arrival(table, name, number, encode))
+            arrivals.append(_arrival(table, name, number, encode, vocab))
         except (RequestError, ModelError) as error:
             given = table.get("id") if isinstance(table, dict) else None
-            name = str(given) if isinstance(given, str | int) else f"line {number}"
+            name = f"line {number}" if not isinstance(given, str) or _broken(given) else given[:200]
             refused.append(Outcome(name, number, reason="refused", message=f"{source}:{number}: {error}"))
     if not arrivals and not refused:
         raise ConfigError(f"{source}: holds no request; give one JSON object a line")
     return arrivals, refused
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"byte {error.start} of the line is not UTF-8; give UTF-8 text") from None
+
+
+def _broken(text: str) -> bool:
+    """Whether a text holds half a surrogate pair, which JSON can say and nobody can print."""
+    return any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _table(line: str) -> dict[str, Any]:
@@ -104,14 +120,14 @@ def _table(line: str) -> dict[str, Any]:
 
 def _name(table: Mapping[str, Any], number: int, seen: Mapping[str, int]) -> str:
     value = table.get("id", f"line {number}")
-    if isinstance(value, bool) or not isinstance(value, str | int) or len(str(value)) > 200:
+    if isinstance(value, bool) or not isinstance(value, str | int) or len(str(value)) > 200 or _broken(str(value)):
         raise RequestError(f"id={_short(value)} must be a text of at most 200 characters, or a whole number")
     if str(value) in seen:
         raise RequestError(f"id={_short(value)} is that of line {seen[str(value)]} too; give each request its own")
     return str(value)
 
 
-def _arrival(table: Mapping[str, Any], name: str, line: int, encode: Encode | None) -> Arrival:
+def _arrival(table: Mapping[str, Any], name: str, line: int, encode: Encode | None, vocab: int) -> Arrival:
     if "arrival" in table and "arrival_s" in table:
         raise RequestError("arrival and arrival_s say the same thing twice; give one of them")
     arrival = _seconds(table, "arrival" if "arrival" in table else "arrival_s", 0.0)
@@ -127,26 +143,29 @@ def _arrival(table: Mapping[str, Any], name: str, line: int, encode: Encode | No
     if not isinstance(ignore, bool):
         raise RequestError(f"ignore_eos={_short(ignore)} must be true or false")
     request = EngineRequest(
-        _prompt(table, encode), _integer(table, "max_tokens", MAX_TOKENS), sampling, _ids(table, "stop"),
+        _prompt(table, name, encode, vocab), _integer(table, "max_tokens", MAX_TOKENS), sampling, _ids(table, "stop"),
         ignore_eos=ignore,
     )  # fmt: skip
     return Arrival(name, line, arrival, cancel, request)
 
 
-def _prompt(table: Mapping[str, Any], encode: Encode | None) -> tuple[int, ...]:
-    if ("prompt" in table) == ("prompt_ids" in table):
-        raise RequestError("give one of prompt (a text) and prompt_ids (a list of token ids)")
+def _prompt(table: Mapping[str, Any], name: str, encode: Encode | None, vocab: int) -> tuple[int, ...]:
+    if sum(key in table for key in ("prompt", "prompt_ids", "prompt_tokens")) != 1:
+        raise RequestError("give one of prompt (a text), prompt_ids (token ids) and prompt_tokens (a number of them)")
     if "prompt_ids" in table:
         return _ids(table, "prompt_ids")
+    if "prompt_tokens" in table:
+        count = _integer(table, "prompt_tokens", 0)
+        if not 1 <= count <= MAX_PROMPT:
+            raise RequestError(f"prompt_tokens={count} must be 1..{MAX_PROMPT}")
+        return tuple(np.random.default_rng(zlib.crc32(name.encode())).integers(0, vocab, count).tolist())
     text = table["prompt"]
     if not isinstance(text, str):
         raise RequestError(f"prompt={_short(text)} must be a text; give token ids as prompt_ids")
     if encode is None:
         raise RequestError("prompt is a text and the model has no tokenizer.json; give prompt_ids")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise RequestError("prompt holds half a surrogate pair, which is no character; give whole characters") from None
+    if _broken(text):
+        raise RequestError("prompt holds half a surrogate pair, which is no character; give whole characters")
     return tuple(encode(text))
 
 
@@ -162,9 +181,9 @@ def _ids(table: Mapping[str, Any], key: str) -> tuple[int, ...]:
 
 def _number(table: Mapping[str, Any], key: str, default: float) -> float:
     value = table.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RequestError(f"{key}={_short(value)} must be a number")
-    return float(value)
+    if not isinstance(value, bool) and isinstance(value, int | float) and abs(value) < 1e300:
+        return float(value)
+    raise RequestError(f"{key}={_short(value)} must be a number")
 
 
 def _integer(table: Mapping[str, Any], key: str, default: int) -> int:
@@ -184,7 +203,7 @@ def _seconds(table: Mapping[str, Any], key: str, default: float | None) -> float
 
 
 def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -235,6 +254,13 @@ def play(
             else:
                 outcome.reason, outcome.message = event.reason, event.message
                 outcome.ttft_s, outcome.tpot_s = event.ttft_s, event.tpot_s
+
+
+def fitting_context(arrivals: Sequence[Arrival], most: int, step: int) -> int:
+    """The smallest multiple of `step`, or `most`, that holds each request that fits into `most` tokens at all."""
+    needs = [len(a.request.prompt) + a.request.max_tokens for a in arrivals]
+    need = max((n for n in needs if n <= most), default=1)
+    return min(most, -(-need // step) * step)
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float] | None:

@@ -143,7 +143,6 @@ class FastMachine:
         rows were full before: called again it goes on.
         Raises ProgramError for a trap, for a deadlock, and where slice 0 halts without such a record.
         """
-        slices = len(self._state)
         self._fill[:] = 0
         rows = _NO_ROWS
         if buffer is not None:
@@ -161,21 +160,19 @@ class FastMachine:
             if why != loop.RANG:
                 raise self._fault(why)
             self._settling = any(last(record) for record in self._sent[0][before:])
-        moved = True
-        while moved:
-            moved = False
-            for rank in range(1, slices):
-                if self._state[rank, S.STATUS] == S.HALTED:
-                    continue
-                self._begin(False)
-                self._cfg[S.C_CURSOR] = rank
-                why = self._call(1, _NO_LIMIT, rows)
+        # Slice 0 is passed over as one that has halted; the others then come to stand still.
+        self._state[0, S.STATUS] = S.HALTED
+        try:
+            self._begin(False)
+            while (why := self._call(0, _NO_LIMIT, rows)) == loop.RANG:
                 self._drain(None)
-                if why == loop.TRAPPED:
-                    raise self._fault(why)
-                if why == loop.ROWS_FULL:
-                    return self._fill[2:].copy(), False
-                moved = moved or bool(self._state[rank, S.DONE]) or why == loop.RANG
+            self._drain(None)
+        finally:
+            self._state[0, S.STATUS] = S.RUNNING
+        if why == loop.TRAPPED:
+            raise self._fault(why)
+        if why == loop.LIMIT:
+            return self._fill[2:].copy(), False
         self._settling = False
         return self._fill[2:].copy(), True
 
