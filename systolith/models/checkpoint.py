@@ -25,7 +25,7 @@ from systolith.models._text import did_you_mean, read_json_object, show
 from systolith.models.config import ModelConfig
 from systolith.models.family import build_graph, families, load_config
 from systolith.models.graph import ModelGraph, WeightRef
-from systolith.models.layout import Place, find_places
+from systolith.models.layout import Place, Stored, find_places
 from systolith.models.safetensors_file import SafetensorsFile, StoredTensor
 from systolith.spec.errors import ModelError
 
@@ -77,7 +77,8 @@ class Checkpoint:
     def tensor(self, name: str) -> NDArray[np.float32]:
         """A tensor by its name in the graph, FP32; read from the file each time.
 
-        Exact, but for FP8 blocks, which are RNE(code * scale). Raises ModelError.
+        Exact, but for FP8 blocks, RNE(code * scale), and gains stored as their difference to 1, RNE(1 + difference).
+        Raises ModelError.
         """
         return self._place(name).read(self.files)
 
@@ -96,7 +97,7 @@ class Checkpoint:
         return place.blocks(self.files) if place.how.coding == "mxfp4" else None
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows start..stop-1 of a tensor as FP32; of one that lies under its own name nothing else is read.
+        """Rows start..stop-1 of a tensor as FP32; of one that is stored as it is nothing else is read.
 
         Raises ModelError.
         """
@@ -104,8 +105,8 @@ class Checkpoint:
         count = place.ref.shape[0]
         if not 0 <= start <= stop <= count:
             raise ModelError(f"{self.path}: rows {start}..{stop} of tensor {name} must lie within 0..{count}")
-        if place.names == (name,):
-            return self.files[name].rows(name, start, stop)
+        if place.how == Stored(place.how.name) and not place.how.stacked(place.ref):
+            return self.files[place.names[0]].rows(place.names[0], start, stop)
         return place.read(self.files)[start:stop]
 
     def stored(self, name: str) -> StoredTensor:

@@ -33,6 +33,7 @@ exponential_decay_length_penalty suppress_tokens begin_suppress_tokens finetunin
 tokenizer_class prefix task_specific_params problem_type attn_implementation _attn_implementation
 _attn_implementation_autoset _attn_implementation_internal _experts_implementation _commit_hash
 _flash_attn_2_enabled unsloth_version unsloth_fixed output_router_logits router_aux_loss_coef router_jitter_noise
+cache_implementation
 """
 HARMLESS = frozenset(_HARMLESS.split())
 """Fields that change nothing at inference; their values are not looked at."""

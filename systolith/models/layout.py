@@ -36,7 +36,9 @@ class Stored:
 
     name : with `{layer}` and `{expert}`; without `{expert}`, of a tensor that experts have, it is a stack of all.
     part, parts : the tensor is part `part` of `parts` equal ones along N; interleaved: rows part, part + parts, ...
-    transposed : stored [K, N].    coding : "plain"; "mxfp4" (name_blocks and name_scales); "fp8" (name_scale_inv).
+    transposed : stored [K, N].
+    coding : "plain"; "mxfp4" (name_blocks and name_scales); "fp8" (name_scale_inv beside it); "plus_one" (stored as the
+    difference to 1).
     """
 
     name: str
@@ -53,7 +55,7 @@ class Stored:
     def names(self, ref: WeightRef, layer: int | None, expert: int | None) -> tuple[str, ...]:
         """The stored tensors: the data first, then its scales."""
         name = WeightRef(self.name, ref.shape, ref.tensor).at(layer, None if self.stacked(ref) else expert)
-        suffixes = {"plain": ("",), "mxfp4": ("_blocks", "_scales"), "fp8": ("", "_scale_inv")}[self.coding]
+        suffixes = {"mxfp4": ("_blocks", "_scales"), "fp8": ("", "_scale_inv")}.get(self.coding, ("",))
         return tuple(name + suffix for suffix in suffixes)
 
     def shapes(self, ref: WeightRef) -> tuple[tuple[int, ...], ...]:
@@ -69,7 +71,7 @@ class Stored:
 
     def types(self) -> tuple[tuple[str, ...], ...]:
         """The types they may have."""
-        return {"plain": (READABLE,), "mxfp4": (("U8",), ("U8",)), "fp8": (("F8_E4M3",), READABLE)}[self.coding]
+        return {"mxfp4": (("U8",), ("U8",)), "fp8": (("F8_E4M3",), READABLE)}.get(self.coding, (READABLE,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class Place:
     names: tuple[str, ...]
 
     def read(self, files: Mapping[str, SafetensorsFile]) -> NDArray[np.float32]:
-        """The tensor as FP32, of `ref.shape`. Exact, but for FP8: RNE(code * scale)."""
+        """The tensor as FP32, of `ref.shape`. Exact, but for FP8, RNE(code * scale), and for RNE(1 + difference)."""
         if self.how.coding == "mxfp4":
             codes, scales = self.blocks(files)
             return decode_mxfp4(codes, scales)
@@ -91,6 +93,8 @@ class Place:
             scale = self._piece(files, 1).repeat(_FP8_BLOCK, 0).repeat(_FP8_BLOCK, 1)
             with np.errstate(over="ignore", invalid="ignore"):
                 data = data * scale[: data.shape[0], : data.shape[1]]
+        if self.how.coding == "plus_one":
+            data = np.float32(1) + data
         return np.ascontiguousarray(self._part(data.T if self.how.transposed else data))
 
     def blocks(self, files: Mapping[str, SafetensorsFile]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

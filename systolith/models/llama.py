@@ -84,6 +84,10 @@ def decoder(
     mlp_bias: bool = False,
     qk_norm: bool = False,
     sinks: bool = False,
+    sandwich: bool = False,
+    embed_scale: float = 1.0,
+    scale: float | None = None,
+    rope: Mapping[str, AttrValue] | None = None,
     window: AttrValue = None,
     feed_forward: tuple[Node, ...] = (),
     special: Mapping[int, tuple[Node, ...]] | None = None,
@@ -92,22 +96,26 @@ def decoder(
 
     The fields of DENSE_FIELDS are read from the config. qk_norm: each head of q and k is normed before it is turned.
     `window` is one number, null, or a tuple with an entry a layer. feed_forward: the part between the second norm, `b`,
-    and the residual stream (none: dense SwiGLU); special: that of single layers.
+    and the residual stream (none: dense SwiGLU); special: that of single layers. sandwich: what both parts give is
+    normed too, before it is added. scale: of the scores (none: 1 / sqrt(head_dim)). rope: theta and scaling, where they
+    are not those of the config.
     """
     hidden, inner, vocab = (config.integer(n) for n in ("hidden_size", "intermediate_size", "vocab_size"))
     heads, kv_heads, dim = (config.integer(n) for n in ("num_attention_heads", "num_key_value_heads", "head_dim"))
     eps: dict[str, AttrValue] = {"eps": config.number("rms_norm_eps")}
-    theta = config.number("rope_theta")
 
     def norm(name: str) -> dict[str, WeightRef]:
         return {"g": WeightRef(f"model.{name}.weight", (hidden,), "norm")}
 
     q_size, kv_size = heads * dim, kv_heads * dim
-    rope: dict[str, AttrValue] = {"head_dim": dim, "theta": theta}
     scaling = config.values.get("rope_scaling")
-    if isinstance(scaling, str):
-        rope["scaling"] = scaling
+    if rope is None:
+        scaled: dict[str, AttrValue] = {"scaling": scaling} if isinstance(scaling, str) else {}
+        rope = {"theta": config.number("rope_theta"), **scaled}
+    turn = {"head_dim": dim, **rope}
     attention: dict[str, AttrValue] = {"heads": heads, "kv_heads": kv_heads, "head_dim": dim, "window": window}
+    if scale is not None:
+        attention["scale"] = scale
 
     def head_norm(name: str, count: int) -> tuple[Node, ...]:
         if not qk_norm:
@@ -125,18 +133,28 @@ def decoder(
         Node("linear", "v", ("a",), projection("self_attn.v_proj", kv_size, hidden, "v", qkv_bias)),
         *head_norm("q", heads),
         *head_norm("k", kv_heads),
-        Node("rope", "q", (f"q_{turned}",), attrs={"heads": heads, **rope}),
-        Node("rope", "k", (f"k_{turned}",), attrs={"heads": kv_heads, **rope}),
+        Node("rope", "q", (f"q_{turned}",), attrs={"heads": heads, **turn}),
+        Node("rope", "k", (f"k_{turned}",), attrs={"heads": kv_heads, **turn}),
         Node("cache_append", "kv", ("k", "v"), attrs={"kv_heads": kv_heads, "head_dim": dim}),
         Node("attention", "attention", ("q", "kv"), sink, attention),
         Node("linear", "o", ("attention",), projection("self_attn.o_proj", hidden, q_size, "o", o_bias)),
-        Node("add", "x_attention", (X, "o")),
-        Node("rms_norm", "b", ("x_attention",), norm("layers.{layer}.post_attention_layernorm"), eps),
     )
+    second = "pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"
+
+    def added(x: str, part: tuple[Node, ...], gain: str, out: str) -> tuple[Node, ...]:
+        """A part and its addition to the residual stream, normed before where the model has it so."""
+        last = part[-1].out
+        normed = (Node("rms_norm", f"{last}_normed", (last,), norm(f"layers.{{layer}}.{gain}"), eps),) * sandwich
+        return (*part, *normed, Node("add", out, (x, normed[0].out if normed else last)))
 
     def body(part: tuple[Node, ...]) -> tuple[Node, ...]:
-        return (*attended, *part, Node("add", "x_ffn", ("x_attention", part[-1].out)))
+        return (
+            *added(X, attended, "post_attention_layernorm", "x_attention"),
+            Node("rms_norm", "b", ("x_attention",), norm("layers.{layer}." + second), eps),
+            *added("x_attention", part, "post_feedforward_layernorm", "x_ffn"),
+        )
 
+    scaled_rows: dict[str, AttrValue] = {} if embed_scale == 1 else {"scale": embed_scale}
     table = "model.embed_tokens.weight"
     head_table = table if config.flag("tie_word_embeddings") else "lm_head.weight"
     head = (
@@ -151,7 +169,7 @@ def decoder(
         vocab=vocab,
         layers=config.integer("num_hidden_layers"),
         context=config.integer("max_position_embeddings"),
-        embed=(Node("embed", X, (IDS,), {"table": WeightRef(table, (vocab, hidden), "embed")}),),
+        embed=(Node("embed", X, (IDS,), {"table": WeightRef(table, (vocab, hidden), "embed")}, scaled_rows),),
         layer=body(feed_forward or dense(hidden, inner, bias=mlp_bias)),
         head=head,
         eos_ids=config.ids("eos_token_id"),

@@ -264,6 +264,7 @@ _THETA = AttrSpec("float", "base of the wavelengths, binary64", low=1.0)
 _SCALING = AttrSpec("str", "`RopeScaling.text`; null is the plain embedding", nullable=True, required=False)
 _WINDOW = AttrSpec("int", "i sees position j when i - j < window; null sees all", 1, nullable=True, required=False)
 
+_EMBED_SCALE = AttrSpec("float", "multiplies the rows, once rounded to FP32", low=0.0, required=False, default=1.0)
 _TOP_K = AttrSpec("int", "experts that a row goes to", low=1)
 _SCORE = AttrSpec(
     "str", "softmax over the chosen; softmax_all over all; sigmoid of each by itself",
@@ -291,7 +292,7 @@ def register_op(spec: OpSpec) -> OpSpec:
 
 
 for _spec in (
-    OpSpec("embed", (IDS,), {"table": True}, {}, _embed, "row of the table for each token"),
+    OpSpec("embed", (IDS,), {"table": True}, {"scale": _EMBED_SCALE}, _embed, "row of the table for each token"),
     OpSpec("rms_norm", ("x",), {"g": True}, {"eps": _EPS}, _rms_norm, "x / sqrt(mean(x^2) + eps) * g"),
     OpSpec("linear", ("x",), {"w": True, "bias": False}, {}, _linear, "x times w transposed, plus bias"),
     OpSpec(

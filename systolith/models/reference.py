@@ -129,7 +129,8 @@ def _heads(x: Array, heads: int) -> Array:
 
 def _embed(context: _Context, node: Node, ins: list[Value]) -> Array:
     rows: Array = _required(context, node, "table")[ins[0]]
-    return rows
+    scale = node.float_attr("scale")
+    return rows if scale == 1 else rows * np.float32(scale)
 
 
 def _normalise(x: Array, eps: float) -> Array:

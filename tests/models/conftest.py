@@ -63,12 +63,14 @@ def tensors_of(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
         if config["model_type"] == "gpt_oss":
             out[f"{base}self_attn.sinks"] = generator.normal(0, 1, heads)
             out |= stacks(config, generator, f"{base}mlp.experts.")
-        if config["model_type"].startswith("qwen3"):
+        gemma = config["model_type"].startswith("gemma3")
+        if gemma or config["model_type"].startswith("qwen3"):
             for name in ("q_norm", "k_norm"):
-                out[f"{base}self_attn.{name}.weight"] = 1 + generator.normal(0, 0.3, dim)
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            out[f"{base}{name}.weight"] = 1 + generator.normal(0, 0.1, hidden)
-    out["model.norm.weight"] = 1 + generator.normal(0, 0.1, hidden)
+                out[f"{base}self_attn.{name}.weight"] = (not gemma) + generator.normal(0, 0.3, dim)
+        more = ("pre_feedforward_layernorm", "post_feedforward_layernorm") if gemma else ()
+        for name in ("input_layernorm", "post_attention_layernorm", *more):
+            out[f"{base}{name}.weight"] = (not gemma) + generator.normal(0, 0.1, hidden)
+    out["model.norm.weight"] = (not config["model_type"].startswith("gemma3")) + generator.normal(0, 0.1, hidden)
     if not config.get("tie_word_embeddings"):
         out["lm_head.weight"] = generator.normal(0, hidden**-0.5, (vocab, hidden))
     return {name: value if value.dtype == np.uint8 else value.astype(np.float32) for name, value in out.items()}
@@ -115,6 +117,8 @@ def write_model(path: Path, *, seed: int = 0, shards: int = 1, **changes: Any) -
     """Write a small Llama (SMALL_LLAMA with changes; None for a value removes nothing) and return its directory."""
     path.mkdir(parents=True, exist_ok=True)
     config = {**SMALL_LLAMA, **changes}
+    if config["model_type"].startswith("gemma3"):
+        del config["hidden_act"]  # it has hidden_activation
     (path / "config.json").write_text(json.dumps(config, indent=1))
     tensors = tensors_of(config, seed)
     if shards == 1:

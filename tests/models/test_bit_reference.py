@@ -28,6 +28,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3_moe_all": {"family": "qwen3_moe", "extra": {"norm_topk_prob": False, "mlp_only_layers": [1]}},
     "gpt_oss": UNTIED,
     "gpt_oss_limits": {**UNTIED, "extra": {"swiglu_limit": 1.0, "swiglu_alpha": 1.1}},
+    "gemma3": {"family": "gemma3_text", "layers": 3},
     "gpt_oss_mxfp4": {**UNTIED, "mxfp4": True},
 }
 IDS = np.random.default_rng(3).integers(0, 300, 70).tolist()

@@ -46,7 +46,7 @@ def test_published_configs_are_read(config: dict[str, Any], parameters: int) -> 
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen2", "Qwen3", "Mixtral", "Qwen3Moe", "GptOss"])
+@pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen2", "Qwen3", "Mixtral", "Qwen3Moe", "GptOss", "Gemma3Text"])
 @pytest.mark.parametrize("whole", [False, True])
 def test_what_transformers_writes_is_read(name: str, whole: bool) -> None:
     transformers = pytest.importorskip("transformers", reason="pip install transformers==5.23.0")
@@ -56,7 +56,8 @@ def test_what_transformers_writes_is_read(name: str, whole: bool) -> None:
         assert read.values[field] == getattr(config, field), field
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     assert read.values["head_dim"] == dim
-    assert read.number("rope_theta") == config.rope_parameters["rope_theta"]
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    assert read.number("rope_theta") == rope["rope_theta"]
 
 
 def test_an_absent_sliding_window_is_that_of_transformers_and_null_is_none() -> None:
@@ -77,7 +78,7 @@ def test_several_eos_ids_and_null() -> None:
     assert (graph.eos_ids, graph.bos_id) == ((), None)
 
 
-KNOWN = "must be one of gpt_oss, llama, mistral, mixtral, qwen2, qwen3, qwen3_moe"
+KNOWN = "must be one of gemma3, gemma3_text, gpt_oss, llama, mistral, mixtral, qwen2, qwen3, qwen3_moe"
 TAIL = r"; correct the file$"
 
 

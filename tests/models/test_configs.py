@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,15 @@ PUBLISHED = {  # parameters in billions as the model cards say, layers, context
     "llama-3.1-70b": (70.55, 80, 131072),
     "llama-3.1-405b": (405.85, 126, 131072),
     "qwen3-8b": (8.19, 36, 40960),
+    "qwen3-30b-a3b": (30.53, 48, 40960),
+    "qwen3-235b-a22b": (235.09, 94, 40960),
+    "mixtral-8x7b": (46.70, 32, 32768),
+    "gpt-oss-20b": (20.91, 24, 131072),
+    "gpt-oss-120b": (116.83, 36, 131072),
 }
+ACTIVE = {  # parameters that a token meets, in billions, as published
+    "qwen3-30b-a3b": 3.3, "qwen3-235b-a22b": 22, "mixtral-8x7b": 13, "gpt-oss-20b": 3.6, "gpt-oss-120b": 5.1,
+}  # fmt: skip
 
 
 def test_every_config_has_a_line_in_the_table_of_sources() -> None:
@@ -35,15 +44,40 @@ def test_a_config_is_read_and_its_graph_has_the_published_size(name: str) -> Non
     assert check(graph) == []
     assert round(graph.parameters / 1e9, 2) == billions
     assert (graph.layers, graph.context, graph.tied) == (layers, context, False)
-    raw = json.loads(path.read_text())
-    hidden, inner, vocab = raw["hidden_size"], raw["intermediate_size"], raw["vocab_size"]
+    assert graph.parameters == by_hand(json.loads(path.read_text()))
+
+
+def by_hand(raw: dict[str, Any]) -> int:
+    """Parameters of a config, counted again."""
+    hidden, vocab, layers = raw["hidden_size"], raw["vocab_size"], raw["num_hidden_layers"]
     dim = raw.get("head_dim", hidden // raw["num_attention_heads"])
     q, kv = raw["num_attention_heads"] * dim, raw["num_key_value_heads"] * dim
-    norms = 2 * hidden + (2 * dim if name.startswith("qwen3") else 0)
-    layer = 2 * hidden * q + 2 * hidden * kv + 3 * hidden * inner + norms
-    assert graph.parameters == layers * layer + 2 * vocab * hidden + hidden
-    decoder = match(graph)  # the compiler has kernels for all of it
-    assert (decoder.scaling is None, decoder.head_norms is None) == (name == "qwen3-8b", name != "qwen3-8b")
+    kind = raw["model_type"]
+    layer = 2 * hidden * q + 2 * hidden * kv + 2 * hidden + (2 * dim if kind.startswith("qwen3") else 0)
+    experts = raw.get("num_local_experts", raw.get("num_experts", 0))
+    inner = raw.get("moe_intermediate_size", raw["intermediate_size"])
+    layer += 3 * hidden * inner * max(experts, 1) + experts * hidden
+    if kind == "gpt_oss":  # biases of everything, a sink for each head
+        layer += q + 2 * kv + hidden + raw["num_attention_heads"] + experts * (1 + 2 * inner + hidden)
+    return int(layers * layer + 2 * vocab * hidden + hidden)
+
+
+@pytest.mark.parametrize("name", ACTIVE)
+def test_a_token_meets_as_many_parameters_as_published(name: str) -> None:
+    """Of the experts those that are chosen; gpt-oss counts the head and not the table, Mixtral and Qwen both."""
+    graph = build_graph(load_config(packaged_configs()[name]))
+    top_k = next(node for node in graph.layer if node.op == "route").int_attr("top_k")
+    active = sum(ref.elements * (top_k if ref.experts else 1) for ref, _ in graph.references())
+    if name.startswith("gpt-oss"):
+        active -= graph.vocab * graph.hidden
+    assert active / 1e9 == pytest.approx(ACTIVE[name], rel=0.02)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_compiler_has_kernels_for_it(name: str) -> None:
+    decoder = match(build_graph(load_config(packaged_configs()[name])))
+    assert (decoder.head_norms is not None) == name.startswith("qwen3")
+    assert (decoder.experts is not None) == (name in ACTIVE)
 
 
 @pytest.mark.torch
@@ -54,6 +88,7 @@ def test_transformers_reads_it_the_same(name: str) -> None:
     raw = json.loads(path.read_text())
     theirs = transformers.AutoConfig.for_model(**raw)
     ours = load_config(path)
-    for field in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_key_value_heads", "head_dim"):
+    for field in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_key_value_heads"):
         assert ours.values[field] == getattr(theirs, field), field
+    assert ours.values["head_dim"] == (theirs.head_dim or theirs.hidden_size // theirs.num_attention_heads)
     assert theirs.rope_parameters["rope_theta"] == ours.number("rope_theta")

@@ -30,6 +30,11 @@ GPT_OSS = {
     "model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "num_local_experts": 6, "num_experts_per_tok": 3,
     "sliding_window": 24,
 }  # fmt: skip
+GEMMA = {
+    "model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "sliding_window": 24,
+    "num_hidden_layers": 3, "query_pre_attn_scalar": 12, "rope_theta": 5e4, "rope_local_base_freq": 300.0,
+    "sliding_window_pattern": 2,
+}  # fmt: skip
 MXFP4 = {"hidden_size": 64, "intermediate_size": 96, "quantization_config": {"quant_method": "mxfp4"}}
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -70,6 +75,18 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt_oss_options": {
         **GPT_OSS, **WIDE, "num_hidden_layers": 3, "swiglu_limit": 0.75, "swiglu_alpha": 1.5, "rope_scaling": YARN,
         "layer_types": ["full_attention", "sliding_attention", "sliding_attention"], "num_experts_per_tok": 6,
+    },
+    "gemma": {**GEMMA, **ODD, "tie_word_embeddings": True},
+    "gemma_options": {
+        **GEMMA, **WIDE, "sliding_window_pattern": 6,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "attention_bias": True,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    },
+    "gemma_in_rope_parameters": {
+        **GEMMA, "rope_theta": None, "rope_local_base_freq": None, "query_pre_attn_scalar": 8, "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 7e4},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 200.0},
+        },
     },
     "mixtral": {**MIXTRAL, **ODD},
     "mixtral_window": {**MIXTRAL, "sliding_window": 24, "num_experts_per_tok": 1, "tie_word_embeddings": True},
