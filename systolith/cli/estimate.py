@@ -35,6 +35,10 @@ SensitivityOption = Annotated[
     bool, typer.Option("--sensitivity/--no-sensitivity", help="Time it at memory efficiencies of 0.90 and 0.95, too.")
 ]
 
+PrefillOption = Annotated[
+    bool, typer.Option("--prefill/--no-prefill", help="Time the prompt, too; without it there is no ttft_s.")
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add both commands."""
@@ -55,13 +59,14 @@ def estimate(
     kv: options.KvOption = None,
     page_tokens: options.PageOption = 64,
     seed: SeedOption = 0,
+    prefill: PrefillOption = True,
     sensitivity: SensitivityOption = True,
     as_json: options.JsonOption = False,
 ) -> None:
     """Time a model on a chip without its weights: the compiled program on the timing simulator."""
     found = _run(
         model, chip, context, batch, input_len, output_len, profile, weights, activations, kv, page_tokens, seed,
-        sensitivity,
+        prefill, sensitivity,
     )  # fmt: skip
     if as_json:
         print_json(found.to_dict())
@@ -93,11 +98,12 @@ def waterfall(
     if svg is not None:
         check_output(svg)
     found = _run(
-        model, chip, context, batch, input_len, output_len, profile, weights, activations, kv, page_tokens, seed, False
-    ).to_dict()
+        model, chip, context, batch, input_len, output_len, profile, weights, activations, kv, page_tokens, seed, False,
+        False,
+    ).to_dict()  # fmt: skip
     title = _title(found)
     if svg is not None:
-        notes = [f"{name}: {_percent(found, key)}" for name, key in _FRACTIONS]
+        notes = [f"{name}: {_percent(found, key)}" for name, key in _FRACTIONS if key in found["fractions"]]
         text = picture(found["waterfall"], title, notes)
         write_whole(svg, lambda file: file.write(text.encode()))
     if as_json:
@@ -113,7 +119,7 @@ def waterfall(
 def _run(
     model: str, chip: str, context: int, batch: int, input_len: int | None, output_len: int | None,
     profile: Path | None, weights: str | None, activations: str | None, kv: str | None, page_tokens: int, seed: int,
-    sensitivity: bool,
+    prefill: bool, sensitivity: bool,
 ) -> Estimate:  # fmt: skip
     """Read the arguments and time."""
     options.check_pages(page_tokens)
@@ -123,7 +129,7 @@ def _run(
     from systolith.runtime.estimate import Question, open_config
     from systolith.runtime.estimate import estimate as run
 
-    question = Question(context, batch, input_len, output_len, page_tokens, seed, sensitivity)
+    question = Question(context, batch, input_len, output_len, page_tokens, seed, sensitivity, prefill)
     graph, source, sha256 = open_config(model)
     with progress(f"timing {graph.name} on {loaded.name}"):
         return run(graph, loaded, chosen, question, source=source, sha256=sha256)
@@ -164,12 +170,16 @@ def _print(estimated: Estimate) -> None:
     rows = [
         ("time per token", seconds_text(found["tpot_s"])),
         ("tokens per second", f"{found['tokens_per_s']:,.1f}"),
-        (f"time to first token of {estimated.question.prompt}", seconds_text(found["ttft_s"])),
+        *(
+            [(f"time to first token of {estimated.question.prompt}", seconds_text(estimated.ttft_s))]
+            if estimated.ttft_s is not None
+            else []
+        ),
         ("bytes a step must read: weights", bytes_text(found["bytes"]["weights"])),
         ("bytes a step must read: keys, values", bytes_text(found["bytes"]["kv"])),
         ("bound of a step: memory, at the pins", seconds_text(found["bound_s"]["memory"])),
         ("bound of a step: arithmetic", seconds_text(found["bound_s"]["compute"])),
-        *((name, _percent(found, key)) for name, key in _FRACTIONS),
+        *((name, _percent(found, key)) for name, key in _FRACTIONS if key in found["fractions"]),
         *(
             (f"step at memory efficiency {share}", seconds_text(seconds))
             for share, seconds in found["sensitivity"].items()

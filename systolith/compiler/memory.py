@@ -9,6 +9,7 @@ the sanitizer proves it for each program. Buffers that the load queue fills ahea
 from __future__ import annotations
 
 import random
+from bisect import insort
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -307,6 +308,10 @@ def pack(buffers: list[Buffer], room: int) -> tuple[dict[str, int], int]:
     return best
 
 
+def _extent(placed: tuple[int, int, frozenset[Phase]]) -> tuple[int, int]:
+    return placed[:2]
+
+
 def _place(buffers: list[Buffer]) -> tuple[dict[str, int], int]:
     """First fit in the order given: addresses, and the end of the highest."""
     placed: list[tuple[int, int, frozenset[Phase]]] = []
@@ -314,10 +319,10 @@ def _place(buffers: list[Buffer]) -> tuple[dict[str, int], int]:
     for name, count, phases in buffers:
         size, live = padded(count, ALIGN), frozenset(phases)
         base = 0
-        for start, end, other in sorted(placed, key=lambda p: p[:2]):
+        for start, end, other in placed:
             if live & other and base < end and start < base + size:
                 base = end
-        placed.append((base, base + size, live))
+        insort(placed, (base, base + size, live), key=_extent)
         bases[name] = base
     return bases, max((end for _, end, _ in placed), default=0)
 

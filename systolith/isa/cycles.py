@@ -392,32 +392,38 @@ def transfer(f: Ints, row: Ints, out: Ints) -> None:
         put(f, row, read, bursts, size, out)
 
 
+@rule
+def work_row(f: Ints, row: Ints, out: Ints) -> None:
+    """Fill the first WORK_COLS entries of `out` from a row. Cycles, bytes; times of bursts in 1/UNITS_PER_CYCLE
+    cycles."""
+    for i in range(WORK_COLS):
+        out[i] = 0
+    op = row[OP]
+    if op == _MATMUL:
+        matmul(f, row, out)
+    elif op in (_VEC, _PICK, _TOPK, _GROUP):
+        vector(f, row, out)
+    elif op in (_COPY, _PUT):
+        transfer(f, row, out)
+    elif op == _RING:
+        words = row[A + EXT0] * row[A + EXT1] * row[A + EXT2]
+        if words > 0:
+            out[KIND] = FIXED
+            out[LEAD] = f[DMA] + f[BANK]
+            out[HOLD] = words
+    elif op != _SYNC:
+        out[KIND] = SEQUENCER
+    copies = 0
+    for i in range(6):
+        if row[D + (A - D) * i + SPACE] >= 0:
+            copies += 1
+    out[COPIES] = copies
+
+
 def _work(f: Ints, rows: Rows, works: Rows) -> None:
-    """Fill works [n, WORK_COLS] from rows [n, COLS]. Cycles, bytes; times of bursts in 1/UNITS_PER_CYCLE cycles."""
+    """Fill works [n, WORK_COLS] from rows [n, COLS]."""
     for n in range(rows.shape[0]):
-        row, out = rows[n], works[n]
-        for i in range(WORK_COLS):
-            out[i] = 0
-        op = row[OP]
-        if op == _MATMUL:
-            matmul(f, row, out)
-        elif op in (_VEC, _PICK, _TOPK, _GROUP):
-            vector(f, row, out)
-        elif op in (_COPY, _PUT):
-            transfer(f, row, out)
-        elif op == _RING:
-            words = row[A + EXT0] * row[A + EXT1] * row[A + EXT2]
-            if words > 0:
-                out[KIND] = FIXED
-                out[LEAD] = f[DMA] + f[BANK]
-                out[HOLD] = words
-        elif op != _SYNC:
-            out[KIND] = SEQUENCER
-        copies = 0
-        for i in range(6):
-            if row[D + (A - D) * i + SPACE] >= 0:
-                copies += 1
-        out[COPIES] = copies
+        work_row(f, rows[n], works[n])
 
 
 work = compiled(_work, TYPES, STAMP, inner=False)

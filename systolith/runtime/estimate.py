@@ -81,6 +81,7 @@ class Question:
     page_tokens: int = 64
     seed: int = 0
     sensitivity: bool = True
+    prefill: bool = True
 
     def __post_init__(self) -> None:
         faults = [
@@ -118,13 +119,25 @@ class Question:
 
 @dataclass
 class Decode:
-    """A timed decode step. cycles: of the step; bytes: read from memory in it, by queue, all slices."""
+    """A timed decode step. cycles: of the step; cost: what it must do; lines: critical path by kernel line."""
 
     context: int
     cycles: int
     cost: StepCost
     waterfall: Waterfall
     lines: Counter[str]
+    layers: tuple[int, int]
+    """Simulated, and skipped as equal."""
+
+
+@dataclass
+class First:
+    """The time to a first token. cycles: from start; timed, steps: steps of the prefill that were timed, and in all."""
+
+    cycles: int
+    timed: int
+    steps: int
+    layers: tuple[int, int]
 
 
 @dataclass
@@ -134,12 +147,9 @@ class Estimate:
     compiled: Compiled
     question: Question
     decodes: list[Decode]
-    ttft_cycles: int
-    prefill_steps: tuple[int, int]
-    """Timed, and in all."""
-    sensitivity: dict[str, float]
+    first: First | None
     model_sha256: str
-    counts: Counter[str] = field(default_factory=Counter)
+    sensitivity: dict[str, float] = field(default_factory=dict)
 
     @property
     def chip(self) -> Chip:
@@ -152,9 +162,9 @@ class Estimate:
         return _mean([d.cycles for d in self.decodes]) / self.chip.clock_hz
 
     @property
-    def ttft_s(self) -> float:
-        """Time to the first token of one prompt on an idle chip."""
-        return self.ttft_cycles / self.chip.clock_hz
+    def ttft_s(self) -> float | None:
+        """Time to the first token of one prompt on an idle chip; None where it was not asked for."""
+        return self.first.cycles / self.chip.clock_hz if self.first else None
 
     def bounds(self, cost: StepCost) -> tuple[Fraction, Fraction]:
         """Memory and compute seconds of a cost, at the pin rate and at the peak of each pair."""
@@ -171,6 +181,13 @@ class Estimate:
         prefill = prefill_cost(plan, self.question.prompt)
         prefill_memory, prefill_compute = self.bounds(prefill)
         share = chip.dram_efficiency
+        prefill_fractions: dict[str, Any] = {}
+        if self.ttft_s is not None:
+            prefill_fractions = {
+                "prefill_compute_of_peak": _ratio(prefill_compute, self.ttft_s),
+                "prefill_of_bound": _ratio(max(prefill_memory, prefill_compute), self.ttft_s),
+            }
+        runs = [d.layers for d in self.decodes] + ([self.first.layers] if self.first else [])
         return {
             "chip": chip.name,
             "model": plan.model.name,
@@ -187,14 +204,15 @@ class Estimate:
                 "memory_of_pin_rate": _ratio(memory, step_s),
                 "memory_of_stated_rate": _ratio(memory / share, step_s),
                 "compute_of_peak": _ratio(compute, step_s),
-                "prefill_compute_of_peak": _ratio(prefill_compute, self.ttft_s),
-                "prefill_of_bound": _ratio(max(prefill_memory, prefill_compute), self.ttft_s),
-            },
+            }
+            | prefill_fractions,
             "lines": {line: n / chip.clock_hz for line, n in middle.lines.most_common(12)},
             "decode_steps": [{"context": d.context, "seconds": d.cycles / chip.clock_hz} for d in self.decodes],
             "sensitivity": self.sensitivity,
-            "simulated": dict(self.counts) | {
-                "prefill_steps_timed": self.prefill_steps[0], "prefill_steps": self.prefill_steps[1],
+            "simulated": {
+                "layers_simulated": sum(n for n, _ in runs), "layers_skipped_as_equal": sum(n for _, n in runs),
+                "prefill_steps_timed": self.first.timed if self.first else 0,
+                "prefill_steps": self.first.steps if self.first else 0,
             },
             "weights_enter": weights_enter(chip),
             "manifest": {
@@ -250,8 +268,8 @@ def estimate(
     options = replace(options, steps=padded(steps + 1, 8), rows=compiled.plan.rows)
     compiled = compile_graph(graph, chip, profile, options, source=source, sha256=sha256)
     decodes = [decode_step(compiled, context, question) for context in question.contexts]
-    ttft, timed, total = first_token(compiled, question)
-    found = Estimate(compiled, question, decodes, ttft, (timed, total), {}, sha256)
+    first = first_token(compiled, question) if question.prefill else None
+    found = Estimate(compiled, question, decodes, first, sha256)
     if question.sensitivity and chip.dram_efficiency < 1:
         context = question.contexts[len(question.contexts) // 2]
         for share in EFFICIENCIES:
@@ -279,7 +297,10 @@ def decode_step(compiled: Compiled, context: int, question: Question) -> Decode:
     for closed, counted in window:
         if start < closed <= end:
             lines += counted
-    return Decode(context, end - start, step_cost(compiled.plan, [context] * batch), timed.waterfall(start, end), lines)
+    return Decode(
+        context, end - start, step_cost(compiled.plan, [context] * batch), timed.waterfall(start, end), lines,
+        (timed.simulated, timed.skipped),
+    )  # fmt: skip
 
 
 def _line_counter(
@@ -288,21 +309,22 @@ def _line_counter(
     """Collect, for each window, the cycles of its critical path by kernel line and reason."""
     from systolith.timing.path import WHY
     from systolith.timing.state import R_PC
+    from systolith.timing.waterfall import overlaps
 
     def note(machine: TimingMachine, found: Waterfall) -> None:
         counted: Counter[str] = Counter()
         assert found.edges is not None
         rec, mask = machine.state.rec, machine.state.rec.shape[0] - 1
-        for lo, hi, _, why, number in found.edges.tolist():
+        for (_, _, _, why, number), spent in zip(found.edges, overlaps(found.edges, found.repeats), strict=True):
             line = compiled.program.line(int(rec[number & mask, R_PC])) if number >= 0 else "before"
-            counted[f"{line}: {WHY[why]}"] += hi - lo
+            counted[f"{line}: {WHY[why]}"] += int(spent)
         window.append((found.end, counted))
 
     return note
 
 
-def first_token(compiled: Compiled, question: Question) -> tuple[int, int, int]:
-    """Cycles from start to a prompt's first token; steps timed; steps in all.
+def first_token(compiled: Compiled, question: Question) -> First:
+    """Time a prompt up to its first token.
 
     All steps are timed where there are few. Of many, the first, the last and SAMPLES between, each right after the step
     before it; between two samples the time of a step is taken as linear in its number, which it is but for the stairs
@@ -312,7 +334,7 @@ def first_token(compiled: Compiled, question: Question) -> tuple[int, int, int]:
     total = len(scenario.layout.steps)
     if total <= WHOLE_PREFILL:
         timed = run_scenario(compiled, scenario, seed=question.seed)
-        return timed.tokens[0], total, total
+        return First(timed.tokens[0], total, total, (timed.simulated, timed.skipped))
     picks = sorted({1 + round(i * (total - 2) / (SAMPLES - 1)) for i in range(SAMPLES)} | {total - 1})
     chosen = sorted({0} | {p - 1 for p in picks} | set(picks))
     timed = run_scenario(compiled, prefill_of(compiled, [question.prompt], chosen), seed=question.seed)
@@ -326,4 +348,4 @@ def first_token(compiled: Compiled, question: Question) -> tuple[int, int, int]:
             continue
         (a, low), (b, high) = next((p, q) for p, q in pairwise(known) if p[0] <= step < q[0])
         cycles += low + Fraction((high - low) * (step - a), b - a)
-    return round(cycles), len(chosen), total
+    return First(round(cycles), len(chosen), total, (timed.simulated, timed.skipped))

@@ -45,11 +45,14 @@ class Timed:
 
     steps : cycle at which the last instruction of each step ended on slice 0.
     tokens : cycle at which each record of a token left the chip.
+    simulated, skipped : layers, over all steps.
     """
 
     timing: TimingResult
     steps: list[int]
     tokens: list[int]
+    simulated: int
+    skipped: int
 
     def waterfall(self, start: int, end: int) -> Waterfall:
         """Critical path between two tokens, or from cycle 0 to one."""
@@ -95,16 +98,21 @@ def _step_ends(compiled: Compiled) -> list[int]:
     ]
 
 
-def run_scenario(compiled: Compiled, scenario: Scenario, *, seed: int = 0, on_window: OnWindow | None = None) -> Timed:
-    """Run a scenario to its end and time it. seed: of the choices of experts."""
+def run_scenario(
+    compiled: Compiled, scenario: Scenario, *, seed: int = 0, skip: bool = True, on_window: OnWindow | None = None
+) -> Timed:
+    """Run a scenario to its end and time it.
+
+    seed : of the choices of experts.    skip : leave out layers that are proved to go as those before (`timing.layers`)
+    """
     from systolith.sim.skeleton import Skeleton
-    from systolith.timing import TimingMachine
+    from systolith.timing import LayerMachine, layer_loop
     from systolith.timing.state import R_END, R_PC, R_SLICE
 
     chip, program = compiled.plan.chip, compiled.program
     machine = Skeleton(chip, program, *compiled.memory.control, seed=seed)
     write_job(machine, program, scenario.requests, scenario.layout)
-    timing = TimingMachine(chip, program)
+    timing = LayerMachine(chip, program, layer_loop(program, compiled.plan.model.layers) if skip else None)
     timing.on_window = on_window
     buffer = np.zeros((compiled.plan.slices, _ROWS, COLS), np.int64)
     ends, steps, seen, finished = _step_ends(compiled), [], 0, False
@@ -117,4 +125,5 @@ def run_scenario(compiled: Compiled, scenario: Scenario, *, seed: int = 0, on_wi
         seen += len(new)
         steps += new[(new[:, R_SLICE] == 0) & np.isin(new[:, R_PC], ends), R_END].tolist()
     result = timing.finish()
-    return Timed(result, steps, [event.cycle for event in result.rings if event.slice == 0])
+    tokens = [event.cycle for event in result.rings if event.slice == 0]
+    return Timed(result, steps, tokens, timing.simulated, timing.skipped)

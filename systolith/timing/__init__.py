@@ -3,11 +3,13 @@
 docs/decisions/0004-timing.md has the rules as hardware.
 """
 
+from .layers import LayerMachine, layer_loop
 from .machine import Executor, RingEvent, TimingMachine, TimingResult, simulate
 from .path import EDGE, PARTS, WHY
 from .state import RECORD
 from .waterfall import Waterfall
 
 __all__ = [
-    "EDGE", "PARTS", "RECORD", "WHY", "Executor", "RingEvent", "TimingMachine", "TimingResult", "Waterfall", "simulate",
+    "EDGE", "PARTS", "RECORD", "WHY", "Executor", "LayerMachine", "RingEvent", "TimingMachine", "TimingResult",
+    "Waterfall", "layer_loop", "simulate",
 ]  # fmt: skip

@@ -130,6 +130,8 @@ def run_slice(st: State, s: int, horizon: int, others: int, other: int, rings: i
     while True:
         if sl[S_STATE] != HALTED and not (sl[S_STATE] == DRY and sl[S_OPS_HEAD] == sl[S_OPS_TAIL]):
             dispatch(st, s)
+            if st.g[G_STATUS] != GOING:
+                return True
         c, q = INF, -1
         for i in range(QUEUES):
             if st.qu[s, i, Q_CAND] < c:

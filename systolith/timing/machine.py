@@ -9,15 +9,15 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from systolith.isa import Program, cycles, facts
+from systolith.isa import Program, facts
 from systolith.isa.resolved import COLS
 from systolith.spec import QUEUES, Chip, ProgramError
 
 from . import state as at
 from .loop import go_on
-from .sequencer import feed_rows
+from .sequencer import decode_rows, push
 from .state import State, make_state
-from .waterfall import Waterfall, waterfall
+from .waterfall import Repeat, Waterfall, waterfall
 
 __all__ = ["Executor", "RingEvent", "TimingMachine", "TimingResult", "simulate"]
 
@@ -89,6 +89,8 @@ class TimingMachine:
         """Called with each new window, while its records are still there."""
         self._since = 0
         self._first_record = 0
+        self._repeats: tuple[Repeat, ...] = ()
+        """Stretches of the open window that stand for others."""
 
     @property
     def now(self) -> int:
@@ -122,11 +124,15 @@ class TimingMachine:
             return True
         self._make_room(int(counts.max(initial=0)))
         for s in range(self.slices):
-            rows = np.ascontiguousarray(buffer[s, : counts[s]])
-            works = np.empty((len(rows), cycles.WORK_COLS), np.int64)
-            cycles.work(self.state.f, rows, works)
-            feed_rows(self.state, s, rows, works)
+            push(self.state, s, self._decode(buffer[s, : counts[s]]))
         return self._go_on()
+
+    def _decode(self, rows: Ints) -> Ints:
+        """Turn rows [n, COLS] into instructions [n, OP_COLS]."""
+        rows = np.ascontiguousarray(rows)
+        ops = np.empty((len(rows), at.OP_COLS), np.int64)
+        decode_rows(self.state.f, rows, ops)
+        return ops
 
     @property
     def sequencer(self) -> int:
@@ -152,8 +158,11 @@ class TimingMachine:
                 self._take_rings()
             elif why == at.RECORDS_FULL:
                 st = self._more_records()
-            elif why == at.NEEDS_FEED:
+            elif why == at.NEEDS_FEED or (why == at.AT_MARK and not self._at_mark()):
                 return False
+            elif why == at.AT_MARK:
+                st = self.state
+                st.g[at.G_PASSED] = 1
             elif why == at.FINISHED:
                 self.finished = True
                 last = int(st.sl[:, at.S_HALT].argmax())
@@ -164,6 +173,10 @@ class TimingMachine:
                 return True
             else:
                 raise self._fault(why)
+
+    def _at_mark(self) -> bool:
+        """Slice 0 is about to issue the marked word: look at the state and say whether to go on."""
+        return True
 
     def _take_rings(self) -> None:
         st = self.state
@@ -176,11 +189,12 @@ class TimingMachine:
 
     def _window(self, number: int, end: int) -> None:
         """Close a window at a record's end."""
-        found = waterfall(self.state, self.chip, self.first_record, number, end, self._since)
+        found = waterfall(self.state, self.chip, self.first_record, number, end, self._since, self._repeats)
         self.windows.append(found)
         if self.on_window:
             self.on_window(self, found)
         self._since = end
+        self._repeats = ()
         self._first_record = int(self.state.g[at.G_RECORDS])
 
     def _more_records(self) -> State:

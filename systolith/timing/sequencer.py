@@ -13,6 +13,7 @@ from systolith.isa.resolved import COUNT, FIELDS, FIRST, OP, PC, POST, QUEUE, TA
 from .candidate import consider, take_tokens, tokens_ready
 from .host import halt
 from .state import (
+    AT_MARK,
     BLOCKED,
     DEPTH_MAX,
     DRAINING,
@@ -22,6 +23,9 @@ from .state import (
     E_RUN_REF,
     E_TIME,
     FULL,
+    G_MARK,
+    G_PASSED,
+    G_STATUS,
     HALTED,
     INF,
     OP_ARRIVE,
@@ -58,48 +62,75 @@ from .state import (
     S_TIME,
     SEMAPHORE,
     WAITING,
+    Row,
     State,
     entry,
     kernel,
 )
 
-__all__ = ["dispatch", "feed_rows"]
+__all__ = ["count_equal", "decode_rows", "dispatch", "push"]
 
 _LOOP, _BR, _READX, _HALT = 5, 6, 7, 8
 
 
+@kernel
+def decode(f: Row, row: Row, out: Row) -> None:
+    """Make an instruction [OP_COLS] of a row [COLS]."""
+    cycles.work_row(f, row, out)
+    fields, op = row[FIELDS], row[OP]
+    out[OP_CODE], out[OP_QUEUE], out[OP_WAIT], out[OP_POST], out[OP_PC] = (
+        op,
+        row[QUEUE],
+        row[WAIT],
+        row[POST],
+        row[PC],
+    )
+    out[OP_FIRST], out[OP_COUNT], out[OP_TAKEN] = row[FIRST], row[COUNT], row[TAKEN]
+    out[OP_SEM] = fields >> f[facts.PUT_SEM] & 31
+    out[OP_COUNTER] = fields >> f[facts.PUT_COUNTER] & 15
+    out[OP_EXPECT] = fields >> f[facts.PUT_EXPECT] & 2047
+    if out[OP_EXPECT] == 0:
+        out[OP_EXPECT] = f[facts.SLICES]
+    out[OP_ARRIVE] = fields >> f[facts.PUT_ARRIVE] & 1
+    out[OP_LENGTH] = fields >> f[facts.LOOP_LEN] & 4095
+    out[OP_ISSUE] = f[facts.ISSUE]
+    if (op == _BR and row[TAKEN] != 0) or (op == _LOOP and row[TAKEN] == 0):
+        out[OP_ISSUE] += f[facts.BRANCH]
+    elif op == _READX:
+        out[OP_ISSUE] += f[facts.BANK]
+    elif row[QUEUE] < QUEUES:
+        out[OP_ISSUE] = max(f[facts.ISSUE], out[cycles.COPIES])
+
+
 @entry
-def feed_rows(st: State, s: int, rows: Rows, works: Rows) -> None:
-    """Add rows [n, COLS] and their work [n, WORK_COLS] to the stream of a slice, which has room for them."""
-    f, mask = st.f, st.ops.shape[1] - 1
+def decode_rows(f: Row, rows: Rows, ops: Rows) -> None:
+    """Make instructions [n, OP_COLS] of rows [n, COLS]."""
     for i in range(rows.shape[0]):
-        row, out = rows[i], st.ops[s, st.sl[s, S_OPS_TAIL] & mask]
+        decode(f, rows[i], ops[i])
+
+
+@entry
+def count_equal(f: Row, rows: Rows, template: Rows, done: int, scratch: Row) -> int:
+    """Rows, from the first on, whose instructions go on through `template` from entry `done` on, round and round."""
+    at = done % template.shape[0]
+    for i in range(rows.shape[0]):
+        decode(f, rows[i], scratch)
+        for j in range(OP_COLS):
+            if scratch[j] != template[at, j]:
+                return i
+        at = at + 1 if at + 1 < template.shape[0] else 0
+    return int(rows.shape[0])
+
+
+@entry
+def push(st: State, s: int, ops: Rows) -> None:
+    """Add instructions [n, OP_COLS] to the stream of a slice, which has room for them."""
+    mask = st.ops.shape[1] - 1
+    for i in range(ops.shape[0]):
+        out = st.ops[s, st.sl[s, S_OPS_TAIL] & mask]
         st.sl[s, S_OPS_TAIL] += 1
-        for j in range(cycles.WORK_COLS):
-            out[j] = works[i, j]
-        fields, op = row[FIELDS], row[OP]
-        out[OP_CODE], out[OP_QUEUE], out[OP_WAIT], out[OP_POST], out[OP_PC] = (
-            op,
-            row[QUEUE],
-            row[WAIT],
-            row[POST],
-            row[PC],
-        )
-        out[OP_FIRST], out[OP_COUNT], out[OP_TAKEN] = row[FIRST], row[COUNT], row[TAKEN]
-        out[OP_SEM] = fields >> f[facts.PUT_SEM] & 31
-        out[OP_COUNTER] = fields >> f[facts.PUT_COUNTER] & 15
-        out[OP_EXPECT] = fields >> f[facts.PUT_EXPECT] & 2047
-        if out[OP_EXPECT] == 0:
-            out[OP_EXPECT] = f[facts.SLICES]
-        out[OP_ARRIVE] = fields >> f[facts.PUT_ARRIVE] & 1
-        out[OP_LENGTH] = fields >> f[facts.LOOP_LEN] & 4095
-        out[OP_ISSUE] = f[facts.ISSUE]
-        if (op == _BR and row[TAKEN] != 0) or (op == _LOOP and row[TAKEN] == 0):
-            out[OP_ISSUE] += f[facts.BRANCH]
-        elif op == _READX:
-            out[OP_ISSUE] += f[facts.BANK]
-        elif row[QUEUE] < QUEUES:
-            out[OP_ISSUE] = max(f[facts.ISSUE], out[cycles.COPIES])
+        for j in range(OP_COLS):
+            out[j] = ops[i, j]
 
 
 @kernel
@@ -144,6 +175,10 @@ def dispatch(st: State, s: int) -> None:
             sl[s, S_STATE] = DRY
             return
         op = st.ops[s, sl[s, S_OPS_HEAD] & (capacity - 1)]
+        marked = s == 0 and op[OP_PC] == st.g[G_MARK]
+        if marked and st.g[G_PASSED] == 0:
+            st.g[G_STATUS] = AT_MARK
+            return
         now = sl[s, S_TIME]
         q = op[OP_QUEUE]
         if q < QUEUES:
@@ -191,4 +226,6 @@ def dispatch(st: State, s: int) -> None:
         sl[s, S_STATE] = RUN
         sl[s, S_ISSUED] += 1
         sl[s, S_OPS_HEAD] += 1
+        if marked:
+            st.g[G_PASSED] = 0
         end_of_word(st, s, op[OP_PC], op[OP_CODE], op[OP_LENGTH], op[OP_TAKEN])

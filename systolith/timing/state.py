@@ -78,9 +78,10 @@ NETWORK_PORT: Final = 3
 FLIGHT_COLS: Final = 17
 
 # The run.
-(G_RECORDS, G_STATUS, G_SLICE, G_WHERE, G_RINGS, G_NEW_RINGS, G_DONE, G_NOW) = range(8)
-GLOBAL_COLS: Final = 8
-GOING, NEEDS_FEED, FINISHED, DEADLOCK, OVERFLOW, RINGS_FULL, RECORDS_FULL = range(7)
+(G_RECORDS, G_STATUS, G_SLICE, G_WHERE, G_RINGS, G_NEW_RINGS, G_DONE, G_NOW, G_MARK, G_PASSED) = range(10)
+# G_MARK: word at which slice 0's sequencer stops the loop (AT_MARK), -1: none; G_PASSED: it has, and may go on.
+GLOBAL_COLS: Final = 10
+GOING, NEEDS_FEED, FINISHED, DEADLOCK, OVERFLOW, RINGS_FULL, RECORDS_FULL, AT_MARK = range(8)
 
 
 class State(NamedTuple):
@@ -129,7 +130,8 @@ Row: TypeAlias = Any
 _STAMP: Final = STAMP + stamp_of(
     Path(__file__).parent / f"{name}.py"
     for name in (
-        "candidate", "collective", "dma", "host", "loop", "matrix", "path", "records", "sequencer", "state", "vector",
+        "candidate", "collective", "dma", "host", "loop", "matrix", "path", "records", "repeat", "sequencer", "state",
+        "vector",
     )
 )  # fmt: skip
 
@@ -165,6 +167,7 @@ def make_state(chip: Chip, slices: int, sem_init: tuple[int, ...], records: int,
         rings=np.zeros((1024, 3), np.int64),
     )
     st.f[facts.SLICES] = n  # that take part
+    st.g[G_MARK] = -1
     st.sl[:, S_TIME] = chip.branch_cycles  # the first words are fetched
     st.sl[:, S_RUN_REF] = st.sl[:, S_END_REF] = -1
     st.sl[:, S_BUS_LAST] = NETWORK_PORT

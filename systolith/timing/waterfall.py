@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,21 @@ from systolith.spec import Chip
 from .path import PARTS, WHY, walk
 from .state import State
 
-__all__ = ["Waterfall", "waterfall"]
+__all__ = ["Repeat", "Waterfall", "overlaps", "waterfall"]
+
+
+class Repeat(NamedTuple):
+    """A stretch of the time line that stands for `times` more like it, which were not simulated. The time line is the
+    one of records after the jump: everything before it has moved by what was skipped."""
+
+    start: int
+    end: int
+    times: int
+
+    @property
+    def skipped(self) -> int:
+        """Cycles that were left out."""
+        return self.times * (self.end - self.start)
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,8 @@ class Waterfall:
     """The same cycles as "part: why", for those who ask further."""
     edges: npt.NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
     """[n, 5]: from, to, part, why, record; earliest first. Records are numbered from the start of the run."""
+    repeats: tuple[Repeat, ...] = field(default=(), repr=False, compare=False)
+    """Stretches of the edges' time line that count several times; the edges then begin later than `start`."""
 
     @property
     def cycles(self) -> int:
@@ -51,19 +68,33 @@ class Waterfall:
         return cls(all_[0].start if all_ else 0, all_[-1].end if all_ else 0, parts, why)
 
 
-def waterfall(st: State, chip: Chip, oldest: int, number: int, end: int, since: int) -> Waterfall:
-    """Walk back from record `number` at cycle `end` to cycle `since`."""
+def overlaps(edges: npt.NDArray[np.int64], repeats: Iterable[Repeat]) -> npt.NDArray[np.int64]:
+    """Cycles that each edge stands for: its length, and what of it lies in a stretch as often as that is repeated."""
+    total = edges[:, 1] - edges[:, 0]
+    for r in repeats:
+        inside = np.minimum(edges[:, 1], r.end) - np.maximum(edges[:, 0], r.start)
+        total = total + r.times * np.maximum(inside, 0)
+    return total
+
+
+def waterfall(
+    st: State, chip: Chip, oldest: int, number: int, end: int, since: int, repeats: tuple[Repeat, ...] = ()
+) -> Waterfall:
+    """Walk back from record `number` at cycle `end` to cycle `since`.
+
+    repeats : stretches between the two that stand for others, which were skipped.
+    """
     edges = np.zeros((1 << 12, 5), np.int64)
+    begin = since + sum(r.skipped for r in repeats)
     while True:
-        n = walk(st.rec, int(st.f[facts.SEMAPHORE]), oldest, number, end, since, edges)
+        n = walk(st.rec, int(st.f[facts.SEMAPHORE]), oldest, number, end, begin, edges)
         if n >= 0:
             break
         edges = np.zeros((2 * len(edges), 5), np.int64)
     edges = edges[:n][::-1].copy()
-    lengths = edges[:, 1] - edges[:, 0]
     table = np.zeros((len(PARTS), len(WHY)), np.int64)
-    np.add.at(table, (edges[:, 2], edges[:, 3]), lengths)
+    np.add.at(table, (edges[:, 2], edges[:, 3]), overlaps(edges, repeats))
     why = {f"{PARTS[i]}: {WHY[j]}": int(table[i, j]) for i, j in np.argwhere(table)}
     parts = {part: int(table[i].sum()) for i, part in enumerate(PARTS)}
     assert sum(parts.values()) == end - since, "the path is not contiguous"
-    return Waterfall(since, end, parts, why, edges)
+    return Waterfall(since, end, parts, why, edges, repeats)

@@ -1,0 +1,322 @@
+"""`LayerMachine`: a timing machine that skips layers which must go as those before them have gone.
+
+A program runs its layers in one hardware loop. Each time slice 0 is about to issue the first word of the loop's body,
+the state is written down without its date (`repeat`). Where it equals the state p layers ago, and the instructions that
+follow equal those p layers ago in every column that timing reads, on every slice, the layers that follow take the same
+course: they are left out, and times, counters and the critical path go on by what they would have added. Nothing else
+is ever skipped. docs/decisions/0007-scale.md has the argument.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from systolith.isa import Program, facts
+from systolith.isa.sequencer import Loop
+from systolith.spec import Chip
+
+from . import state as at
+from .machine import TimingMachine
+from .repeat import shift, signature
+from .sequencer import count_equal, push
+from .waterfall import Repeat
+
+__all__ = ["LayerMachine", "layer_loop"]
+
+Ints = npt.NDArray[np.int64]
+
+_PERIODS: Final = 8
+"""Most layers after which a model may repeat itself: a model of 5 layers with a window and one without has 6."""
+
+_KEEP: Final = 1 << 11
+"""Issued instructions of a slice that are kept to compare with; two layers at least."""
+
+_SLICE_TIMES: Final = [
+    at.S_TIME, at.S_RUN, at.S_ARRAY, at.S_LOADER, at.S_VECTOR, at.S_EGRESS, at.S_INGRESS, at.S_END, at.S_NEXT,
+    *(at.S_COUNTER + 3 * i + 1 for i in range(16)),
+]  # fmt: skip
+_SLICE_COUNTS: Final = [
+    at.S_STALL_FULL, at.S_STALL_WAIT, at.S_ISSUED, at.S_BUS_BUSY,
+    *(at.S_LOOP + 2 * i + 1 for i in range(at.S_COUNTER // 2 - at.S_LOOP // 2)),
+]  # fmt: skip
+_QUEUE_TIMES: Final = [at.Q_START, at.Q_END, at.Q_CAND, at.Q_TABLE]
+_QUEUE_COUNTS: Final = [at.Q_BUSY, at.Q_COUNT, at.Q_BYTES, at.Q_WAIT_SEM, at.Q_WAIT_EMPTY, at.Q_WAIT_UNIT]
+_PORT_TIMES: Final = [at.P_BEGIN, at.P_ASKED, at.P_ASKED_LEAST]
+
+
+def layer_loop(program: Program, layers: int) -> tuple[int, int] | None:
+    """First word of the loop over layers and the word after it; None where the program has no such loop."""
+    loops = [
+        (pc + 1, pc + 1 + i.len)
+        for pc, i in enumerate(program.code)
+        if isinstance(i, Loop) and not i.use_reg and i.count == layers
+    ]
+    return max(loops, key=lambda body: body[1] - body[0], default=None) if layers > 1 else None
+
+
+@dataclass
+class _Moment:
+    """The state at a mark. heads: position of each slice in its stream; places: the same as (layer from slice 0's,
+    words into it)."""
+
+    moment: int
+    layer: int
+    signature: Ints
+    heads: Ints
+    places: list[tuple[int, int]]
+    slices: Ints
+    queues: Ints
+    ports: Ints
+    done: int
+    period: int = 0
+    """Layers back to an equal state; 0: none has been seen."""
+
+
+class LayerMachine(TimingMachine):
+    """As TimingMachine, with the same results. body: `layer_loop` of the program.
+
+    At a mark it waits until every slice has more than a layer's instructions ahead, so that no state hangs on how the
+    stream was cut. simulated, skipped: layers of slice 0.
+    """
+
+    def __init__(self, chip: Chip, program: Program, body: tuple[int, int] | None) -> None:
+        super().__init__(chip, program)
+        self.simulated = self.skipped = 0
+        self._body = body
+        self._starts: list[list[int]] = [[] for _ in range(self.slices)]
+        self._longest = 0
+        self._moments: list[_Moment] = []
+        self._out, self._scratch = np.zeros(1 << 16, np.int64), np.zeros(at.OP_COLS, np.int64)
+        self._fed = [0] * self.slices
+        self._last = [-1] * self.slices
+        self._paused = self._exhausted = False
+        self._matched: tuple[_Moment, _Moment] | None = None
+        self._templates: list[Ints] = []
+        self._equal = np.zeros(self.slices, np.int64)
+        self._rest: list[list[Ints]] = [[] for _ in range(self.slices)]
+        if body is not None:
+            self.state.g[at.G_MARK] = body[0]
+
+    # --- the stream ---
+
+    def feed(self, buffer: Ints, counts: Ints) -> bool:
+        """Take rows [slices, rows, COLS]; True: all slices have halted. No rows at all: run with what there is."""
+        if self._body is None:
+            return super().feed(buffer, counts)
+        if self.finished:
+            return True
+        if self._matched is not None:
+            for s in range(self.slices):
+                self._compare_rows(s, np.ascontiguousarray(buffer[s, : counts[s]]))
+            return self._end(last=not counts.any())
+        for s in range(self.slices):
+            self._push(s, self._decode(buffer[s, : counts[s]]))
+        self._exhausted = not counts.any()
+        if self._paused:
+            if self._short():
+                return False
+            self._paused = False
+            if not self._look_back():
+                return False
+            self.state.g[at.G_PASSED] = 1
+        return self._go_on()
+
+    def _short(self) -> bool:
+        """Whether a slice might use up its stream before the next mark."""
+        ahead = self.state.sl[:, at.S_OPS_TAIL] - self.state.sl[:, at.S_OPS_HEAD]
+        return not self._exhausted and (not self._longest or 4 * int(ahead.min()) < 5 * self._longest)
+
+    def _push(self, s: int, ops: Ints) -> None:
+        """Add to a slice's stream and note where layers start."""
+        assert self._body is not None
+        tail = int(self.state.sl[s, at.S_OPS_TAIL])
+        starts = self._starts[s]
+        pcs = ops[:, at.OP_PC]
+        found = np.flatnonzero(pcs == self._body[0])
+        for i in found.tolist():
+            # A layer's length is told by the start of the next one, unless the loop begins anew in between.
+            if starts and (pcs[i - 1] if i else self._last[s]) != self._body[0] - 1:
+                self._longest = max(self._longest, tail + i - starts[-1])
+            starts.append(tail + i)
+        self._fed[s] += len(found)
+        del starts[: -4 * _PERIODS]
+        if len(ops):
+            self._last[s] = int(pcs[-1])
+        self._make_room(len(ops), keep=max(2 * self._longest, min(_KEEP, (_PERIODS + 2) * self._longest)))
+        push(self.state, s, ops)
+
+    def _make_room(self, rows: int, keep: int = 0) -> None:
+        """Room for `rows` more instructions, with the last `keep` issued ones still there."""
+        heads = self.state.sl[:, at.S_OPS_HEAD].copy()
+        self.state.sl[:, at.S_OPS_HEAD] = np.maximum(0, heads - keep)
+        super()._make_room(rows)
+        self.state.sl[:, at.S_OPS_HEAD] = heads
+
+    # --- marks ---
+
+    def _at_mark(self) -> bool:
+        self.simulated += 1
+        self._paused = self._short()
+        return not self._paused and self._look_back()
+
+    def _look_back(self) -> bool:
+        """Compare the state with those at the marks before; False: it repeats, and the stream is to be compared."""
+        now = self._look()
+        if now is None:
+            self._moments.clear()
+            return True
+        size = int(self.state.ops.shape[1])
+        for before in reversed(self._moments):
+            if (self.state.sl[:, at.S_OPS_TAIL] - before.heads > size).any():
+                break  # its instructions are no longer there
+            if before.places == now.places and np.array_equal(before.signature, now.signature):
+                now.period = now.layer - before.layer
+                if before.period == now.period:
+                    self._begin(before, now)
+                    return False
+                break
+        self._moments.append(now)
+        del self._moments[:-_PERIODS]
+        return True
+
+    def _look(self) -> _Moment | None:
+        """Write the state down; None where a slice has nothing left to issue, so that its state hangs on the feed."""
+        st = self.state
+        assert self._body is not None
+        heads, tails = st.sl[:, at.S_OPS_HEAD].copy(), st.sl[:, at.S_OPS_TAIL]
+        if (heads == tails).any():
+            return None
+        if st.ops[0, (heads[0] - 1) & (st.ops.shape[1] - 1), at.OP_PC] == self._body[0] - 1:
+            self._moments.clear()  # the loop begins: what came before is another step's
+        places = []
+        for s in range(self.slices):
+            starts = self._starts[s]
+            i = bisect_right(starts, int(heads[s])) - 1
+            if i < 0:
+                return None
+            places.append((self._fed[s] - len(starts) + i, int(heads[s]) - starts[i]))
+        layer = places[0][0]
+        moment = int(st.sl[0, at.S_TIME])
+        waiting = st.qu[:, :, at.Q_TAIL] - st.qu[:, :, at.Q_HEAD]
+        flights = st.po[:, :, at.P_TAIL] - st.po[:, :, at.P_HEAD] + 1
+        tokens = st.tok[:, :, at.TOKENS + 1, 0] - st.tok[:, :, at.TOKENS, 0]
+        need = 1024 * self.slices + int((at.OP_COLS + 1) * waiting.sum() + 13 * flights.sum() + 2 * tokens.sum())
+        if len(self._out) < need:
+            self._out = np.zeros(2 * need, np.int64)
+        n = signature(st, moment, self._body[1], self._out)
+        assert n <= need
+        return _Moment(
+            moment, layer, self._out[:n].copy(), heads, [(number - layer, offset) for number, offset in places],
+            st.sl.copy(), st.qu.copy(), st.po.copy(), int(st.g[at.G_DONE]),
+        )  # fmt: skip
+
+    # --- what follows a repeated state ---
+
+    def _begin(self, before: _Moment, now: _Moment) -> None:
+        """Take back what has been fed and not issued, and compare it with the period that has just passed."""
+        st, size = self.state, int(self.state.ops.shape[1])
+        self._moments.clear()
+        self._matched = (before, now)
+        self._equal[:] = 0
+        self._templates = []
+        for s in range(self.slices):
+            first, head, tail = int(before.heads[s]), int(now.heads[s]), int(st.sl[s, at.S_OPS_TAIL])
+            self._templates.append(st.ops[s, np.arange(first, head) & (size - 1)].copy())
+            rest = st.ops[s, np.arange(head, tail) & (size - 1)].copy()
+            st.sl[s, at.S_OPS_TAIL] = head
+            keep = bisect_left(self._starts[s], head)
+            self._fed[s] -= len(self._starts[s]) - keep
+            del self._starts[s][keep:]
+            self._last[s] = int(st.ops[s, (head - 1) & (size - 1), at.OP_PC])
+            self._rest[s] = []
+            self._compare(s, rest)
+
+    def _compare_rows(self, s: int, rows: Ints) -> None:
+        """The same for rows [n, COLS], which are kept only from the first other one on."""
+        if not self._rest[s]:
+            done = int(self._equal[s])
+            count = count_equal(self.state.f, rows, self._templates[s], done, self._scratch)
+            self._equal[s] = done + count
+            rows = rows[count:]
+        if len(rows):
+            self._rest[s].append(self._decode(rows))
+
+    def _compare(self, s: int, ops: Ints) -> None:
+        """Count the instructions that go on as the period went; the first other one ends it."""
+        if not self._rest[s]:
+            template, done = self._templates[s], int(self._equal[s])
+            while len(ops):
+                at_ = done % len(template)
+                part = template[at_ : at_ + len(ops)]
+                same = (part == ops[: len(part)]).all(axis=1)
+                count = len(part) if same.all() else int(same.argmin())
+                done += count
+                ops = ops[count:]
+                if count < len(part):
+                    break
+            self._equal[s] = done
+        if len(ops):
+            self._rest[s].append(ops)
+
+    def _end(self, *, last: bool) -> bool:
+        """Jump as far as is known to be equal on all slices, once that is known, and go on."""
+        assert self._matched is not None
+        before, now = self._matched
+        whole = np.array([int(n) // len(t) for n, t in zip(self._equal, self._templates, strict=True)])
+        ended = np.array([bool(rest) or last for rest in self._rest])
+        if not ended.any() or int(whole.min()) < int(whole[ended].min()):
+            return False
+        # The last iteration of the loop ends otherwise: it must be run.
+        times = min(int(whole.min()), (self._left() - 1) // (now.layer - before.layer))
+        if self._since + sum(r.skipped for r in self._repeats) > before.moment:
+            times = 0  # a window was closed in this period
+        if times:
+            self._jump(before, now, times)
+        self._matched = None
+        for s, template in enumerate(self._templates):
+            left = int(self._equal[s]) - times * len(template)
+            self._push(s, template[np.arange(left) % len(template)])
+            for ops in self._rest[s]:
+                self._push(s, ops)
+            self._rest[s] = []
+        if times:
+            self.simulated -= 1  # slice 0 stands at a mark again, another one
+        else:
+            self.state.g[at.G_PASSED] = 1
+        return self._go_on()
+
+    def _left(self) -> int:
+        """Iterations that the slice furthest ahead has left, the running one too; 1 where one is not in the loop."""
+        assert self._body is not None
+        loops = self.state.sl[:, at.S_LOOP : at.S_COUNTER].reshape(self.slices, -1, 2)
+        deep = np.arange(loops.shape[1]) < self.state.sl[:, at.S_LOOPS, None]
+        here = deep & (loops[:, :, 0] == self._body[1])
+        return int(np.where(here.any(axis=1), (loops[:, :, 1] * here).max(axis=1), 1).min())
+
+    def _jump(self, before: _Moment, now: _Moment, times: int) -> None:
+        """Move the state on by `times` periods."""
+        st = self.state
+        period = now.moment - before.moment
+        by = times * period
+        units = int(st.f[facts.UNITS_PER_CYCLE])
+        for table, old, dates, counts in (
+            (st.sl, before.slices, _SLICE_TIMES, _SLICE_COUNTS), (st.qu, before.queues, _QUEUE_TIMES, _QUEUE_COUNTS),
+            (st.po, before.ports, _PORT_TIMES, []),
+        ):  # fmt: skip
+            # What is too old to matter may have moved by less than a period, or not at all, and must stay as old.
+            moved = np.clip(table[..., dates] - old[..., dates], 0, period)
+            table[..., dates] += times * moved
+            table[..., counts] += times * (table[..., counts] - old[..., counts])
+        moved = np.clip(st.sl[:, at.S_BUS] - before.slices[:, at.S_BUS], 0, period * units)
+        st.sl[:, at.S_BUS] += times * moved
+        st.g[at.G_NOW] += by
+        st.g[at.G_DONE] += times * (int(st.g[at.G_DONE]) - before.done)
+        shift(st, by)
+        moved_on = tuple(Repeat(r.start + by, r.end + by, r.times) for r in self._repeats)
+        self._repeats = (*moved_on, Repeat(before.moment + by, now.moment + by, times))
+        self.skipped += times * (now.layer - before.layer)

@@ -1,0 +1,80 @@
+"""Layers that are skipped as equal: every result is that of the run which simulates them all, to the cycle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from systolith.compiler import Compiled, Options
+from systolith.compiler.compile import compile_graph
+from systolith.models.profile import Profile
+from systolith.runtime.estimate import open_config
+from systolith.runtime.scenario import Scenario, decode_at, prefill_of, run_scenario
+from systolith.spec import load
+from systolith.timing import TimingResult, layer_loop
+
+RESULTS = ("cycles", "rings", "busy", "bytes", "instructions", "stalls", "waterfall", "windows")
+
+
+def deep(chip: str, layers: int, *, batch: int = 1, rows: int | None = None, **profile: str) -> Compiled:
+    """Tinycode with more layers."""
+    graph = replace(open_config("tinycode")[0], layers=layers)
+    options = Options(batch=batch, context=512, steps=8, rows=rows)
+    return compile_graph(graph, load(chip).vary(dram_bytes="128 MiB"), Profile.default(**profile), options)
+
+
+def both(compiled: Compiled, scenario: Scenario) -> tuple[TimingResult, TimingResult, int, int]:
+    """A run with skipping and one without; layers simulated and skipped by the first."""
+    some, all_ = (run_scenario(compiled, scenario, skip=skip) for skip in (True, False))
+    assert (all_.simulated, all_.skipped) == (0, 0)
+    assert (some.steps, some.tokens) == (all_.steps, all_.tokens)
+    return some.timing, all_.timing, some.simulated, some.skipped
+
+
+@pytest.mark.parametrize(("chip", "batch"), [("nano", 1), ("micro", 2), ("mini", 1), ("slice64", 3)])
+def test_a_decode_of_many_layers(chip: str, batch: int) -> None:
+    compiled = deep(chip, 40, batch=batch)
+    some, every, simulated, skipped = both(compiled, decode_at(300, batch, steps=3))
+    assert simulated + skipped == 120
+    assert skipped >= 60, "most layers of a deep model repeat"
+    for name in RESULTS:
+        assert getattr(some, name) == getattr(every, name), name
+
+
+def test_a_prefill_of_many_layers() -> None:
+    compiled = deep("micro", 24, weights="E2M1", activations="E4M3")
+    some, every, simulated, skipped = both(compiled, prefill_of(compiled, [150]))
+    assert simulated + skipped == 24 * 3
+    assert skipped >= 24
+    for name in RESULTS:
+        assert getattr(some, name) == getattr(every, name), name
+
+
+def test_layers_of_full_size_on_64_slices() -> None:
+    graph = replace(open_config("llama-3.1-8b")[0], layers=18)
+    profile = Profile.default("E2M1", "E4M3", "INT8")
+    compiled = compile_graph(graph, load("server"), profile, Options(batch=1, context=2048))
+    some, every, simulated, skipped = both(compiled, decode_at(1500))
+    assert simulated + skipped == 18
+    assert skipped >= 3
+    for name in RESULTS:
+        assert getattr(some, name) == getattr(every, name), name
+
+
+def test_a_memory_phase_that_never_repeats_is_never_skipped() -> None:
+    """At 15.99 bytes a cycle a saturated channel meets the clock in another phase in each layer."""
+    graph = replace(open_config("tinycode")[0], layers=12)
+    chip = load("nano").vary(dram_bytes_per_s="0.7999993 GB/s", slots_bytes="64 KiB", dram_bytes="64 MiB")
+    compiled = compile_graph(graph, chip, Profile.default(), Options(batch=1, context=512, steps=8))
+    some, every, simulated, skipped = both(compiled, decode_at(40, steps=2))
+    assert simulated + skipped == 24
+    for name in RESULTS:
+        assert getattr(some, name) == getattr(every, name), name
+
+
+def test_a_program_without_a_loop_over_layers_is_simulated_whole() -> None:
+    compiled = deep("nano", 1)
+    assert layer_loop(compiled.program, 1) is None
+    some, every, simulated, skipped = both(compiled, decode_at(40, steps=2))
+    assert (some, simulated, skipped) == (every, 0, 0)
