@@ -113,6 +113,8 @@ class _Life:
     arrival: int
     slot: int = -1
     lease: Lease | None = None
+    chain: list[bytes] = field(default_factory=list)
+    """Keys of the pages of its prompt."""
     done: int = 0
     """Prompt tokens whose steps have been sent, or that were found in the cache."""
     made: list[int] = field(default_factory=list)
@@ -177,7 +179,7 @@ class Engine:
         self._taken = 0
         self._next = 0
         self._clock = 0
-        self._steps = self._prompt_tokens = self._generation_tokens = 0
+        self._queries = self._steps = self._prompt_tokens = self._generation_tokens = 0
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
@@ -282,10 +284,11 @@ class Engine:
     @property
     def stats(self) -> EngineStats:
         """Counts as they are now."""
+        pool = self._pool
         return EngineStats(
             running=sum(life is not None and not life.ended for life in self._slots), waiting=len(self._waiting),
-            pages_used=self._pool.used, pages_total=self._pool.total, prefix_hits=self._pool.hits,
-            prefix_queries=self._pool.queries, preemptions=0, prompt_tokens=self._prompt_tokens,
+            pages_used=pool.used, pages_total=pool.total, prefix_hits=pool.hits * pool.page_tokens,
+            prefix_queries=self._queries, preemptions=0, prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens, steps=self._steps,
         )  # fmt: skip
 
@@ -323,15 +326,16 @@ class Engine:
             if life.ended == "cancelled":
                 updates[life.slot] = SlotUpdate(life.slot, 0, 0, 1, life.request.sampling, (), (), live=False)
         self._retired.clear()
-        for life in self._admit():
+        listed = self._admit()
+        decode = list(self._pattern)
+        prefill = self._prefill(self.compiled.plan.rows - len(decode), listed)
+        for life in listed:
             request = life.request
             assert life.lease is not None
             updates[life.slot] = SlotUpdate(
                 life.slot, life.number & 0x7FFFFFFF, len(request.prompt), request.max_tokens, request.sampling,
                 life.stops, life.lease.numbers,
             )  # fmt: skip
-        decode = list(self._pattern)
-        prefill = self._prefill(self.compiled.plan.rows - len(decode))
         if not (changed or updates or prefill):
             return None
         self._pattern += [part.slot for part in prefill if part.ends]
@@ -346,22 +350,46 @@ class Engine:
         while self._waiting and free:
             life = self._waiting[0]
             request = life.request
-            lease = self._pool.take(request.prompt, len(request.prompt) + request.max_tokens)
+            if not life.chain:
+                life.chain = self._pool.chain(request.prompt)
+            lease = self._pool.take(life.chain, len(request.prompt) + request.max_tokens)
             if lease is None:
                 break
             self._waiting.popleft()
+            self._queries += len(request.prompt)
             life.lease, life.slot = lease, free.pop(0)
             life.done = lease.shared * self._pool.page_tokens
             self._slots[life.slot] = life
             admitted.append(life)
         return admitted
 
-    def _prefill(self, rows: int) -> list[Prefill]:
-        """Runs of prompt tokens for a step, first come first served; one run a request, inside a chunk of attention."""
-        parts = []
+    def _prefill(self, rows: int, listed: list[_Life]) -> list[Prefill]:
+        """Runs of prompt tokens for a step, first come first served; one run a request, inside a chunk of attention.
+
+        A request waits for pages of its prompt that one before it is about to make, and takes them then: it is added to
+        `listed`, as its page list changes.
+        """
+        parts: list[Prefill] = []
+        filled: list[_Life] = []
+        coming: set[bytes] = set()
         # A slot is in the pattern, or it has prompt tokens to come.
         for life in sorted((x for x in self._slots if x and not x.ended), key=lambda x: x.number):
-            prompt = life.request.prompt
+            prompt, lease, size = life.request.prompt, life.lease, self._pool.page_tokens
+            assert lease is not None
+            if life.done == len(prompt):
+                continue
+            if life.done == len(lease.keys) * size:
+                for key in life.chain[len(lease.keys) :]:
+                    if not self._pool.adopt(lease, key):
+                        break
+                    life.done += size
+                    if life not in listed:
+                        listed.append(life)
+            missing = life.chain[len(lease.keys) :]
+            waits = life.done == len(lease.keys) * size and bool(missing) and missing[0] in coming
+            coming.update(missing)
+            if waits:
+                continue
             take = min(
                 len(prompt) - life.done, rows, CHUNK_TOKENS - life.done % CHUNK_TOKENS, self._chunk or CHUNK_TOKENS
             )
@@ -371,8 +399,11 @@ class Engine:
             parts.append(Prefill(life.slot, prompt[start : life.done], start, life.done == len(prompt)))
             rows -= take
             self._prompt_tokens += take
+            filled.append(life)
+        # Only now: what this step writes may be read from the next one on.
+        for life in filled:
             assert life.lease is not None
-            self._pool.know(life.lease, prompt[: life.done])
+            self._pool.know(life.lease, life.request.prompt[: life.done])
         return parts
 
     def _read(self, result: StepResult) -> None:

@@ -52,8 +52,8 @@ class PagePool:
         self._key_of: dict[Page, bytes] = {}
         self._idle: list[OrderedDict[Page, None]] = [OrderedDict() for _ in range(self._groups)]
         """Pages that nobody uses and that hold a known prefix, the longest unused first."""
-        self.queries = self.hits = 0
-        """Tokens of prompts asked for, and found."""
+        self.hits = 0
+        """Pages found that another request has made."""
 
     @property
     def total(self) -> int:
@@ -78,19 +78,25 @@ class PagePool:
                 return need, self._each
         return None
 
-    def take(self, prompt: Sequence[int], tokens: int) -> Lease | None:
-        """Pages for a prompt that grows to `tokens`; None, and nothing changed, where too few are free."""
-        size, count = self.page_tokens, -(-tokens // self.page_tokens)
+    def chain(self, prompt: Sequence[int]) -> list[bytes]:
+        """Keys of the pages of a prompt that may come from another request. One token at least is computed: its logits
+        are what the request came for."""
+        keys: list[bytes] = []
+        for index in range((len(prompt) - 1) // self.page_tokens if self._cache else 0):
+            keys.append(_key(keys[-1] if keys else b"", prompt[index * self.page_tokens :][: self.page_tokens]))
+        return keys
+
+    def take(self, chain: Sequence[bytes], tokens: int) -> Lease | None:
+        """Pages for a prompt with such a `chain` that grows to `tokens`; None, and nothing changed, where too few are
+        free."""
+        count = -(-tokens // self.page_tokens)
         keys: list[bytes] = []
         shared: list[Page] = []
-        if self._cache:
-            # One token at least is computed: its logits are what the request came for.
-            for index in range((len(prompt) - 1) // size):
-                key = _key(keys[-1] if keys else b"", prompt[index * size : (index + 1) * size])
-                if (page := self._by_key.get(key)) is None:
-                    break
-                keys.append(key)
-                shared.append(page)
+        for key in chain:
+            if (page := self._by_key.get(key)) is None:
+                break
+            keys.append(key)
+            shared.append(page)
         need = [0] * self._groups
         for index in range(len(shared), count):
             need[self._group(index)] += 1
@@ -98,13 +104,29 @@ class PagePool:
             kept = sum(page in self._idle[group] for page in shared)
             if need[group] > len(self._free[group]) + len(self._idle[group]) - kept:
                 return None
-        self.queries += len(prompt)
-        self.hits += len(shared) * size
+        self.hits += len(shared)
         for page in shared:
-            self._idle[page[0]].pop(page, None)
-            self._uses[page] = self._uses.get(page, 0) + 1
+            self._use(page)
         pages = shared + [self._new(self._group(index)) for index in range(len(shared), count)]
         return Lease(pages, len(shared), keys)
+
+    def adopt(self, lease: Lease, key: bytes) -> bool:
+        """Replace the first page of which nothing is known, and which no step has written, by one with this key;
+        whether there is one."""
+        page, index = self._by_key.get(key), len(lease.keys)
+        if page is None:
+            return False
+        self._use(page)
+        self._leave(lease.pages[index])
+        lease.pages[index] = page
+        lease.keys.append(key)
+        lease.shared = index + 1
+        self.hits += 1
+        return True
+
+    def _use(self, page: Page) -> None:
+        self._idle[page[0]].pop(page, None)
+        self._uses[page] = self._uses.get(page, 0) + 1
 
     def _new(self, group: int) -> Page:
         if self._free[group]:
@@ -133,15 +155,18 @@ class PagePool:
     def give_back(self, lease: Lease) -> None:
         """The request has ended, and no step that may write its pages is to come."""
         for page in reversed(lease.pages):
-            self._uses[page] -= 1
-            if self._uses[page]:
-                continue
-            del self._uses[page]
-            if page in self._key_of:
-                self._idle[page[0]][page] = None
-            else:
-                self._free[page[0]].append(page[1])
+            self._leave(page)
         lease.pages = []
+
+    def _leave(self, page: Page) -> None:
+        self._uses[page] -= 1
+        if self._uses[page]:
+            return
+        del self._uses[page]
+        if page in self._key_of:
+            self._idle[page[0]][page] = None
+        else:
+            self._free[page[0]].append(page[1])
 
 
 def _key(before: bytes, tokens: Sequence[int]) -> bytes:

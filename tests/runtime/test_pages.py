@@ -40,7 +40,7 @@ def test_a_page_that_is_written_has_one_owner(seed: int, cache: bool, page: int,
                 draw.randrange(50) for _ in range(draw.choice([0, 9]))
             ]
             most = len(prompt) + draw.randrange(1, 60)
-            taken = pool.take(prompt, most)
+            taken = pool.take(pool.chain(prompt), most)
             if taken is None:
                 continue
             assert len(taken.pages) == -(-most // page)
@@ -61,18 +61,18 @@ def test_a_page_that_is_written_has_one_owner(seed: int, cache: bool, page: int,
     for lease, _, _ in running:
         pool.give_back(lease)
     assert pool.used == 0
-    whole = pool.take([1], 12 * page)
+    whole = pool.take(pool.chain([1]), 12 * page)
     if group == 1:
         assert whole is not None, "all pages can be had again"
 
 
 def test_equal_tokens_behind_different_ones_are_not_a_prefix() -> None:
     pool = PagePool(Shape(group=1, lanes_local=4))  # type: ignore[arg-type]
-    first = pool.take([1] * 32 + [2] * 33, 70)
+    first = pool.take(pool.chain([1] * 32 + [2] * 33), 70)
     assert first is not None
     pool.know(first, [1] * 32 + [2] * 33)
-    other = pool.take([3] * 32 + [2] * 33, 70)
-    same = pool.take([1] * 32 + [2] * 33, 70)
+    other = pool.take(pool.chain([3] * 32 + [2] * 33), 70)
+    same = pool.take(pool.chain([1] * 32 + [2] * 33), 70)
     assert other is not None
     assert same is not None
     assert (other.shared, same.shared) == (0, 2)
@@ -82,10 +82,10 @@ def test_equal_tokens_behind_different_ones_are_not_a_prefix() -> None:
 def test_one_token_at_least_is_computed() -> None:
     pool = PagePool(Shape(group=1, lanes_local=4))  # type: ignore[arg-type]
     prompt = [5] * 64
-    first = pool.take(prompt, 65)
+    first = pool.take(pool.chain(prompt), 65)
     assert first is not None
     pool.know(first, prompt)
-    again = pool.take(prompt, 65)
+    again = pool.take(pool.chain(prompt), 65)
     assert again is not None
     assert again.shared == 1
 
@@ -94,7 +94,7 @@ def test_the_longest_unused_prefix_goes_first_and_its_end_before_its_start() -> 
     pool = PagePool(Shape(group=1, lanes_local=4, pool_pages=6))  # type: ignore[arg-type]
 
     def use(token: int) -> int:
-        lease = pool.take([token] * 65, 66)
+        lease = pool.take(pool.chain([token] * 65), 66)
         assert lease is not None
         pool.know(lease, [token] * 65)
         pool.give_back(lease)
@@ -113,7 +113,7 @@ def test_a_sequence_that_can_never_fit_is_known(tokens: int, want: object) -> No
 
 def test_too_few_pages_change_nothing() -> None:
     pool = PagePool(Shape(group=1, lanes_local=4, pool_pages=4))  # type: ignore[arg-type]
-    first = pool.take([1] * 33, 64)
+    first = pool.take(pool.chain([1] * 33), 64)
     assert first is not None
-    assert pool.take([1] * 33, 32 * 3) is None
-    assert (pool.used, pool.queries) == (2, 33)
+    assert pool.take(pool.chain([1] * 33), 32 * 3) is None
+    assert (pool.used, pool.hits) == (2, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,8 +51,10 @@ class Watched:
 class Alone:
     """Tokens of each request run by itself, by the program that takes its steps from no mailbox."""
 
-    def __init__(self, subject: Subject, on: Chip, context: int = 512) -> None:
-        profile = subject.profile()
+    def __init__(
+        self, subject: Subject, on: Chip, context: int = 512, table: Mapping[str, Any] | None = None
+    ) -> None:  # fmt: skip
+        profile = subject.profile(table)
         self.on = on
         self.program: Compiled = compiled(
             subject, on, profile, [Request((1,))], context=context, steps=context + 2, log_rows=0

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from reference.make_model import make_llama
 
+from systolith.runtime.bound import bound
 from systolith.runtime.engine import Engine, EngineRequest, FinishEvent, TokenEvent
 from systolith.runtime.job import Sampling
 from systolith.runtime.replay import Arrival
 
 from .harness import Subject, chip
 from .serving import Alone, Watched, check_against_alone, draw_requests, play_all
+from .test_families import CASES, SIZES
 
 
-def engine(subject: Subject, name: str, **options: object) -> Engine:
+def engine(subject: Subject, name: str, table: Mapping[str, Any] | None = None, **options: object) -> Engine:
     chosen = {"slots": 4, "context": 512, "page_tokens": 32, "max_waiting": 1000, "timing": False} | options
-    return Engine(subject.checkpoint, chip(name), subject.profile(), **chosen)  # type: ignore[arg-type]
+    return Engine(subject.checkpoint, chip(name), subject.profile(table), **chosen)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +52,32 @@ def test_tokens_are_those_of_each_request_alone(
     outcomes = play_all(engine(odd, name, **options), arrivals)
     check_against_alone(alone, arrivals, outcomes)
     assert {"length", "cancelled"} <= {outcome.reason for outcome in outcomes}
+
+
+@pytest.mark.parametrize(
+    ("name", "page", "table"), [("micro", 64, {"lanes": 4}), ("three", 256, {}), ("server", 32, {})]
+)
+def test_prompts_of_several_chunks_share_lanes_and_pages(
+    odd: Subject, name: str, page: int, table: dict[str, Any]
+) -> None:
+    """Prompts of up to three chunks of attention: their pages lie in the pools of several lane groups."""
+    arrivals = draw_requests(5, 6, 1003, longest=500, prefix=300, most=6)
+    serving = engine(odd, name, table, slots=3, context=1024, page_tokens=page)
+    assert serving.compiled.plan.group > 1
+    outcomes = play_all(serving, arrivals)
+    check_against_alone(Alone(odd, chip("micro"), 1024, table), arrivals, outcomes)
+    assert serving.stats.prefix_hits > 0
+    assert max(outcome.prompt_tokens for outcome in outcomes) > 512
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_families_serve_as_they_generate(tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    path = make_llama(tmp_path / "model", **{**SIZES, "context": 512, "seed": 3, **case.model})
+    subject = Subject.open(path)
+    arrivals = draw_requests(4, 6, 300, longest=40, prefix=70, most=5)
+    outcomes = play_all(engine(subject, "three", case.profile, slots=3), arrivals)
+    check_against_alone(Alone(subject, chip("three"), 512, case.profile), arrivals, outcomes)
 
 
 def test_the_order_of_arrival_changes_no_token(odd: Subject) -> None:
@@ -85,6 +117,20 @@ def test_a_prefix_is_read_and_not_made_again(odd: Subject, alone: Alone) -> None
     # Two full pages of 32 are shared; what follows them is made anew by each.
     assert serving.stats.prompt_tokens - before == 2 * (71 - 64)
     assert serving.stats.prefix_hits == 128
+
+
+def test_requests_that_come_together_make_their_prefix_once(odd: Subject, alone: Alone) -> None:
+    head = tuple(range(200, 300))
+    requests = [EngineRequest((*head, n), 3, Sampling(0.9, seed=n)) for n in range(3)]
+    serving = engine(odd, "micro", prefill_chunk=20)
+    made: dict[int, list[int]] = {serving.submit(request): [] for request in requests}
+    while not serving.idle:
+        for event in serving.step():
+            if isinstance(event, TokenEvent):
+                made[event.request].append(event.token)
+    assert list(made.values()) == [alone.tokens(request) for request in requests]
+    assert serving.stats.prompt_tokens == 101 + 2 * (101 - 96)
+    assert serving.stats.prefix_hits == 2 * 96
 
 
 def _run(serving: Engine, request: EngineRequest) -> list[int]:
@@ -191,10 +237,14 @@ def test_time_that_nobody_uses_passes(odd: Subject) -> None:
     ],
 )
 def test_two_hundred_requests(odd: Subject, alone: Alone, name: str, options: dict[str, object]) -> None:
-    arrivals = draw_requests(11, 200, 1003, span=0.08 if name == "micro" else 0.002, cancels=0.3, longest=120, most=24)
-    outcomes = play_all(engine(odd, name, **options), arrivals)
+    serving = engine(odd, name, **options)
+    # One arrives every few steps, so that the slots are full most of the time.
+    span = 200 * 4 * bound(serving.compiled.plan, [[1]]).seconds
+    arrivals = draw_requests(11, 200, 1003, span=span, cancels=0.3, longest=120, most=24)
+    outcomes = play_all(serving, arrivals)
     check_against_alone(alone, arrivals, outcomes)
     assert {"length", "cancelled"} <= {outcome.reason for outcome in outcomes}
+    assert serving.stats.prefix_hits > 0
 
 
 @pytest.mark.deep
