@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from systolith.compiler import Compiled
+from systolith.compiler import Options, compile_model
 from systolith.isa.program import Program
+from systolith.models.checkpoint import Checkpoint
+from systolith.models.profile import Profile
 from systolith.runtime.engine import Engine, EngineRequest
 from systolith.runtime.job import Request, Sampling
 from systolith.runtime.replay import Arrival, Outcome, play
 from systolith.sim.sanitizer import Finding, Sanitizer
 from systolith.spec import Chip
 
-from .harness import Subject, compiled, run_job
+from .harness import run_job
 
 
 class Watched:
@@ -52,14 +54,12 @@ class Alone:
     """Tokens of each request run by itself, by the program that takes its steps from no mailbox."""
 
     def __init__(
-        self, subject: Subject, on: Chip, context: int = 512, table: Mapping[str, Any] | None = None
+        self, checkpoint: Checkpoint, on: Chip, context: int = 512, table: Mapping[str, Any] | None = None
     ) -> None:  # fmt: skip
-        profile = subject.profile(table)
         self.on = on
-        self.program: Compiled = compiled(
-            subject, on, profile, [Request((1,))], context=context, steps=context + 2, log_rows=0
-        )
-        self.eos = tuple(subject.checkpoint.graph.eos_ids)
+        options = Options(context=context, steps=context + 2)
+        self.program = compile_model(checkpoint, on, Profile.from_dict(table or {}), options)
+        self.eos = tuple(checkpoint.graph.eos_ids)
 
     def tokens(self, request: EngineRequest) -> list[int]:
         stops = (*request.stops, *(() if request.ignore_eos else self.eos))

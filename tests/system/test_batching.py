@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from reference.make_model import make_llama
 
+from systolith.models.checkpoint import Checkpoint
+from systolith.models.profile import Profile
 from systolith.runtime.bound import bound
 from systolith.runtime.engine import Engine, EngineRequest, FinishEvent, TokenEvent
 from systolith.runtime.job import Sampling
 from systolith.runtime.replay import Arrival
+from tests.models.conftest import write_model
 
 from .harness import Subject, chip
 from .serving import Alone, Watched, check_against_alone, draw_requests, play_all
@@ -28,12 +31,12 @@ def engine(subject: Subject, name: str, table: Mapping[str, Any] | None = None, 
 
 @pytest.fixture(scope="module")
 def alone(odd: Subject) -> Alone:
-    return Alone(odd, chip("micro"))
+    return Alone(odd.checkpoint, chip("micro"))
 
 
-def mixed(seed: int, count: int, *, most: int = 8) -> list[Arrival]:
+def mixed(seed: int, count: int, *, most: int = 8, vocab: int = 1003) -> list[Arrival]:
     """Requests that arrive closer to each other than a request takes; a third of them leaves early."""
-    return draw_requests(seed, count, 1003, span=count * 4e-4, cancels=0.35, longest=60, prefix=70, most=most)
+    return draw_requests(seed, count, vocab, span=count * 4e-4, cancels=0.35, longest=60, prefix=70, most=most)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,7 @@ def test_prompts_of_several_chunks_share_lanes_and_pages(
     serving = engine(odd, name, table, slots=3, context=1024, page_tokens=page)
     assert serving.compiled.plan.group > 1
     outcomes = play_all(serving, arrivals)
-    check_against_alone(Alone(odd, chip("micro"), 1024, table), arrivals, outcomes)
+    check_against_alone(Alone(odd.checkpoint, chip("micro"), 1024, table), arrivals, outcomes)
     assert serving.stats.prefix_hits > 0
     assert max(outcome.prompt_tokens for outcome in outcomes) > 512
 
@@ -77,7 +80,34 @@ def test_families_serve_as_they_generate(tmp_path: Path, name: str) -> None:
     subject = Subject.open(path)
     arrivals = draw_requests(4, 6, 300, longest=40, prefix=70, most=5)
     outcomes = play_all(engine(subject, "three", case.profile, slots=3), arrivals)
-    check_against_alone(Alone(subject, chip("three"), 512, case.profile), arrivals, outcomes)
+    check_against_alone(Alone(subject.checkpoint, chip("three"), 512, case.profile), arrivals, outcomes)
+
+
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "intermediate_size": 160,
+                "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None},
+    "qwen3_moe": {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "intermediate_size": 160,
+                  "moe_intermediate_size": 64, "num_experts": 12, "num_experts_per_tok": 3, "norm_topk_prob": False},
+    "gpt_oss": {"model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "intermediate_size": 64,
+                "num_local_experts": 6, "num_experts_per_tok": 4, "sliding_window": 20, "num_hidden_layers": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_mixtures_of_experts_serve_as_they_generate(tmp_path: Path, name: str) -> None:
+    """Rows of other requests share experts, and dead rows choose some, too."""
+    path = write_model(
+        tmp_path / "model", hidden_size=96, head_dim=32, vocab_size=300, max_position_embeddings=512, **MIXTURES[name]
+    )
+    checkpoint = Checkpoint.open(path)
+    arrivals = draw_requests(4, 6, 300, longest=40, prefix=70, most=5)
+    serving = Engine(checkpoint, chip("micro"), Profile.default(), slots=3, context=512, page_tokens=32, lag=1,
+                     timing=False)  # fmt: skip
+    check_against_alone(Alone(checkpoint, chip("micro")), arrivals, play_all(serving, arrivals))
+    watched = Watched()
+    serving = Engine(checkpoint, chip("micro"), Profile.default(), slots=2, context=512, device=watched, timing=False)
+    play_all(serving, draw_requests(1, 3, 300, longest=20, prefix=10, most=2))
+    assert [str(finding) for finding in watched.findings] == []
 
 
 def test_the_order_of_arrival_changes_no_token(odd: Subject) -> None:
@@ -91,11 +121,12 @@ def test_the_order_of_arrival_changes_no_token(odd: Subject) -> None:
         want = got
 
 
-@pytest.mark.parametrize("name", ["nano", "micro", "three"])
-def test_a_mixed_run_leaves_nothing_open(odd: Subject, name: str) -> None:
+@pytest.mark.parametrize(("model", "name"), [("small", "nano"), ("small", "micro"), ("odd", "three")])
+def test_a_mixed_run_leaves_nothing_open(request: pytest.FixtureRequest, model: str, name: str) -> None:
     """Races, also between host and device, deadlocks, and reads of what nobody has written."""
     watched = Watched()
-    play_all(engine(odd, name, device=watched, slots=3, lag=1), mixed(2, 5, most=3))
+    subject = request.getfixturevalue(model)
+    play_all(engine(subject, name, device=watched, slots=3, lag=1), mixed(2, 5, most=3, vocab=70))
     assert [str(finding) for finding in watched.findings] == []
 
 
