@@ -2,7 +2,7 @@
 
 `NN-name`: NN counts the values of a name in order. x: the embedding, then the stream after attention and after the
 feed-forward of each layer; r: of each norm; q, k after rotary and v [heads, tokens, d]; attention, heads padded to
-whole blocks, and h [tokens, width]. FP32.
+whole blocks, and h [tokens, width], but of experts, whose rows are no tokens. FP32.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def _values(machine: Machine, compiled: Compiled, tokens: int) -> Iterator[tuple
         yield f"{n:02d}-attention", columns("attention", model.heads * dp, n)
         yield f"{2 * n + 1:02d}-x", columns("x_attention", model.hidden, n)
         yield f"{2 * n + 1:02d}-r", columns("r_ffn", 1, n)
-        yield f"{n:02d}-h", columns("h", model.inner, n)
+        if "h" in widths:
+            yield f"{n:02d}-h", columns("h", model.inner, n)
         yield f"{2 * n + 2:02d}-x", columns("x_ffn", model.hidden, n)
     yield f"{2 * model.layers:02d}-r", columns("r_attention", 1, model.layers)

@@ -1,7 +1,8 @@
-"""Random models of the dense families, and of the rotary scalings, have the reference's bits on every kind of chip.
+"""Random models of the families, and of the rotary scalings, have the reference's bits on every kind of chip.
 
-Qwen2 has biases on q, k and v only, Qwen3 norms of the heads of q and k. Intermediates are compared too: a later
-quantisation hides an ulp.
+Qwen2 has biases on q, k and v only, Qwen3 norms of the heads of q and k; Mixtral, Qwen3-MoE and gpt-oss choose experts
+on the device; gpt-oss and Gemma 3 have layers that differ. Intermediates are compared too: a later quantisation hides
+an ulp.
 """
 
 from __future__ import annotations
@@ -51,6 +52,22 @@ CASES = {
         {"family": "qwen3", "head_dim": 80},
         {"weights": "E2M1", "activations": "E4M3", "k": "E4M3", "v": "E4M3"},
     ),
+    "mixtral": Case({"family": "mixtral", "head_dim": 32, "experts": 5, "tied": False}),
+    "mixtral_late": Case(
+        {"family": "mixtral", "head_dim": 32, "intermediate": 96, "experts": 3, "top_k": 3},
+        {"deferred_norm": False, "spans": {"expert_up": 2, "expert_down": 3, "router": 2}},
+    ),
+    "qwen3_moe": Case({"family": "qwen3_moe", "head_dim": 48, "experts": 40, "top_k": 8, "intermediate": 64}),
+    "qwen3_moe_all": Case(
+        {"family": "qwen3_moe", "head_dim": 32, "experts": 9, "top_k": 3, "extra": {"norm_topk_prob": False}},
+        {"weights": "E2M1", "activations": "E4M3", "k": "E4M3", "v": "E4M3"},
+    ),
+    "gpt_oss": Case(
+        {"family": "gpt_oss", "head_dim": 32, "experts": 6, "top_k": 4, "mxfp4": True, "layers": 5, "intermediate": 96},
+        {"experts": "E2M1", "weights": "INT8x2"},
+    ),
+    "gemma3": Case({"family": "gemma3_text", "head_dim": 32, "layers": 5}),
+    "gemma3_late": Case({"family": "gemma3_text", "head_dim": 48, "layers": 2}, {"deferred_norm": False}),
 }
 CHIPS = ("nano", "mini", "three", "server")
 IDS = np.random.default_rng(7).integers(0, 300, 290).tolist()
@@ -78,7 +95,9 @@ def test_logits_and_intermediates_are_the_references(name: str, subjects: dict[s
             same_trace(ran.dumped(), want.trace, 75)
 
 
-@pytest.mark.parametrize("name", ["llama3_rope", "qwen2_yarn", "qwen3", "qwen3_wide"])
+@pytest.mark.parametrize(
+    "name", ["llama3_rope", "qwen2_yarn", "qwen3", "qwen3_wide", "mixtral", "qwen3_moe", "gpt_oss", "gemma3"]
+)
 def test_a_batch_and_decoding_change_nothing(name: str, subjects: dict[str, Subject]) -> None:
     """Two prompts, the longer one of two chunks of attention, then tokens made on the device."""
     subject = subjects[name]
@@ -92,8 +111,13 @@ def test_a_batch_and_decoding_change_nothing(name: str, subjects: dict[str, Subj
 
 
 @pytest.mark.parametrize(
-    ("name", "where"), [("qwen2", "nano"), ("qwen3_biases", "nano"), ("qwen3_yarn", "mini"), ("qwen3", "three")]
-)
+    ("name", "where"),
+    [
+        ("qwen2", "nano"), ("qwen3_biases", "nano"), ("qwen3_yarn", "mini"), ("qwen3", "three"),
+        ("mixtral_late", "three"), ("qwen3_moe", "nano"), ("gpt_oss", "mini"), ("gemma3", "three"),
+        ("gemma3_late", "nano"),
+    ],
+)  # fmt: skip
 def test_the_sanitizer_finds_nothing(name: str, where: str, subjects: dict[str, Subject]) -> None:
     subject = subjects[name]
     requests = [Request(tuple(IDS[:20]), 3), Request(tuple(IDS[:3]), 3)]
