@@ -52,6 +52,7 @@ def families() -> Mapping[str, Family]:
 
     Raises ModelError if an entry point cannot be loaded, holds no Family or takes a name that is in use.
     """
+    from systolith.models.deepseek import DEEPSEEK_V3
     from systolith.models.gemma import GEMMA3, GEMMA3_TEXT
     from systolith.models.gpt_oss import GPT_OSS
     from systolith.models.llama import LLAMA
@@ -60,7 +61,7 @@ def families() -> Mapping[str, Family]:
     from systolith.models.qwen import QWEN2, QWEN3
     from systolith.models.qwen_moe import QWEN3_MOE
 
-    known = (GEMMA3, GEMMA3_TEXT, GPT_OSS, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE)
+    known = (DEEPSEEK_V3, GEMMA3, GEMMA3_TEXT, GPT_OSS, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE)
     found = {family.model_type: family for family in known}
     for point in metadata.entry_points(group=ENTRY_POINTS):
         try:

@@ -6,6 +6,7 @@ A part is a run of nodes; the value of its last node is the result. Names of ten
 
 from __future__ import annotations
 
+from systolith.models.config import ModelConfig
 from systolith.models.graph import Node, WeightRef
 from systolith.models.ops import AttrValue
 
@@ -21,9 +22,20 @@ def projection(name: str, out: int, contracted: int, kind: str, bias: bool = Fal
 
 
 def dense(
-    hidden: int, inner: int, *, bias: bool = False, activation: str = "silu_mul", at: str = "mlp", prefix: str = ""
+    config: ModelConfig,
+    *,
+    inner: int | None = None,
+    bias: bool = False,
+    activation: str = "silu_mul",
+    at: str = "mlp",
+    prefix: str = "",
 ) -> tuple[Node, ...]:
-    """down(activation(gate, up)). prefix : of the names of its values, where a layer has two such parts."""
+    """down(activation(gate, up)).
+
+    inner : columns of gate and up (none: intermediate_size).      at : where its matrices are found in a layer.
+    prefix : of the names of its values, where a layer has two such parts.
+    """
+    hidden, inner = config.integer("hidden_size"), inner or config.integer("intermediate_size")
     gate, up, h = (prefix + name for name in ("gate", "up", "h"))
     return (
         Node("linear", gate, ("b",), projection(f"{at}.gate_proj", inner, hidden, "gate", bias)),
@@ -34,7 +46,7 @@ def dense(
 
 
 def mixture(
-    hidden: int,
+    config: ModelConfig,
     inner: int,
     experts: int,
     *,
@@ -48,12 +60,13 @@ def mixture(
     activation: dict[str, AttrValue] | None = None,
     shared: tuple[Node, ...] = (),
 ) -> tuple[Node, ...]:
-    """A mixture of experts.
+    """A mixture of experts of `inner` columns of gate and up each.
 
     route : attributes of the node `route`.      router : name of its matrix.      names, at : of the experts' matrices.
     correction : name of the tensor that enters the choice only.    activation : of the experts and its numbers.
     shared : a dense part that every row also goes through.
     """
+    hidden = config.integer("hidden_size")
     routed = projection(router, experts, hidden, "router", router_bias)
     if correction is not None:
         routed["correction"] = WeightRef(_LAYER + correction, (experts,), "bias")

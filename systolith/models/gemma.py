@@ -16,6 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from systolith.models._text import show
+from systolith.models.attention import grouped
 from systolith.models.config import Field, ModelConfig, check_fields
 from systolith.models.family import Family
 from systolith.models.feed_forward import dense
@@ -76,18 +77,17 @@ def _build(config: ModelConfig) -> ModelGraph:
     wide, near = config.values.get("rope_scaling"), config.values["rope_local_scaling"]
     scaling = by_kind(kinds, wide if isinstance(wide, str) else None, near if isinstance(near, str) else None)
     rope = {"theta": by_kind(kinds, config.number("rope_theta"), config.number("rope_local_base_freq"))}
-    return decoder(
+    attention = grouped(
         config,
         qkv_bias=bias,
         o_bias=bias,
         qk_norm=True,
-        sandwich=True,
-        embed_scale=config.number("embed_scale"),
         scale=None if scalar == dim else scalar**-0.5,
         rope=rope if scaling is None else {**rope, "scaling": scaling},
         window=by_kind(kinds, None, config.optional("sliding_window")),
-        feed_forward=dense(config.integer("hidden_size"), config.integer("intermediate_size"), activation="gelu_mul"),
     )
+    part = dense(config, activation="gelu_mul")
+    return decoder(config, attention, part, sandwich=True, embed_scale=config.number("embed_scale"))
 
 
 def _layouts(config: ModelConfig, name: str) -> tuple[Stored, ...]:

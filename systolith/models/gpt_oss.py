@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from systolith.models._text import show
+from systolith.models.attention import grouped
 from systolith.models.config import Field, ModelConfig
 from systolith.models.family import Family
 from systolith.models.feed_forward import mixture
@@ -63,7 +64,7 @@ def _derive(raw: Mapping[str, object], values: dict[str, object]) -> list[str]:
 def _build(config: ModelConfig) -> ModelGraph:
     bias = config.flag("attention_bias")
     part = mixture(
-        config.integer("hidden_size"),
+        config,
         config.integer("intermediate_size"),
         config.integer("num_local_experts"),
         route={"top_k": config.integer("num_experts_per_tok"), "score": "softmax"},
@@ -77,7 +78,7 @@ def _build(config: ModelConfig) -> ModelGraph:
         },
     )
     window = by_kind(config.values["layer_types"], None, config.optional("sliding_window"))
-    return decoder(config, qkv_bias=bias, o_bias=bias, sinks=True, window=window, feed_forward=part)
+    return decoder(config, grouped(config, qkv_bias=bias, o_bias=bias, sinks=True, window=window), part)
 
 
 def _layouts(config: ModelConfig, name: str) -> tuple[Stored, ...]:

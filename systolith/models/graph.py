@@ -61,12 +61,12 @@ __all__ = [
 class WeightRef:
     """A tensor of the checkpoint that a node reads.
 
-    name : as in the checkpoint, with `{layer}` where the number of the layer stands and `{expert}` where that of the
-    expert does.
+    name : as in the checkpoint, with `{layer}` where the number of the layer stands, `{expert}` or `{head}` where that
+    of the expert or head does.
     shape : (N, K) for a matrix in the layout of PyTorch (K is contracted), (N,) for a vector, (V, hidden) for a table;
-    of one expert, where there are several.
+    of one expert or head, where each has its own.
     tensor : class of the tensor, one of TENSOR_CLASSES; formats and spans of a profile are chosen by it.
-    experts : number of experts that have such a tensor each; 0 where it belongs to no expert.
+    experts : number of experts, or of heads, that have such a tensor each; 0 where it belongs to none.
     """
 
     name: str
@@ -75,9 +75,9 @@ class WeightRef:
     experts: int = 0
 
     def at(self, layer: int | None, expert: int | None = None) -> str:
-        """Name in the checkpoint for one layer (None outside of layers) and one expert (None: `{expert}` stays)."""
+        """Name for one layer (None outside of layers) and one expert or head (None: `{expert}` or `{head}` stays)."""
         name = self.name if layer is None else self.name.replace("{layer}", str(layer))
-        return name if expert is None else name.replace("{expert}", str(expert))
+        return name if expert is None else name.replace("{expert}", str(expert)).replace("{head}", str(expert))
 
     @property
     def elements(self) -> int:
@@ -217,8 +217,14 @@ class ModelGraph:
         return self._most("heads")
 
     def _most(self, name: str) -> int:
-        nodes = ((node, layer) for _, layer, body in self.sections() for node in body if node.op == "attention")
-        return max((node.int_attr(name, layer) for node, layer in nodes), default=0)
+        most = 0
+        for _, layer, body in self.sections():
+            for node in body:
+                if node.op == "latent_attention" and name == "kv_heads":
+                    most = max(most, 1)  # all heads read the one latent
+                elif node.op in ("attention", "latent_attention"):
+                    most = max(most, node.int_attr(name, layer))
+        return most
 
     def with_attr(self, op: str, **attrs: AttrValue) -> ModelGraph:
         """Copy in which every node of one operation has these attributes."""
@@ -335,7 +341,7 @@ def _check_record(node: Node, spec: OpSpec, layers: int, layer: int | None) -> I
             yield f"the class {ref.tensor} of weight {role} is none of {', '.join(TENSOR_CLASSES)}"
         if any(size < 1 for size in ref.shape):
             yield f"the shape {ref.shape} of weight {role} must have sizes of at least 1"
-        if (ref.experts > 0) != ("{expert}" in ref.name):
+        if (ref.experts > 0) != ("{expert}" in ref.name or "{head}" in ref.name):
             yield f"weight {role} belongs to {ref.experts} experts, its name {ref.name} must have {{expert}} if to any"
     for name in sorted(set(node.attrs) - set(spec.attrs)):
         yield f"has no attribute {name} (known: {', '.join(spec.attrs) or 'none'})"

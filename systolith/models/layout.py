@@ -37,6 +37,8 @@ class Stored:
     name : with `{layer}` and `{expert}`; without `{expert}`, of a tensor that experts have, it is a stack of all.
     part, parts : the tensor is part `part` of `parts` equal ones along N; interleaved: rows part, part + parts, ...
     transposed : stored [K, N].
+    pitch, start : where pitch is not 0, the tensors of all heads lie below one another in one matrix, pitch rows for
+    each head, of which these are rows start, start + 1, ...
     coding : "plain"; "mxfp4" (name_blocks and name_scales); "fp8" (name_scale_inv beside it); "plus_one" (stored as the
     difference to 1).
     """
@@ -47,10 +49,19 @@ class Stored:
     interleaved: bool = False
     transposed: bool = False
     coding: str = "plain"
+    pitch: int = 0
+    start: int = 0
 
     def stacked(self, ref: WeightRef) -> bool:
         """Whether the first dimension counts the experts."""
-        return ref.experts > 0 and "{expert}" not in self.name
+        return ref.experts > 0 and "{expert}" not in self.name and not self.pitch
+
+    def below(self, ref: WeightRef, expert: int | None) -> tuple[int, int | None]:
+        """Range of rows of the stored matrix that one tensor takes; (0, None) is all."""
+        if not self.pitch or expert is None:
+            return 0, None
+        first = expert * self.pitch + self.start
+        return first, first + ref.shape[1 if self.transposed else 0]
 
     def names(self, ref: WeightRef, layer: int | None, expert: int | None) -> tuple[str, ...]:
         """The stored tensors: the data first, then its scales."""
@@ -66,6 +77,8 @@ class Stored:
             blocks = rest[0] // _BLOCK
             return (*stack, n, blocks, _BLOCK // 2), (*stack, n, blocks)
         whole = (*rest, n) if self.transposed else (n, *rest)
+        if self.pitch:
+            whole = (ref.experts * self.pitch, *whole[1:])
         scales = tuple(-(-size // _FP8_BLOCK) for size in whole)
         return ((*stack, *whole), (*stack, *scales)) if self.coding == "fp8" else ((*stack, *whole),)
 
@@ -88,11 +101,12 @@ class Place:
         if self.how.coding == "mxfp4":
             codes, scales = self.blocks(files)
             return decode_mxfp4(codes, scales)
-        data = self._piece(files, 0)
+        data = self._piece(files)
         if self.how.coding == "fp8":
-            scale = self._piece(files, 1).repeat(_FP8_BLOCK, 0).repeat(_FP8_BLOCK, 1)
+            scale = files[self.names[1]].rows(self.names[1])
+            rows = (np.arange(data.shape[0]) + self.how.below(self.ref, self.expert)[0]) // _FP8_BLOCK
             with np.errstate(over="ignore", invalid="ignore"):
-                data = data * scale[: data.shape[0], : data.shape[1]]
+                data = data * scale[rows][:, np.arange(data.shape[1]) // _FP8_BLOCK]
         if self.how.coding == "plus_one":
             data = np.float32(1) + data
         return np.ascontiguousarray(self._part(data.T if self.how.transposed else data))
@@ -112,18 +126,18 @@ class Place:
         if self.how.stacked(self.ref):
             assert self.expert is not None
             return self.expert, self.expert + 1
-        return 0, None
+        return self.how.below(self.ref, self.expert)
 
     def _bytes(self, files: Mapping[str, SafetensorsFile], index: int) -> NDArray[np.uint8]:
         shape = self.how.shapes(self.ref)[index]
-        inner = shape[1:] if self.how.stacked(self.ref) else shape
+        inner = shape[1:] if self.how.stacked(self.ref) else (-1, *shape[1:])
         return files[self.names[index]].raw(self.names[index], *self._slice()).reshape(inner)
 
-    def _piece(self, files: Mapping[str, SafetensorsFile], index: int) -> NDArray[np.float32]:
-        """Data or scales of one expert as FP32."""
-        name = self.names[index]
+    def _piece(self, files: Mapping[str, SafetensorsFile]) -> NDArray[np.float32]:
+        """Data of one expert or head as FP32."""
+        name = self.names[0]
         if files[name].tensors[name].dtype == "F8_E4M3":
-            return _FP8[self._bytes(files, index)]
+            return _FP8[self._bytes(files, 0)]
         data = files[name].rows(name, *self._slice())
         return data[0] if self.how.stacked(self.ref) else data
 

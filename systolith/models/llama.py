@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from systolith.models.attention import grouped
 from systolith.models.config import Field, ModelConfig
 from systolith.models.family import Family
-from systolith.models.feed_forward import dense, projection
+from systolith.models.feed_forward import dense
 from systolith.models.graph import IDS, ModelGraph, Node, WeightRef, X
 from systolith.models.ops import AttrValue
 from systolith.models.rope import read_rope
@@ -78,67 +79,27 @@ def derive_dense(raw: Mapping[str, object], values: dict[str, object], theta: fl
 
 def decoder(
     config: ModelConfig,
+    attention: tuple[Node, ...],
+    feed_forward: tuple[Node, ...],
     *,
-    qkv_bias: bool = False,
-    o_bias: bool = False,
-    mlp_bias: bool = False,
-    qk_norm: bool = False,
-    sinks: bool = False,
+    special: Mapping[int, tuple[Node, ...]] | None = None,
     sandwich: bool = False,
     embed_scale: float = 1.0,
-    scale: float | None = None,
-    rope: Mapping[str, AttrValue] | None = None,
-    window: AttrValue = None,
-    feed_forward: tuple[Node, ...] = (),
-    special: Mapping[int, tuple[Node, ...]] | None = None,
 ) -> ModelGraph:
-    """Graph of a decoder: RMSNorm, rotary, grouped attention, feed-forward, one residual stream.
+    """Graph of a decoder: RMSNorm, attention, RMSNorm, feed-forward, one residual stream.
 
-    The fields of DENSE_FIELDS are read from the config. qk_norm: each head of q and k is normed before it is turned.
-    `window` is one number, null, or a tuple with an entry a layer. feed_forward: the part between the second norm, `b`,
-    and the residual stream (none: dense SwiGLU); special: that of single layers. sandwich: what both parts give is
-    normed too, before it is added. scale: of the scores (none: 1 / sqrt(head_dim)). rope: theta and scaling, where they
-    are not those of the config.
+    attention : from the first norm, `a`, to what is added (`attention.grouped`, `mla.latent`).
+    feed_forward : from the second norm, `b`, to what is added (`feed_forward.dense`, `feed_forward.mixture`).
+    special : the feed-forward of single layers.      sandwich : what both parts give is normed, before it is added.
+    The sizes, eps and tokens are read from the config.
     """
-    hidden, inner, vocab = (config.integer(n) for n in ("hidden_size", "intermediate_size", "vocab_size"))
-    heads, kv_heads, dim = (config.integer(n) for n in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    hidden, vocab = config.integer("hidden_size"), config.integer("vocab_size")
     eps: dict[str, AttrValue] = {"eps": config.number("rms_norm_eps")}
 
     def norm(name: str) -> dict[str, WeightRef]:
         return {"g": WeightRef(f"model.{name}.weight", (hidden,), "norm")}
 
-    q_size, kv_size = heads * dim, kv_heads * dim
-    scaling = config.values.get("rope_scaling")
-    if rope is None:
-        scaled: dict[str, AttrValue] = {"scaling": scaling} if isinstance(scaling, str) else {}
-        rope = {"theta": config.number("rope_theta"), **scaled}
-    turn = {"head_dim": dim, **rope}
-    attention: dict[str, AttrValue] = {"heads": heads, "kv_heads": kv_heads, "head_dim": dim, "window": window}
-    if scale is not None:
-        attention["scale"] = scale
-
-    def head_norm(name: str, count: int) -> tuple[Node, ...]:
-        if not qk_norm:
-            return ()
-        gain = WeightRef("model.layers.{layer}.self_attn." + name + "_norm.weight", (dim,), "norm")
-        size: dict[str, AttrValue] = {"heads": count, "head_dim": dim}
-        return (Node("head_norm", f"{name}_normed", (f"{name}_raw",), {"g": gain}, size | eps),)
-
-    turned = "normed" if qk_norm else "raw"
-    sink = {"sinks": WeightRef("model.layers.{layer}.self_attn.sinks", (heads,), "sink")} if sinks else {}
-    attended = (
-        Node("rms_norm", "a", (X,), norm("layers.{layer}.input_layernorm"), eps),
-        Node("linear", "q_raw", ("a",), projection("self_attn.q_proj", q_size, hidden, "q", qkv_bias)),
-        Node("linear", "k_raw", ("a",), projection("self_attn.k_proj", kv_size, hidden, "k", qkv_bias)),
-        Node("linear", "v", ("a",), projection("self_attn.v_proj", kv_size, hidden, "v", qkv_bias)),
-        *head_norm("q", heads),
-        *head_norm("k", kv_heads),
-        Node("rope", "q", (f"q_{turned}",), attrs={"heads": heads, **turn}),
-        Node("rope", "k", (f"k_{turned}",), attrs={"heads": kv_heads, **turn}),
-        Node("cache_append", "kv", ("k", "v"), attrs={"kv_heads": kv_heads, "head_dim": dim}),
-        Node("attention", "attention", ("q", "kv"), sink, attention),
-        Node("linear", "o", ("attention",), projection("self_attn.o_proj", hidden, q_size, "o", o_bias)),
-    )
+    attended = (Node("rms_norm", "a", (X,), norm("layers.{layer}.input_layernorm"), eps), *attention)
     second = "pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"
 
     def added(x: str, part: tuple[Node, ...], gain: str, out: str) -> tuple[Node, ...]:
@@ -170,7 +131,7 @@ def decoder(
         layers=config.integer("num_hidden_layers"),
         context=config.integer("max_position_embeddings"),
         embed=(Node("embed", X, (IDS,), {"table": WeightRef(table, (vocab, hidden), "embed")}, scaled_rows),),
-        layer=body(feed_forward or dense(hidden, inner, bias=mlp_bias)),
+        layer=body(feed_forward),
         head=head,
         eos_ids=config.ids("eos_token_id"),
         bos_id=config.optional("bos_token_id"),
@@ -180,7 +141,7 @@ def decoder(
 
 def _build(config: ModelConfig) -> ModelGraph:
     bias = config.flag("attention_bias")
-    return decoder(config, qkv_bias=bias, o_bias=bias, mlp_bias=config.flag("mlp_bias"))
+    return decoder(config, grouped(config, qkv_bias=bias, o_bias=bias), dense(config, bias=config.flag("mlp_bias")))
 
 
 LLAMA = Family(

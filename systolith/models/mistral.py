@@ -5,8 +5,10 @@ Source: MistralForCausalLM of transformers 5.23; "Mistral 7B", section 2.
 
 from __future__ import annotations
 
+from systolith.models.attention import grouped
 from systolith.models.config import Field, ModelConfig
 from systolith.models.family import Family
+from systolith.models.feed_forward import dense
 from systolith.models.graph import ModelGraph
 from systolith.models.llama import DENSE_FIELDS, decoder, derive_dense
 
@@ -14,7 +16,7 @@ __all__ = ["MISTRAL"]
 
 
 def _build(config: ModelConfig) -> ModelGraph:
-    return decoder(config, window=config.optional("sliding_window"))
+    return decoder(config, grouped(config, window=config.optional("sliding_window")), dense(config))
 
 
 _DEFAULTS = {

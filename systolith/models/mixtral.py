@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from systolith.models.attention import grouped
 from systolith.models.config import Field, ModelConfig
 from systolith.models.family import Family
 from systolith.models.feed_forward import mixture
@@ -19,7 +20,7 @@ __all__ = ["MIXTRAL"]
 
 def _build(config: ModelConfig) -> ModelGraph:
     part = mixture(
-        config.integer("hidden_size"),
+        config,
         config.integer("intermediate_size"),
         config.integer("num_local_experts"),
         route={"top_k": config.integer("num_experts_per_tok"), "score": "softmax"},
@@ -27,7 +28,7 @@ def _build(config: ModelConfig) -> ModelGraph:
         at="block_sparse_moe.experts",
         names=("w1", "w3", "w2"),
     )
-    return decoder(config, window=config.optional("sliding_window"), feed_forward=part)
+    return decoder(config, grouped(config, window=config.optional("sliding_window")), part)
 
 
 def _derive(raw: Mapping[str, object], values: dict[str, object]) -> list[str]:

@@ -218,6 +218,35 @@ def _select(node: Node, ins: list[ValueType], layer: int | None) -> ValueType:
     return ValueType("picked", x.width)
 
 
+def _columns(node: Node, ins: list[ValueType], layer: int | None) -> ValueType:
+    heads, dim, start, width = (node.int_attr(name, layer) for name in ("heads", "head_dim", "start", "width"))
+    if start + width > dim:
+        raise ShapeError(f"start={start} and width={width} must lie within head_dim={dim}")
+    return ValueType(_rows(ins[0], node.ins[0], heads * dim).kind, heads * width)
+
+
+def _head_linear(node: Node, ins: list[ValueType], layer: int | None) -> ValueType:
+    heads, ref = node.int_attr("heads", layer), node.weights["w"]
+    if ref.experts != heads:
+        raise ShapeError(f"weight w belongs to {ref.experts} heads, must belong to each of {heads}")
+    if len(ref.shape) != 2 or heads * ref.shape[1] != ins[0].width:
+        raise ShapeError(f"weight w has shape {ref.shape}, must have (N, {ins[0].width // heads})")
+    return ValueType(_rows(ins[0], node.ins[0]).kind, heads * ref.shape[0])
+
+
+def _latent_append(node: Node, ins: list[ValueType], layer: int | None) -> ValueType:
+    latent, turned = (_rows(value, name).width for value, name in zip(ins, node.ins, strict=True))
+    return ValueType("cache", latent + turned, 1, latent + turned)
+
+
+def _latent_attention(node: Node, ins: list[ValueType], layer: int | None) -> ValueType:
+    heads, latent, turned = (node.int_attr(name, layer) for name in ("heads", "latent", "rope_dim"))
+    _rows(ins[1], node.ins[1], heads * turned)
+    if ins[2].kind != "cache" or (ins[2].kv_heads, ins[2].head_dim) != (1, latent + turned):
+        raise ShapeError(f"{node.ins[2]} must be a cache of 1 head of {latent + turned}")
+    return _rows(ins[0], node.ins[0], heads * latent)
+
+
 def _route(node: Node, ins: list[ValueType], layer: int | None) -> ValueType:
     x = _rows(ins[0], node.ins[0])
     shape = node.weights["w"].shape
@@ -264,6 +293,15 @@ _THETA = AttrSpec("float", "base of the wavelengths, binary64", low=1.0)
 _SCALING = AttrSpec("str", "`RopeScaling.text`; null is the plain embedding", nullable=True, required=False)
 _WINDOW = AttrSpec("int", "i sees position j when i - j < window; null sees all", 1, nullable=True, required=False)
 
+_START = AttrSpec("int", "first column of each head that is kept", low=0)
+_WIDTH = AttrSpec("int", "columns of each head that are kept", low=1)
+_INTERLEAVED = AttrSpec(
+    "bool", "pairs (2i, 2i + 1), whose turned values become columns i and i + head_dim / 2",
+    required=False, default=False,
+)  # fmt: skip
+_LATENT = AttrSpec("int", "elements of the latent row that all heads share", low=1)
+_ROPE_DIM = AttrSpec("int", "elements of the turned row that all heads share", low=1)
+_SCORE_SCALE = AttrSpec("float", "multiplies the scores", low=0.0)
 _EMBED_SCALE = AttrSpec("float", "multiplies the rows, once rounded to FP32", low=0.0, required=False, default=1.0)
 _TOP_K = AttrSpec("int", "experts that a row goes to", low=1)
 _SCORE = AttrSpec(
@@ -301,7 +339,7 @@ for _spec in (
     ),
     OpSpec(
         "rope", ("x",), {},
-        {"heads": _COUNT, "head_dim": _DIM, "theta": _THETA, "scaling": _SCALING},
+        {"heads": _COUNT, "head_dim": _DIM, "theta": _THETA, "scaling": _SCALING, "interleaved": _INTERLEAVED},
         _rope, "rotary position embedding of each head by the position of the row; pairs (i, i + head_dim / 2)",
     ),
     OpSpec(
@@ -312,6 +350,20 @@ for _spec in (
         "attention", ("q", "kv"), {"sinks": False},
         {"heads": _COUNT, "kv_heads": _COUNT, "head_dim": _DIM, "scale": _SCALE, "window": _WINDOW}, _attention,
         "causal attention of each query head to KV head floor(h * kv_heads / heads); a sink adds exp(sink) to the sum",
+    ),
+    OpSpec(
+        "columns", ("x",), {}, {"heads": _COUNT, "head_dim": _DIM, "start": _START, "width": _WIDTH}, _columns,
+        "some columns of each head",
+    ),
+    OpSpec("head_linear", ("x",), {"w": True}, {"heads": _COUNT}, _head_linear, "each head times a matrix of its own"),
+    OpSpec(
+        "latent_append", ("latent", "turned"), {}, {}, _latent_append,
+        "store the latent and the turned row of these rows; the result is the cache with them in it",
+    ),
+    OpSpec(
+        "latent_attention", ("q_latent", "q_turned", "kv"), {},
+        {"heads": _COUNT, "latent": _LATENT, "rope_dim": _ROPE_DIM, "scale": _SCORE_SCALE}, _latent_attention,
+        "causal attention of each head to the latent and the turned rows; what is summed is the latent",
     ),
     OpSpec("silu_mul", ("gate", "up"), {}, {}, _same, "silu(gate) * up"),
     OpSpec("gelu_mul", ("gate", "up"), {}, {}, _same, "gelu_tanh(gate) * up, GELU with its tanh approximation"),

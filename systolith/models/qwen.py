@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from systolith.models.attention import grouped
 from systolith.models.config import Field, ModelConfig
 from systolith.models.family import Family
+from systolith.models.feed_forward import dense
 from systolith.models.graph import ModelGraph
 from systolith.models.llama import DENSE_FIELDS, decoder, derive_dense
 from systolith.models.ops import AttrValue
@@ -54,12 +56,13 @@ _FIELDS = (*(_DEFAULTS.get(field.name, field) for field in DENSE_FIELDS), *_WIND
 
 
 def _build2(config: ModelConfig) -> ModelGraph:
-    return decoder(config, qkv_bias=True, window=_window(config))
+    return decoder(config, grouped(config, qkv_bias=True, window=_window(config)), dense(config))
 
 
 def _build3(config: ModelConfig) -> ModelGraph:
     bias = config.flag("attention_bias")
-    return decoder(config, qkv_bias=bias, o_bias=bias, qk_norm=True, window=_window(config))
+    attention = grouped(config, qkv_bias=bias, o_bias=bias, qk_norm=True, window=_window(config))
+    return decoder(config, attention, dense(config))
 
 
 QWEN2 = Family(

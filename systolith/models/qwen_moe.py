@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from systolith.models._text import show
+from systolith.models.attention import grouped
 from systolith.models.config import Field, ModelConfig
 from systolith.models.family import Family
 from systolith.models.feed_forward import dense, mixture
@@ -38,25 +39,17 @@ def _derive(raw: Mapping[str, object], values: dict[str, object]) -> list[str]:
 
 
 def _build(config: ModelConfig) -> ModelGraph:
-    hidden, bias = config.integer("hidden_size"), config.flag("attention_bias")
+    bias = config.flag("attention_bias")
+    window = config.optional("sliding_window") if config.flag("use_sliding_window") else None
     score = "softmax" if config.flag("norm_topk_prob") else "softmax_all"
     part = mixture(
-        hidden,
+        config,
         config.integer("moe_intermediate_size"),
         config.integer("num_experts"),
         route={"top_k": config.integer("num_experts_per_tok"), "score": score},
     )
-    without = dense(hidden, config.integer("intermediate_size"))
-    window = config.optional("sliding_window") if config.flag("use_sliding_window") else None
-    return decoder(
-        config,
-        qkv_bias=bias,
-        o_bias=bias,
-        qk_norm=True,
-        window=window,
-        feed_forward=part,
-        special=dict.fromkeys(config.ids("mlp_only_layers"), without),
-    )
+    attention = grouped(config, qkv_bias=bias, o_bias=bias, qk_norm=True, window=window)
+    return decoder(config, attention, part, special=dict.fromkeys(config.ids("mlp_only_layers"), dense(config)))
 
 
 def expert_layouts(config: ModelConfig, name: str) -> tuple[Stored, ...]:

@@ -165,7 +165,10 @@ def _rope(context: _Context, node: Node, ins: list[Value]) -> Array:
         frequency, factor = frequencies(dim, theta, scaling)
     angle = np.arange(context.start, context.start + len(x), dtype=np.float32)[:, None] * frequency
     cos, sin = (f(angle)[:, None, :] * np.float32(factor) for f in (np.cos, np.sin))
-    pairs = x.reshape(len(x), heads, 2, dim // 2)
+    if node.attr("interleaved", layer):
+        pairs = x.reshape(len(x), heads, dim // 2, 2).swapaxes(2, 3)
+    else:
+        pairs = x.reshape(len(x), heads, 2, dim // 2)
     first, second = pairs[:, :, 0], pairs[:, :, 1]
     turned = np.stack([first * cos - second * sin, second * cos + first * sin], axis=2)
     return turned.reshape(x.shape).astype(np.float32, copy=False)
@@ -211,6 +214,46 @@ def _attention(context: _Context, node: Node, ins: list[Value]) -> Array:
             if sinks is not None:
                 total = total + np.exp(sinks[head] - top)
             out[head, rows] = (p @ v[group]) / total
+    return out.transpose(1, 0, 2).reshape(ins[0].shape)
+
+
+def _columns(context: _Context, node: Node, ins: list[Value]) -> Array:
+    start, width = node.int_attr("start", context.layer), node.int_attr("width", context.layer)
+    heads = ins[0].reshape(len(ins[0]), node.int_attr("heads", context.layer), -1)
+    return heads[..., start : start + width].reshape(len(heads), -1)
+
+
+def _head_linear(context: _Context, node: Node, ins: list[Value]) -> Array:
+    heads = node.int_attr("heads", context.layer)
+    x = ins[0].reshape(len(ins[0]), heads, -1)
+    parts = [x[:, head] @ _required(context, node, "w", head).T for head in range(heads)]
+    return np.concatenate(parts, axis=1)
+
+
+def _latent_append(context: _Context, node: Node, ins: list[Value]) -> Array:
+    """Returns the latent rows of the cache; `latent_attention` takes both parts from the context."""
+    assert context.layer is not None
+    old = context.caches.get(context.layer)
+    latent, turned = (np.concatenate([o, n]) for o, n in zip(old, ins, strict=True)) if old else ins
+    context.caches[context.layer] = (latent, turned)
+    return latent
+
+
+def _latent_attention(context: _Context, node: Node, ins: list[Value]) -> Array:
+    layer = context.layer
+    assert layer is not None
+    heads, scale = node.int_attr("heads", layer), np.float32(node.float_attr("scale", layer))
+    (q_latent, q_turned), (latent, turned) = (_heads(x, heads) for x in ins[:2]), context.caches[layer]
+    out = np.empty_like(q_latent)
+    for first in range(0, q_latent.shape[1], _QUERY_ROWS):
+        rows = slice(first, min(first + _QUERY_ROWS, q_latent.shape[1]))
+        positions = np.arange(context.start + rows.start, context.start + rows.stop)[:, None]
+        visible = np.arange(len(latent)) <= positions
+        for head in range(heads):
+            scores = (q_latent[head, rows] @ latent.T + q_turned[head, rows] @ turned.T) * scale
+            scores = np.where(visible, scores, np.float32(-np.inf))
+            p = np.exp(scores - scores.max(axis=1, keepdims=True))
+            out[head, rows] = (p @ latent) / p.sum(axis=1, keepdims=True)
     return out.transpose(1, 0, 2).reshape(ins[0].shape)
 
 
@@ -311,6 +354,10 @@ OPERATIONS: dict[str, Callable[[_Context, Node, list[Value]], Array]] = {
     "rope": _rope,
     "cache_append": _cache_append,
     "attention": _attention,
+    "columns": _columns,
+    "head_linear": _head_linear,
+    "latent_append": _latent_append,
+    "latent_attention": _latent_attention,
     "silu_mul": _silu_mul,
     "gelu_mul": _gelu_mul,
     "route": _route,

@@ -13,6 +13,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from decimal import Context, Decimal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from systolith.models._text import did_you_mean, show
 from systolith.models.config import REQUIRED, Field
 from systolith.numerics import constants
 
-__all__ = ["RopeScaling", "frequencies", "read_rope", "tables"]
+__all__ = ["RopeScaling", "frequencies", "read_rope", "tables", "yarn_mscale"]
 
 Floats = NDArray[np.float32]
 
@@ -107,12 +108,26 @@ _PARAMETERS: Mapping[str, tuple[Field, ...]] = {
         Field("beta_slow", "float", 1.0, low=1e-3, high=1e6, nullable=True),
         Field("attention_factor", "float", None, low=1e-3, high=1e3, nullable=True),
         Field("truncate", "bool", True, nullable=True),
+        Field("mscale", "float", None, low=1e-3, high=1e3, nullable=True),
+        Field("mscale_all_dim", "float", None, low=1e-3, high=1e3, nullable=True),
     ),
 }
 """Parameters of each type of scaling."""
 
+_MSCALES = ("mscale", "mscale_all_dim")
+_DECIMAL = Context(prec=50)
+
+
+def yarn_mscale(factor: float, mscale: float) -> Decimal:
+    """0.1 * mscale * ln(factor) + 1, or 1 where factor is at most 1; to 50 digits, the same on every machine."""
+    if factor <= 1:
+        return Decimal(1)
+    log = _DECIMAL.ln(Decimal(factor))
+    return _DECIMAL.add(_DECIMAL.multiply(_DECIMAL.multiply(Decimal("0.1"), Decimal(mscale)), log), Decimal(1))
+
+
 _COMMON = ("rope_type", "type", "rope_theta")
-_OTHERS = ("partial_rotary_factor", "short_factor", "long_factor", "mscale", "mscale_all_dim")
+_OTHERS = ("partial_rotary_factor", "short_factor", "long_factor")
 _KEYS = frozenset((*_COMMON, *_OTHERS, *(field.name for fields in _PARAMETERS.values() for field in fields)))
 _THETA = Field("rope_theta", "float", low=1, high=1e15)
 
@@ -191,8 +206,15 @@ def _read_table(name: str, table: Mapping[str, object], context: object) -> tupl
             if isinstance(a, float) and isinstance(b, float) and (b < a or (b == a and least == "above")):
                 words = "above" if least == "above" else "at least"
                 faults.append(f"{name}.{high}={show(b)} must be {words} {name}.{low}={show(a)}")
+    some = [key for key in _MSCALES if values.get(key) is not None]
+    if len(some) == 1:
+        faults.append(f"{name}.{some[0]}={show(values[some[0]])} must go with the other of {' and '.join(_MSCALES)}")
     if faults or kind == "default":
         return None, faults
+    mscales = [values.pop(key, None) for key in _MSCALES]
+    if some and values["attention_factor"] is None:
+        over, under = (yarn_mscale(_float(values["factor"]), _float(m)) for m in mscales)
+        values["attention_factor"] = float(_DECIMAL.divide(over, under))
     if "original_max_position_embeddings" in values:
         given = values.pop("original_max_position_embeddings")
         values["original_context"] = given if given is not None else context if isinstance(context, int) else 1

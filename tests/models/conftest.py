@@ -54,10 +54,20 @@ def tensors_of(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
             "self_attn.v_proj": (kv, hidden),
             "self_attn.o_proj": (hidden, q),
         }
+        if config["model_type"] == "deepseek_v3":
+            matrices = latent_attention(config)
+            for name in ("q_a", "kv_a")[config["q_lora_rank"] is None :]:
+                width = config[f"{name[:-2]}_lora_rank"]
+                out[f"{base}self_attn.{name}_layernorm.weight"] = 1 + generator.normal(0, 0.2, width)
+            if "mlp.gate" in feed_forward(config, layer):
+                correction = generator.normal(0, 0.1, config["n_routed_experts"])
+                out[f"{base}mlp.gate.e_score_correction_bias"] = correction
         for name, (rows, columns) in (matrices | feed_forward(config, layer)).items():
             out[f"{base}{name}.weight"] = generator.normal(0, columns**-0.5, (rows, columns))
             bias = config.get("attention_bias" if "self_attn" in name else "mlp_bias")
             kind = config["model_type"]
+            if kind == "deepseek_v3" and name.endswith(("q_proj", "b_proj")):
+                bias = False
             if bias or (kind == "qwen2" and name[-6] in "qkv") or kind == "gpt_oss":
                 out[f"{base}{name}.bias"] = generator.normal(0, 0.3, rows)
         if config["model_type"] == "gpt_oss":
@@ -90,6 +100,22 @@ def stacks(config: dict[str, Any], generator: np.random.Generator, at: str) -> d
     return out
 
 
+def latent_attention(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Names and shapes [N, K] of the matrices of a layer's attention in DeepSeek V3."""
+    hidden, heads, rank, q_rank = (
+        config[n] for n in ("hidden_size", "num_attention_heads", "kv_lora_rank", "q_lora_rank")
+    )
+    plain, turned, value = (config[n] for n in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+    q = heads * (plain + turned)
+    queries = {"q_a_proj": (q_rank, hidden), "q_b_proj": (q, q_rank)} if q_rank else {"q_proj": (q, hidden)}
+    rest = {
+        "kv_a_proj_with_mqa": (rank + turned, hidden),
+        "kv_b_proj": (heads * (plain + value), rank),
+        "o_proj": (hidden, heads * value),
+    }
+    return {f"self_attn.{name}": shape for name, shape in (queries | rest).items()}
+
+
 def feed_forward(config: dict[str, Any], layer: int) -> dict[str, tuple[int, int]]:
     """Names and shapes [N, K] of the matrices of a layer's feed-forward part, as published."""
     hidden, inner, kind = config["hidden_size"], config["intermediate_size"], config["model_type"]
@@ -102,12 +128,19 @@ def feed_forward(config: dict[str, Any], layer: int) -> dict[str, tuple[int, int
     else:
         step, only = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or []
         sparse = kind == "qwen3_moe" and layer not in only and (layer + 1) % step == 0
+        if kind == "deepseek_v3":
+            sparse = layer >= config["first_k_dense_replace"]
         size = config["moe_intermediate_size"] if sparse else inner
         shapes = {"gate_proj": (size, hidden), "up_proj": (size, hidden), "down_proj": (hidden, size)}
         if not sparse:
             return {f"mlp.{name}": shape for name, shape in shapes.items()}
-        experts, router, names = config["num_experts"], "mlp.gate", ("mlp.experts.{}.{}", shapes)
+        experts = config["n_routed_experts" if kind == "deepseek_v3" else "num_experts"]
+        router, names = "mlp.gate", ("mlp.experts.{}.{}", shapes)
     matrices = {router: (experts, hidden)}
+    if kind == "deepseek_v3":
+        size *= config["n_shared_experts"]
+        for name, shape in (("gate_proj", (size, hidden)), ("up_proj", (size, hidden)), ("down_proj", (hidden, size))):
+            matrices[f"mlp.shared_experts.{name}"] = shape
     for expert in range(experts):
         matrices |= {names[0].format(expert, name): shape for name, shape in names[1].items()}
     return matrices

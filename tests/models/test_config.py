@@ -78,7 +78,7 @@ def test_several_eos_ids_and_null() -> None:
     assert (graph.eos_ids, graph.bos_id) == ((), None)
 
 
-KNOWN = "must be one of gemma3, gemma3_text, gpt_oss, llama, mistral, mixtral, qwen2, qwen3, qwen3_moe"
+KNOWN = "must be one of deepseek_v3, gemma3, gemma3_text, gpt_oss, llama, mistral, mixtral, qwen2, qwen3, qwen3_moe"
 TAIL = r"; correct the file$"
 
 
@@ -129,7 +129,7 @@ TAIL = r"; correct the file$"
         ),
         (
             {"rope_scaling": {"type": "yarn", "factor": 2, "mscale": 1.0, "mscale_all_dim": None}},
-            r'^c: rope_scaling\.mscale=1\.0 is not supported with rope_type "yarn", remove it',
+            r"^c: rope_scaling\.mscale=1\.0 must go with the other of mscale and mscale_all_dim",
         ),
         (
             {"rope_scaling": {"type": "yarn", "factor": 2}, "rope_theta": 1},

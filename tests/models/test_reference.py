@@ -35,6 +35,16 @@ GEMMA = {
     "num_hidden_layers": 3, "query_pre_attn_scalar": 12, "rope_theta": 5e4, "rope_local_base_freq": 300.0,
     "sliding_window_pattern": 2,
 }  # fmt: skip
+DEEPSEEK = {
+    "model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "num_key_value_heads": 4,
+    "num_hidden_layers": 3, "first_k_dense_replace": 1, "q_lora_rank": 24, "kv_lora_rank": 20, "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8, "v_head_dim": 10, "n_routed_experts": 12, "num_experts_per_tok": 4, "n_group": 4,
+    "topk_group": 2, "moe_intermediate_size": 24, "n_shared_experts": 1,
+}  # fmt: skip
+DEEPSEEK_YARN = {
+    "type": "yarn", "factor": 40, "original_max_position_embeddings": 16, "beta_fast": 32, "beta_slow": 1,
+    "mscale": 1.0, "mscale_all_dim": 1.0,
+}  # fmt: skip
 MXFP4 = {"hidden_size": 64, "intermediate_size": 96, "quantization_config": {"quant_method": "mxfp4"}}
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -87,6 +97,13 @@ MODELS: dict[str, dict[str, Any]] = {
             "full_attention": {"rope_type": "default", "rope_theta": 7e4},
             "sliding_attention": {"rope_type": "default", "rope_theta": 200.0},
         },
+    },
+    "deepseek": {**DEEPSEEK, "n_shared_experts": 2},
+    "deepseek_yarn": {**DEEPSEEK, "rope_scaling": DEEPSEEK_YARN, "qk_rope_head_dim": 16, "head_dim": 16},
+    "deepseek_options": {
+        **DEEPSEEK, "q_lora_rank": None, "rope_interleave": False, "norm_topk_prob": False, "attention_bias": True,
+        "rope_scaling": {**DEEPSEEK_YARN, "mscale": 0.7}, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0,
+        "routed_scaling_factor": 1.0,
     },
     "mixtral": {**MIXTRAL, **ODD},
     "mixtral_window": {**MIXTRAL, "sliding_window": 24, "num_experts_per_tok": 1, "tie_word_embeddings": True},
