@@ -33,7 +33,7 @@ from systolith.spec.errors import ConfigError, ModelError
 if TYPE_CHECKING:
     from systolith.timing import TimingMachine, Waterfall
 
-__all__ = ["Estimate", "Question", "estimate", "open_config"]
+__all__ = ["Estimate", "Question", "compile_for", "decode_step", "estimate", "first_token", "open_config"]
 
 CONTEXT_STEP = 256
 EFFICIENCIES = (Fraction(9, 10), Fraction(19, 20))
@@ -257,16 +257,7 @@ def estimate(
             f"{source or graph.name}: a context of {question.most} is more than max_position_embeddings, "
             f"{graph.context}; ask for fewer tokens"
         )
-    options = Options(
-        batch=question.batch, context=min(padded(question.most, CONTEXT_STEP), graph.context),
-        page_tokens=question.page_tokens, steps=2,
-    )  # fmt: skip
-    compiled = compile_graph(graph, chip, profile, options, source=source, sha256=sha256)
-    steps = len(
-        pack([Request((0,) * question.prompt)], compiled.plan.rows, compiled.memory.record.max_segments)
-    )  # room for the records of the prefill
-    options = replace(options, steps=padded(steps + 1, 8), rows=compiled.plan.rows)
-    compiled = compile_graph(graph, chip, profile, options, source=source, sha256=sha256)
+    compiled = compile_for(graph, chip, profile, question, source=source, sha256=sha256)
     decodes = [decode_step(compiled, context, question) for context in question.contexts]
     first = first_token(compiled, question) if question.prefill else None
     found = Estimate(compiled, question, decodes, first, sha256)
@@ -277,6 +268,22 @@ def estimate(
             step = decode_step(other, context, question)
             found.sensitivity[f"{float(share):.2f}"] = step.cycles / chip.clock_hz
     return found
+
+
+def compile_for(
+    graph: ModelGraph, chip: Chip, profile: Profile, question: Question, *, source: str = "", sha256: str = ""
+) -> Compiled:
+    """Compile the program that a question is asked of, without weights. Raises as `estimate`."""
+    options = Options(
+        batch=question.batch, context=min(padded(question.most, CONTEXT_STEP), graph.context),
+        page_tokens=question.page_tokens, steps=2,
+    )  # fmt: skip
+    compiled = compile_graph(graph, chip, profile, options, source=source, sha256=sha256)
+    steps = len(
+        pack([Request((0,) * question.prompt)], compiled.plan.rows, compiled.memory.record.max_segments)
+    )  # room for the records of the prefill
+    options = replace(options, steps=padded(steps + 1, 8), rows=compiled.plan.rows)
+    return compile_graph(graph, chip, profile, options, source=source, sha256=sha256)
 
 
 def on_chip(compiled: Compiled, chip: Chip) -> Compiled:
