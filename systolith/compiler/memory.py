@@ -296,7 +296,11 @@ def pack(buffers: list[Buffer], room: int) -> tuple[dict[str, int], int]:
         sorted(rest, key=lambda b: (-b[1] * len(b[2]), b[0])),
     ]
     generator = random.Random(0)
-    orders += [sorted(rest, key=lambda b: -b[1] * generator.uniform(0.3, 1.0)) for _ in range(40)]
+    least = max(sum(padded(b[1], ALIGN) for b in buffers if phase in b[2]) for phase in ALL)
+    if least > room:
+        del orders[1:]  # no order fits
+    else:
+        orders += [sorted(rest, key=lambda b: -b[1] * generator.uniform(0.3, 1.0)) for _ in range(40)]
     best: tuple[dict[str, int], int] | None = None
     for order in orders:
         placed = _place([*sorted(always, key=lambda b: (-b[1], b[0])), *order])
