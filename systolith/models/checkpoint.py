@@ -37,6 +37,7 @@ IGNORED = re.compile(r"(model\.layers\.\d+\.self_attn\.|model\.)?rotary_emb\.(in
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _CHUNK_BYTES = 64 << 20
+_MAX_MISSING = 10000
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,8 @@ def _check_tensors(
             if place is None:
                 usual = ways[0].names(ref, layer, expert)
                 missing |= dict.fromkeys(stored for stored in usual if stored not in files)
+                if len(missing) > _MAX_MISSING:  # a config may ask for millions
+                    raise _misfit(path, [f"lacks {_some(list(missing), ' at least')}, which the config asks for"])
             else:
                 places[name] = place
                 misfits |= dict.fromkeys(faults)
@@ -228,11 +231,15 @@ def _check_tensors(
         faults.append(f"holds {_some(extra)}, for which the config has no use")
     faults += misfits
     if faults:
-        shown = faults if len(faults) <= 8 else [*faults[:8], f"and {len(faults) - 8} more faults"]
-        raise ModelError(f"{path}: " + "; ".join(shown) + "; use the config.json that belongs to these tensors")
+        raise _misfit(path, faults)
     if graph.tied and _HEAD in files:
         _check_tied(path, graph, places, files)
     return places
+
+
+def _misfit(path: Path, faults: list[str]) -> ModelError:
+    shown = faults if len(faults) <= 8 else [*faults[:8], f"and {len(faults) - 8} more faults"]
+    return ModelError(f"{path}: " + "; ".join(shown) + "; use the config.json that belongs to these tensors")
 
 
 _HEAD = "lm_head.weight"
@@ -255,8 +262,8 @@ def _check_tied(
         )
 
 
-def _some(names: list[str]) -> str:
-    """The first names of a list and how many more there are."""
+def _some(names: list[str], least: str = "") -> str:
+    """The first names of a list and how many more there are (`least`: " at least")."""
     shown = ", ".join(show(name)[1:-1] for name in names[:3])
     kind = "tensor" if len(names) == 1 else "tensors"
-    return f"the {kind} {shown}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"the {kind} {shown}" + (f" and{least} {len(names) - 3} more" if len(names) > 3 else "")

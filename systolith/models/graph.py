@@ -202,6 +202,11 @@ class ModelGraph:
         return any(ref.name in tables for node in self.head for ref in node.weights.values() if ref.tensor == "head")
 
     @property
+    def latent(self) -> bool:
+        """Whether a layer attends to latent rows, which are key and value at once."""
+        return any(node.op == "latent_attention" for body in (self.layer, *self.special.values()) for node in body)
+
+    @property
     def parameters(self) -> int:
         """Number of parameters, a tied table counted once, the experts all of them."""
         return sum(ref.elements * max(ref.experts, 1) for ref, _ in self.references())

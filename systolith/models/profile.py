@@ -161,12 +161,17 @@ class Profile:
     def resolved(self, graph: ModelGraph) -> Profile:
         """The profile for one model: lanes filled in, everything that depends on the model checked.
 
-        Raises ConfigError if a tied table is to have two formats, or if there are not as many sinks as query heads.
+        Raises ConfigError if a tied table or a latent is to have two formats, or if there are not as many sinks as
+        query heads.
         """
         faults = []
         if graph.tied and self.head != self.embed:
             faults.append(
                 f'head="{self.head}" and embed="{self.embed}" must be equal, {graph.name} ties the two tables'
+            )
+        if graph.latent and self.k != self.v:
+            faults.append(
+                f'k="{self.k}" and v="{self.v}" must be equal, {graph.name} keeps one latent that is key and value'
             )
         if isinstance(self.sink, tuple) and len(self.sink) != graph.heads:
             faults.append(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reference import arith, contract, experts
+from reference import arith, contract, experts, latent
 from reference.make_model import make_llama
 
 from systolith.models.checkpoint import Checkpoint
@@ -29,6 +29,20 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt_oss": UNTIED,
     "gpt_oss_limits": {**UNTIED, "extra": {"swiglu_limit": 1.0, "swiglu_alpha": 1.1}},
     "gemma3": {"family": "gemma3_text", "layers": 3},
+    "deepseek": {"family": "deepseek_v3", "experts": 12, "top_k": 4, "tied": False},
+    "deepseek_options": {
+        "family": "deepseek_v3",
+        "experts": 8,
+        "top_k": 3,
+        "tied": False,
+        "extra": {
+            "q_lora_rank": None,
+            "rope_interleave": False,
+            "norm_topk_prob": False,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+    },
     "gpt_oss_mxfp4": {**UNTIED, "mxfp4": True},
 }
 IDS = np.random.default_rng(3).integers(0, 300, 70).tolist()
@@ -45,7 +59,7 @@ def test_without_quantisation_the_reference_is_the_interpreter(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_llama(tmp_path, **{**SIZES, **MODELS[name]})
-    for module in (contract, experts):
+    for module in (contract, experts, latent):
         monkeypatch.setattr(module, "quantise", unquantised)
         monkeypatch.setattr(module, "quantise_weight", lambda w, fmt: (unquantised(w, fmt),))
     checkpoint = Checkpoint.open(path)

@@ -18,6 +18,7 @@ from systolith.models.reference import interpret
 from systolith.spec.errors import ModelError
 
 from .conftest import SMALL_LLAMA, fuzz_file
+from .test_reference import DEEPSEEK, DEEPSEEK_YARN, GEMMA, GPT_OSS, MIXTRAL, MXFP4, QWEN3_MOE
 
 # As transformers 4 and 5 write them, the values of published models.
 MISTRAL_7B_V4 = {
@@ -250,6 +251,11 @@ FUZZED: dict[str, dict[str, Any]] = {
         "rope_parameters": {**_YARN, "rope_theta": 10000.0, "attention_factor": 1.1},
         "layer_types": ["full_attention", "full_attention"],
     },
+    "mixtral": MIXTRAL,
+    "qwen3_moe": {**QWEN3_MOE, "mlp_only_layers": [1], "decoder_sparse_step": 1, "norm_topk_prob": True},
+    "gpt_oss": {**GPT_OSS, **MXFP4, "swiglu_limit": 7.0, "experts_per_token": 3, "rope_scaling": _YARN},
+    "gemma3_text": {**GEMMA, "_sliding_window_pattern": 6, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    "deepseek_v3": {**DEEPSEEK, "rope_scaling": DEEPSEEK_YARN, "q_lora_rank": None, "norm_topk_prob": True},
 }  # fmt: skip
 
 

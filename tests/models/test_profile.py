@@ -14,6 +14,7 @@ from systolith.models.profile import SPANS, Profile
 from systolith.spec.errors import ConfigError
 
 from .conftest import SMALL_LLAMA, fuzz_file
+from .test_reference import DEEPSEEK
 
 WHOLE = """
 weights = "INT8x2"
@@ -154,6 +155,14 @@ def test_what_depends_on_the_model_is_resolved() -> None:
     tied = build_graph(parse_config({**SMALL_LLAMA, "tie_word_embeddings": True}, "c"))
     assert Profile().resolved(graph).lanes == 32
     assert Profile(lanes=4).resolved(graph).lanes == 4
+    latent = build_graph(parse_config({**SMALL_LLAMA, **DEEPSEEK}, "c"))
+    assert Profile().resolved(latent).lanes == 64
+    with pytest.raises(
+        ConfigError,
+        match=r'^profile: k="INT8" and v="E2M1" must be equal, deepseek_v3 keeps one latent that is key and value; '
+        r"correct the profile$",
+    ):
+        Profile(v="E2M1").resolved(latent)
     other = Profile(embed="E4M3")
     assert other.resolved(graph).embed == "E4M3"
     with pytest.raises(

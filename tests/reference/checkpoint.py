@@ -100,9 +100,24 @@ class Model:
     vocab = property(lambda self: int(self.config["vocab_size"]))
 
     @property
+    def latent(self) -> bool:
+        """Whether attention is latent: all heads read one row."""
+        return self.config.get("model_type") == "deepseek_v3"
+
+    @property
+    def rope_dim(self) -> int:
+        """Elements that are turned."""
+        return int(self.config["qk_rope_head_dim"]) if self.latent else self.head_dim
+
+    @property
+    def value_dim(self) -> int:
+        """Elements of a head that the output projection takes."""
+        return int(self.config["v_head_dim"]) if self.latent else self.head_dim
+
+    @property
     def kv_heads(self) -> int:
         """Heads of the KV cache; as many as query heads where the config has no number."""
-        return int(self.config.get("num_key_value_heads") or self.heads)
+        return 1 if self.latent else int(self.config.get("num_key_value_heads") or self.heads)
 
     @property
     def head_dim(self) -> int:

@@ -39,6 +39,7 @@ from .arith import (
 from .checkpoint import Model, Profile, default_lanes, load_model
 from .exact import F32, I64, reciprocal, rotary_table, score_scale
 from .experts import Mixture, feed_forward, gelu_mul, prepare, silu_mul
+from .latent import LATENT_EPS, heads_of, joined, score_factor, split_pairs, through_heads
 from .sampling import argmax, philox4x32, sample
 
 __all__ = [
@@ -47,7 +48,9 @@ __all__ = [
 ]  # fmt: skip
 
 CHUNK = 256
-LINEAR = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
+SPAN = {"q_a": "q", "q_b": "q", "kv_a": "k"}  # classes of matrices that are not named by theirs
+LINEAR = {"q_a": "self_attn.q_a_proj", "q_b": "self_attn.q_b_proj", "kv_a": "self_attn.kv_a_proj_with_mqa",
+          "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
           "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}  # fmt: skip
 Window = int | Sequence[int | None] | None
 
@@ -89,6 +92,7 @@ class _Weights:
     head: tuple[Blocks, ...]
     layers: list[dict[str, tuple[Blocks, ...]]]
     mixtures: list[Mixture | None]
+    heads: list[dict[str, list[tuple[Blocks, ...]]]]  # of latent attention
 
 
 def _prepare(model: Model, profile: Profile) -> _Weights:
@@ -105,7 +109,7 @@ def _prepare(model: Model, profile: Profile) -> _Weights:
                 continue  # a layer with experts has no dense matrices
             w = model.tensors[f"model.layers.{layer}.{key}.weight"]
             if name == "o":
-                heads = pad_last(w.reshape(model.hidden, model.heads, model.head_dim), BLOCK)
+                heads = pad_last(w.reshape(model.hidden, model.heads, model.value_dim), BLOCK)
                 w = heads.reshape(model.hidden, -1).astype(np.float32)
             terms[name] = quantise_weight(w, profile.weights)
         layers.append(terms)
@@ -115,7 +119,8 @@ def _prepare(model: Model, profile: Profile) -> _Weights:
     rows = table.dequantise()[:, : model.hidden]
     with np.errstate(all="ignore"):
         rows = rows if model.embed_scale is None else rows * model.embed_scale
-    out = _Weights(rows, (head,), layers, mixtures)
+    heads_ = [heads_of(model, profile, layer) for layer in range(model.layers)] if model.latent else []
+    out = _Weights(rows, (head,), layers, mixtures, heads_)
     model.prepared[profile] = out
     return out
 
@@ -261,10 +266,10 @@ class _Run:
             count = self.counts[name] = self.counts.get(name, -1) + 1
             self.trace[f"{count:02d}-{name}"] = canonical(value)
 
-    def normed(self, x: F32, key: str) -> tuple[Blocks, F32 | None]:
+    def normed(self, x: F32, key: str, eps: np.float32 | None = None) -> tuple[Blocks, F32 | None]:
         """RMSNorm before a matmul: the quantised operand, and r where it is still to be applied."""
         gain = self.model.gain(f"model.{key}.weight")
-        r = norm_scale(x, self.model.eps)
+        r = norm_scale(x, self.model.eps if eps is None else eps)
         self.note("r", r)
         with np.errstate(all="ignore"):
             value = x * gain if self.profile.deferred_norm else (x * r) * gain
@@ -272,7 +277,7 @@ class _Run:
 
     def linear(self, layer: int, name: str, operand: Blocks, r: F32 | None = None) -> F32:
         """Contraction, then r, then the bias: FP32 [T, N]."""
-        out = contraction(operand, self.weights.layers[layer][name], self.spans[name])
+        out = contraction(operand, self.weights.layers[layer][name], self.spans[SPAN.get(name, name)])
         bias = self.model.tensors.get(f"model.layers.{layer}.{LINEAR[name]}.bias")
         with np.errstate(all="ignore"):
             out = out if r is None else out * r
@@ -307,6 +312,60 @@ class _Run:
     ) -> F32:  # fmt: skip
         """One decoder layer: x FP32 [T, D] to [T, D]."""
         operand, r = self.normed(x, f"layers.{layer}.input_layernorm")
+        if self.model.latent:
+            attended = self.latent(layer, operand, r, positions, tables, state)
+        else:
+            attended = self.grouped(layer, operand, r, positions, tables, state, window, sinks)
+        flat = pad_last(attended.transpose(1, 0, 2), BLOCK).reshape(x.shape[0], -1).astype(np.float32)
+        self.note("attention", flat)
+        with np.errstate(all="ignore"):
+            out = self.linear(layer, "o", quantise(flat, self.profile.activations))
+            x = x + self.branch(layer, "post_attention_layernorm", out)
+            self.note("x", x)
+            second = "pre_feedforward_layernorm" if self.model.gemma else "post_attention_layernorm"
+            operand, r = self.normed(x, f"layers.{layer}.{second}")
+            x = x + self.branch(layer, "post_feedforward_layernorm", self.feed_forward(layer, operand, r))
+        self.note("x", x)
+        return x
+
+    def latent(
+        self, layer: int, operand: Blocks, r: F32 | None, positions: I64, tables: tuple[F32, F32], state: State
+    ) -> F32:
+        """Latent attention, absorbed: FP32 [H, T, value_dim]."""
+        model, fmt, at = self.model, self.profile, f"layers.{layer}.self_attn."
+        if fmt.k != fmt.v:
+            raise ValueError(f"k={fmt.k!r} and v={fmt.v!r} must be equal: the latent is key and value")
+        plain, rank, heads = model.config["qk_nope_head_dim"], model.config["kv_lora_rank"], self.weights.heads[layer]
+        if "q_a" in self.weights.layers[layer]:
+            low = self.linear(layer, "q_a", operand, r)
+            q = self.linear(layer, "q_b", *self.normed(low, at + "q_a_layernorm", LATENT_EPS))
+        else:
+            q = self.linear(layer, "q", operand, r)
+        q = q.reshape(len(q), model.heads, -1).transpose(1, 0, 2)
+        kv = self.linear(layer, "kv_a", operand, r)
+        latent = norm(kv[:, :rank], model.gain(f"model.{at}kv_a_layernorm.weight"), LATENT_EPS)[None]
+        q_turned, k_turned = q[..., plain:], kv[None, :, rank:]
+        if model.config.get("rope_interleave", True):
+            q_turned, k_turned = split_pairs(q_turned), split_pairs(k_turned)
+        q_turned, k_turned = rotary(q_turned, *tables), rotary(k_turned, *tables)
+        q_latent = through_heads(q[..., :plain], heads["key"], fmt.activations, self.spans["k"])
+        self.note("q", np.concatenate([q_latent, q_turned], -1))
+        self.note("k", np.concatenate([latent, k_turned], -1))
+        row = quantise(latent, fmt.v, block=rank)
+        k_all, v_all = state.append(layer, joined(row, quantise(k_turned, fmt.k)), row)
+        (rope,) = model.ropes.values()
+        summed = attention(
+            joined(quantise(q_latent, fmt.k), quantise(q_turned, fmt.k)), k_all, v_all, positions,
+            scale=score_scale(0, score_factor(model, rope)), p_format=fmt.p, lanes=self.lanes,
+        )  # fmt: skip
+        self.note("latent", summed)
+        return through_heads(summed, heads["value"], fmt.activations, self.spans["v"])
+
+    def grouped(
+        self, layer: int, operand: Blocks, r: F32 | None, positions: I64, tables: tuple[F32, F32], state: State,
+        window: int | None, sinks: F32 | None,
+    ) -> F32:  # fmt: skip
+        """Grouped attention: FP32 [H, T, d]."""
         q = rotary(self.heads(layer, "q", operand, r), *tables)
         k = rotary(self.heads(layer, "k", operand, r), *tables)
         v = self.heads(layer, "v", operand, r)
@@ -315,21 +374,10 @@ class _Run:
         self.note("v", v)
         fmt, d = self.profile, self.model.head_dim
         k_all, v_all = state.append(layer, quantise(k, fmt.k), quantise(v, fmt.v, block=d))
-        attended = attention(
+        return attention(
             quantise(q, fmt.k), k_all, v_all, positions,
             scale=score_scale(d, self.model.score_scale), p_format=fmt.p, lanes=self.lanes, window=window, sinks=sinks,
         )  # fmt: skip
-        flat = pad_last(attended.transpose(1, 0, 2), BLOCK).reshape(x.shape[0], -1).astype(np.float32)
-        self.note("attention", flat)
-        with np.errstate(all="ignore"):
-            out = self.linear(layer, "o", quantise(flat, fmt.activations))
-            x = x + self.branch(layer, "post_attention_layernorm", out)
-            self.note("x", x)
-            second = "pre_feedforward_layernorm" if self.model.gemma else "post_attention_layernorm"
-            operand, r = self.normed(x, f"layers.{layer}.{second}")
-            x = x + self.branch(layer, "post_feedforward_layernorm", self.feed_forward(layer, operand, r))
-        self.note("x", x)
-        return x
 
     def logits(self, x: F32, wanted: slice | I64) -> F32:
         """The last norm and the head of the wanted tokens: FP32 [wanted, vocab]."""
@@ -361,7 +409,7 @@ def run(
     state = State() if state is None else state
     runner = _Run(model, record, trace)
     where = np.arange(state.length, state.length + len(ids))
-    tables = {key: rotary_table(where, model.head_dim, rope) for key, rope in model.ropes.items()}
+    tables = {key: rotary_table(where, model.rope_dim, rope) for key, rope in model.ropes.items()}
     x = runner.weights.embed[np.asarray(ids, np.int64)]
     runner.note("x", x)
     sink_table = None if sinks is None else np.broadcast_to(np.asarray(sinks, np.float32), (model.layers, model.heads))

@@ -218,9 +218,20 @@ def inverse_frequencies(head_dim: int, rope: dict[str, Any]) -> tuple[F32, Fract
         ramp = min(max((i - low) / width, Fraction(0)), Fraction(1))
         scaled.append(f / factor * ramp + f * (1 - ramp))
     attention = rope.get("attention_factor")
+    if attention is None and rope.get("mscale") and rope.get("mscale_all_dim"):
+        over, under = (yarn_mscale(rope["factor"], rope[name]) for name in ("mscale", "mscale_all_dim"))
+        attention = float(ctx.divide(over, under))
     if attention is None:
         attention = 1 + Fraction(1, 10) * Fraction(ctx.ln(_decimal(factor))) if factor > 1 else 1
     return np.array([round_near(f) for f in scaled], np.float32), Fraction(attention)
+
+
+def yarn_mscale(factor: float | None, mscale: float | None) -> Decimal:
+    """0.1 * mscale * ln(factor) + 1; 1 where there is neither, or the factor is at most 1."""
+    if not factor or not mscale or factor <= 1:
+        return Decimal(1)
+    log = CONTEXT.ln(Decimal(factor))
+    return CONTEXT.add(CONTEXT.multiply(CONTEXT.multiply(Decimal("0.1"), Decimal(mscale)), log), Decimal(1))
 
 
 def _decimal(x: Fraction) -> Decimal:

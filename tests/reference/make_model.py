@@ -86,6 +86,17 @@ def make_llama(
         config |= {"architectures": [ARCHITECTURES[family]], "model_type": family}
         for name in ("mlp_bias", *(["attention_bias"] if family in ("qwen2", "mixtral") else [])):
             del config[name]
+    if family == "deepseek_v3":
+        config |= {
+            "head_dim": head_dim, "qk_rope_head_dim": head_dim, "qk_nope_head_dim": 24, "v_head_dim": 20,
+            "kv_lora_rank": 40, "q_lora_rank": 56, "n_routed_experts": experts, "num_experts_per_tok": top_k,
+            "n_group": 3, "topk_group": 2, "moe_intermediate_size": intermediate, "n_shared_experts": 1,
+            "first_k_dense_replace": 1, "num_key_value_heads": heads,
+            "rope_scaling": {
+                "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "mscale": 0.8,
+                "mscale_all_dim": 1.0,
+            },
+        }  # fmt: skip
     if family in ("mixtral", "qwen3_moe", "gpt_oss"):
         count = "num_experts" if family == "qwen3_moe" else "num_local_experts"
         config |= {count: experts, "num_experts_per_tok": top_k}
@@ -116,6 +127,7 @@ def make_llama(
 ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "mixtral": "MixtralForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM", "gpt_oss": "GptOssForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
 }  # fmt: skip
 
 
@@ -150,11 +162,14 @@ def _tensors(
             "up": (intermediate, hidden, unit),
             "down": (hidden, intermediate, 6 * branch / np.sqrt(intermediate)),
         }
-        shapes = {
+        attention = {
             "self_attn.q_proj": (q_size, hidden, sharp),
             "self_attn.k_proj": (kv_size, hidden, sharp),
             "self_attn.v_proj": (kv_size, hidden, unit),
             "self_attn.o_proj": (hidden, q_size, 6 * branch / np.sqrt(q_size)),
+        }
+        shapes = {
+            **(_latent(config, unit, branch) if family == "deepseek_v3" else attention),
             **_feed_forward_names(config, layer, inner, 3 * unit),
         }
         out[at + "input_layernorm.weight"] = gains(hidden)
@@ -163,6 +178,13 @@ def _tensors(
             out[at + name + ".weight"] = random.normal((rows, columns), float(deviation))
             if bias and name.startswith("self_attn"):
                 out[at + name + ".bias"] = random.normal((rows,), float(branch) if "o_proj" in name else 0.3)
+        if family == "deepseek_v3":
+            for name, size in (("q_a", config["q_lora_rank"]), ("kv_a", config["kv_lora_rank"])):
+                if size:
+                    out[f"{at}self_attn.{name}_layernorm.weight"] = np.float32(1) + random.normal((size,), 0.1)
+            if layer >= config["first_k_dense_replace"]:
+                correction = random.normal((config["n_routed_experts"],), 0.2)
+                out[at + "mlp.gate.e_score_correction_bias"] = correction
         if family == "gpt_oss":
             out |= _stacks(random, at + "mlp.experts.", config["num_local_experts"], inner, float(branch), mxfp4)
             out[at + "self_attn.sinks"] = random.normal((config["num_attention_heads"],), 1.5)
@@ -199,6 +221,12 @@ def _feed_forward_names(config: dict[str, Any], layer: int, inner: dict[str, Sha
     else:
         names = {role: f"{role}_proj" for role in inner}
         at, router = "mlp.experts", "mlp.gate"
+    if family == "deepseek_v3" and layer >= config["first_k_dense_replace"]:
+        shared = {f"mlp.shared_experts.{role}_proj": shape for role, shape in inner.items()}
+        routed = {"mlp.gate": (config["n_routed_experts"], hidden, sharp), **shared}
+        for expert in range(config["n_routed_experts"]):
+            routed |= {f"mlp.experts.{expert}.{role}_proj": shape for role, shape in inner.items()}
+        return routed
     only, step = config.get("mlp_only_layers") or [], config.get("decoder_sparse_step", 1)
     if not experts or layer in only or (layer + 1) % step:
         return {f"mlp.{names[role]}": shape for role, shape in inner.items()}
@@ -206,6 +234,24 @@ def _feed_forward_names(config: dict[str, Any], layer: int, inner: dict[str, Sha
     for expert in range(experts):
         out |= {f"{at}.{expert}.{names[role]}": shape for role, shape in inner.items()}
     return out
+
+
+def _latent(config: dict[str, Any], unit: float, branch: float) -> dict[str, Shape]:
+    """Matrices of latent attention."""
+    hidden, heads, rank, q_rank = (
+        config[n] for n in ("hidden_size", "num_attention_heads", "kv_lora_rank", "q_lora_rank")
+    )
+    plain, turned, value = (config[n] for n in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+    q = heads * (plain + turned)
+    queries = {"self_attn.q_proj": (q, hidden, unit)}
+    if q_rank:
+        queries = {"self_attn.q_a_proj": (q_rank, hidden, unit), "self_attn.q_b_proj": (q, q_rank, q_rank**-0.5)}
+    return {
+        **queries,
+        "self_attn.kv_a_proj_with_mqa": (rank + turned, hidden, unit),
+        "self_attn.kv_b_proj": (heads * (plain + value), rank, rank**-0.5),
+        "self_attn.o_proj": (hidden, heads * value, 6 * branch / np.sqrt(heads * value)),
+    }
 
 
 def _stacks(
