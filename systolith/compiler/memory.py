@@ -43,8 +43,10 @@ SEGMENT_WORDS = 4
 
 ALIGN = 32
 
-CONTROL = ("consts", "pages", "state", "params", "stops", "flags", "record", "mail")
-"""Scratchpad buffers whose contents decide what the program does next; all live in all phases."""
+CONTROL = (
+    "consts", "pages", "state", "params", "stops", "flags", "record", "mail", "chosen", "order", "entries",
+)  # fmt: skip
+"""Scratchpad buffers whose contents decide what the program does next: which rows, whose pages, what experts."""
 
 
 class Phase(IntEnum):

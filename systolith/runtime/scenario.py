@@ -112,7 +112,9 @@ def run_scenario(
     chip, program = compiled.plan.chip, compiled.program
     machine = Skeleton(chip, program, *compiled.memory.control, seed=seed)
     write_job(machine, program, scenario.requests, scenario.layout)
-    timing = LayerMachine(chip, program, layer_loop(program, compiled.plan.model.layers) if skip else None)
+    loop = layer_loop(program) if skip else None
+    timing = LayerMachine(chip, program, loop[:2] if loop else None)
+    layers = max(1, compiled.plan.model.layers // loop[2]) if loop else 0  # of an iteration
     timing.on_window = on_window
     buffer = np.zeros((compiled.plan.slices, _ROWS, COLS), np.int64)
     ends, steps, seen, finished = _step_ends(compiled), [], 0, False
@@ -126,4 +128,4 @@ def run_scenario(
         steps += new[(new[:, R_SLICE] == 0) & np.isin(new[:, R_PC], ends), R_END].tolist()
     result = timing.finish()
     tokens = [event.cycle for event in result.rings if event.slice == 0]
-    return Timed(result, steps, tokens, timing.simulated, timing.skipped)
+    return Timed(result, steps, tokens, layers * timing.simulated, layers * timing.skipped)

@@ -49,14 +49,20 @@ _QUEUE_COUNTS: Final = [at.Q_BUSY, at.Q_COUNT, at.Q_BYTES, at.Q_WAIT_SEM, at.Q_W
 _PORT_TIMES: Final = [at.P_BEGIN, at.P_ASKED, at.P_ASKED_LEAST]
 
 
-def layer_loop(program: Program, layers: int) -> tuple[int, int] | None:
-    """First word of the loop over layers and the word after it; None where the program has no such loop."""
-    loops = [
-        (pc + 1, pc + 1 + i.len)
-        for pc, i in enumerate(program.code)
-        if isinstance(i, Loop) and not i.use_reg and i.count == layers
-    ]
-    return max(loops, key=lambda body: body[1] - body[0], default=None) if layers > 1 else None
+def layer_loop(program: Program) -> tuple[int, int, int] | None:
+    """First word of the loop over layers, the word after it, and its iterations; None where no loop is repeated.
+
+    Of the loops with a fixed count that runs most words. An iteration is a layer, or a few that differ.
+    """
+    loops = [(pc + 1, pc + 1 + i.len, i.count) for pc, i in enumerate(program.code) if isinstance(i, Loop)]
+    fixed = [(first, end, count) for first, end, count in loops if count > 1 and not _counted(program, first - 1)]
+    return max(fixed, key=lambda body: (body[1] - body[0]) * body[2], default=None)
+
+
+def _counted(program: Program, pc: int) -> bool:
+    """Whether a loop takes its count from a register."""
+    instruction = program.code[pc]
+    return isinstance(instruction, Loop) and bool(instruction.use_reg)
 
 
 @dataclass
@@ -78,10 +84,10 @@ class _Moment:
 
 
 class LayerMachine(TimingMachine):
-    """As TimingMachine, with the same results. body: `layer_loop` of the program.
+    """As TimingMachine, with the same results. body: the first two of `layer_loop`.
 
     At a mark it waits until every slice has more than a layer's instructions ahead, so that no state hangs on how the
-    stream was cut. simulated, skipped: layers of slice 0.
+    stream was cut. simulated, skipped: iterations of slice 0.
     """
 
     def __init__(self, chip: Chip, program: Program, body: tuple[int, int] | None) -> None:

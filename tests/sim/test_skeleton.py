@@ -9,7 +9,7 @@ import pytest
 
 import systolith.models
 from systolith.compiler import Compiled
-from systolith.isa.resolved import COLS
+from systolith.isa.resolved import BASE, COLS, OPERANDS, SBASE
 from systolith.models.checkpoint import Checkpoint
 from systolith.models.profile import Profile
 from systolith.runtime.job import Request, layout, write_job
@@ -17,14 +17,15 @@ from systolith.runtime.session import compile_job
 from systolith.sim import FastMachine
 from systolith.sim.skeleton import Skeleton
 from systolith.spec import load
+from tests.reference.make_model import make_llama
 
 TINYCODE = Path(systolith.models.__file__).parent / "tinycode"
 JOB = [Request(tuple(range(5, 45)), 4), Request((3, 4, 5), 3)]
 
 
-def stream(machine: FastMachine, compiled: Compiled) -> list[np.ndarray]:
+def stream(machine: FastMachine, compiled: Compiled, job: list[Request]) -> list[np.ndarray]:
     """All rows that a job's run resolves, by slice."""
-    write_job(machine, compiled.program, JOB, layout(compiled.program, JOB))
+    write_job(machine, compiled.program, job, layout(compiled.program, job))
     slices = compiled.program.requires.slices
     buffer, found = np.zeros((slices, 512, COLS), np.int64), [[] for _ in range(slices)]
     while (counts := machine.run_resolved(buffer)).any():
@@ -37,7 +38,30 @@ def stream(machine: FastMachine, compiled: Compiled) -> list[np.ndarray]:
 def test_the_stream_is_that_of_the_full_machine(name: str) -> None:
     chip = load(name)
     compiled = compile_job(Checkpoint.open(TINYCODE), chip, Profile.default(), JOB)
-    full = stream(FastMachine(chip, compiled.program), compiled)
-    bare = stream(Skeleton(chip, compiled.program, *compiled.memory.control), compiled)
+    full = stream(FastMachine(chip, compiled.program), compiled, JOB)
+    bare = stream(Skeleton(chip, compiled.program, *compiled.memory.control), compiled, JOB)
     for rank in range(chip.slices):
         np.testing.assert_array_equal(full[rank], bare[rank])
+
+
+def test_a_mixture_of_experts_has_a_scenario_for_its_router(tmp_path: Path) -> None:
+    """With a row a step every choice of experts costs the same: the streams differ in the experts' addresses alone."""
+    path = make_llama(
+        tmp_path / "mixture", family="mixtral", hidden=64, intermediate=96, vocab=300, context=512, seed=3
+    )
+    chip, job = load("micro"), [Request((5,), 4)]
+    compiled = compile_job(Checkpoint.open(path), chip, Profile.default(), job)
+    full = stream(FastMachine(chip, compiled.program), compiled, job)
+    seeds = [
+        stream(Skeleton(chip, compiled.program, *compiled.memory.control, seed=seed), compiled, job) for seed in (0, 1)
+    ]
+    same = [i for i in range(COLS) if i not in {column + BASE for column in OPERANDS.values()}]
+    same = [i for i in same if i not in {column + SBASE for column in OPERANDS.values()}]
+    for rank in range(chip.slices):
+        for bare in seeds:
+            np.testing.assert_array_equal(full[rank][:, same], bare[rank][:, same])
+    assert any((a != b).any() for a, b in zip(*seeds, strict=True)), "another seed chooses other experts"
+    many = [Request((1,) * 60, 2)]
+    compiled = compile_job(Checkpoint.open(path), chip, Profile.default(), many)
+    chosen = stream(Skeleton(chip, compiled.program, *compiled.memory.control), compiled, many)
+    assert all(len(rows) for rows in chosen)
