@@ -19,6 +19,7 @@ from systolith.models.safetensors_file import SafetensorsFile, to_float32
 from systolith.spec.errors import ModelError
 
 from .conftest import SMALL_LLAMA, fuzz_file, tensors_of
+from .test_reference import GPT_OSS, MXFP4
 
 MakeModel = Callable[..., Path]
 
@@ -278,9 +279,19 @@ def test_a_missing_shard_is_named(make_model: MakeModel) -> None:
         Checkpoint.open(path)
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "model.safetensors.index.json"])
-def test_500_random_byte_changes_end_in_a_sentence_or_normally(file: str, make_model: MakeModel) -> None:
-    path = make_model(shards=2 if "index" in file else 1, num_hidden_layers=1)
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("model.safetensors", {}),
+        ("model.safetensors.index.json", {"shards": 2}),
+        ("model.safetensors", {**GPT_OSS, **MXFP4, "num_local_experts": 3}),
+    ],
+    ids=["one_file", "index", "mxfp4"],
+)
+def test_500_random_byte_changes_end_in_a_sentence_or_normally(
+    file: str, changes: dict[str, Any], make_model: MakeModel
+) -> None:
+    path = make_model(**changes, num_hidden_layers=1)
     header = (path / file).read_bytes()[:2000]
 
     def attempt() -> None:

@@ -90,3 +90,27 @@ def test_faults_of_the_text_are_told_with_its_name() -> None:
         r"correct the file$",
     ):
         graph_of(rope_parameters={"rope_type": "default"})
+
+
+@pytest.mark.torch
+def test_transformers_reads_the_text_of_a_model_that_takes_images_the_same(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch==2.13.0 (CPU)")
+    transformers = pytest.importorskip("transformers", reason="pip install transformers==5.23.0")
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+        "patch_size": 14,
+    }  # fmt: skip
+    config = transformers.Gemma3Config(text_config=TEXT, vision_config=vision, mm_tokens_per_image=4)
+    torch.manual_seed(0)
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.normal_(0, 0.3 if value.ndim == 1 else value.shape[-1] ** -0.5)
+        model.tie_weights()
+        model.save_pretrained(tmp_path)
+        ids = list(range(3, 43))
+        expected = model(input_ids=torch.tensor([ids])).logits[0].numpy()
+    checkpoint = Checkpoint.open(tmp_path)
+    assert any("vision_tower" in name for name in checkpoint.files)
+    assert np.abs(expected).max() > 1
+    np.testing.assert_allclose(interpret(checkpoint.graph, checkpoint, ids), expected, rtol=0, atol=1e-4)

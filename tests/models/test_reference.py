@@ -136,7 +136,11 @@ def test_logits_agree_with_transformers(name: str, make_model: Callable[..., Pat
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("changes", [{}, {**MISTRAL, "sliding_window": 5}], ids=["llama", "mistral_window"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {**MISTRAL, "sliding_window": 5}, {**GPT_OSS, "sliding_window": 5}, DEEPSEEK],
+    ids=["llama", "mistral_window", "gpt_oss", "deepseek"],
+)
 def test_token_by_token_and_chunks_equal_prefill(changes: dict[str, Any], make_model: Callable[..., Path]) -> None:
     checkpoint = Checkpoint.open(make_model(**changes))
     ids = list(range(3, 33))
