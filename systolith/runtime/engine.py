@@ -173,8 +173,6 @@ class Engine:
         """Request slots that the device would go on with."""
         self._retired: list[_Life] = []
         """Ended, but still in the device's pattern."""
-        self._parting: deque[tuple[int, Lease]] = deque()
-        """Pages to give back when the device has made the step of a message."""
         self._events: list[TokenEvent | FinishEvent] = []
         self._taken = 0
         self._next = 0
@@ -268,7 +266,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether a step would do nothing."""
-        return not (self._lives or self._events or self._retired or self._parting or self._late)
+        return not (self._lives or self._events or self._retired or self._late)
 
     @property
     def cycle(self) -> int:
@@ -315,11 +313,12 @@ class Engine:
     def _schedule(self) -> Message | None:
         """The message for the next step; None where the device need not be told anything."""
         updates: dict[int, SlotUpdate] = {}
-        parting: list[Lease] = []
         changed = bool(self._retired)
         for life in self._retired:
             assert life.lease is not None
-            parting.append(life.lease)
+            # Dead rows are in steps before this message's, and a slice makes its steps in order: its pages and its slot
+            # may be others' from this message on.
+            self._pool.give_back(life.lease)
             if life.slot in self._pattern:
                 self._pattern.remove(life.slot)
             self._slots[life.slot] = None
@@ -339,8 +338,6 @@ class Engine:
         if not (changed or updates or prefill):
             return None
         self._pattern += [part.slot for part in prefill if part.ends]
-        number = self._live.mailbox.written + 1
-        self._parting.extend((number, lease) for lease in parting)
         return Message(decode, prefill, list(self._pattern), list(updates.values()))
 
     def _admit(self) -> list[_Life]:
@@ -407,10 +404,8 @@ class Engine:
         return parts
 
     def _read(self, result: StepResult) -> None:
-        """Take the records of a step: tokens, ends, pages that no step will write any more."""
+        """Take the records of a step: tokens, and who has ended."""
         self._taken = result.taken
-        while self._parting and self._parting[0][0] <= result.taken:
-            self._pool.give_back(self._parting.popleft()[1])
         for place, (token, _, live, tag) in enumerate(result.tokens):
             life = self._lives.get(tag)
             if life is None or not live:

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from reference.make_model import make_llama
 
+from systolith.compiler.memory import MAIL_ENTRIES
 from systolith.models.checkpoint import Checkpoint
 from systolith.models.profile import Profile
 from systolith.runtime.bound import bound
 from systolith.runtime.engine import Engine, EngineRequest, FinishEvent, TokenEvent
 from systolith.runtime.job import Sampling
+from systolith.runtime.live import StepResult
+from systolith.runtime.mail import Message
 from systolith.runtime.replay import Arrival
 from tests.models.conftest import write_model
 
@@ -128,6 +131,39 @@ def test_a_mixed_run_leaves_nothing_open(request: pytest.FixtureRequest, model: 
     subject = request.getfixturevalue(model)
     play_all(engine(subject, name, device=watched, slots=3, lag=1), mixed(2, 5, most=3, vocab=70))
     assert [str(finding) for finding in watched.findings] == []
+
+
+def test_a_prefix_that_is_being_made_is_read_after_its_stores(small: Subject) -> None:
+    """Run in program order a step could read what it stores; under another timing it could not."""
+    watched = Watched()
+    serving = engine(small, "micro", device=watched, prefill_chunk=20)
+    for n in range(3):
+        serving.submit(EngineRequest((*range(68), n), 1))
+    while not serving.idle:
+        serving.step()
+    assert serving.stats.prefix_hits == 2 * 64
+    assert [str(finding) for finding in watched.findings] == []
+
+
+def test_a_late_host_leaves_messages_alone_until_they_are_read(small: Subject) -> None:
+    """A prompt in many small chunks is a message a step; the host hears of the first six steps later."""
+    serving = engine(small, "nano", prefill_chunk=2, lag=6)
+    mailbox, heard = serving._live.mailbox, [0]
+    write, read = mailbox.write, serving._read
+
+    def writing(message: Message) -> None:
+        # The entry that is written now was that of a message before the latest one known to be taken.
+        assert mailbox.written + 1 - MAIL_ENTRIES < heard[0]
+        write(message)
+
+    def reading(result: StepResult) -> None:
+        heard[0] = result.taken
+        read(result)
+
+    mailbox.write, serving._read = writing, reading  # type: ignore[method-assign]
+    made = _run(serving, EngineRequest(tuple(range(40)), 3, ignore_eos=True))
+    assert made == _run(engine(small, "nano"), EngineRequest(tuple(range(40)), 3, ignore_eos=True))
+    assert mailbox.written > 20
 
 
 def test_a_prefix_is_read_and_not_made_again(odd: Subject, alone: Alone) -> None:
