@@ -268,13 +268,13 @@ def _expert_buffers(plan: Plan) -> list[Buffer]:
     assert experts is not None
     table: list[Buffer] = [
         ("route", 4 * rows * experts.count, (F,)),
-        ("chosen", 4 * pairs, (F,)),
+        ("chosen", 4 * pairs, ALL),
         ("route_f", 4 * pairs, (F,)),
         ("route_max", 4 * rows, (F,)),
         ("route_sum", 4 * rows, (F,)),
         ("route_w", 4 * pairs, (F, D_)),
-        ("order", 4 * 2 * pairs, (F, D_)),
-        ("entries", 4 * 4 * experts.count, (F, D_)),
+        ("order", 4 * 2 * pairs, ALL),
+        ("entries", 4 * 4 * experts.count, ALL),
         ("y", 4 * pairs * plan.down.nt, (D_,)),
     ]
     if experts.score == "softmax_all":

@@ -21,7 +21,7 @@ from systolith.spec.chip import Chip
 from systolith.spec.errors import CapacityError, ConfigError
 from systolith.spec.limits import BLOCK, CHUNK_TOKENS
 
-__all__ = ["LinearPlan", "Options", "Plan", "candidates", "padded", "share", "weight_format"]
+__all__ = ["LinearPlan", "Options", "Plan", "candidates", "load_entries", "padded", "share", "weight_format"]
 
 MAX_ROWS = 256
 """Most rows of a step: one chunk of attention. More rows reuse weights better only where arithmetic does not bind."""
@@ -352,22 +352,31 @@ def _linear(
     blocks = k // BLOCK
     run = -(-blocks // spans)
     lengths = [min(run, blocks - i * run) for i in range(spans) if i * run < blocks]
-    # Widest tile that the accumulator, the arrays and an even share allow.
+    # Widest tile that the accumulator, the arrays and an even share allow; where slots are large, one of which a fifteenth
+    # of the slots holds eight blocks of K, so that what a slot gives back is soon under way again.
     most = chip.accumulator_words // 2 // (rows * len(lengths)) // BLOCK
-    per_slice = unit // BLOCK if unit else max(1, n // BLOCK // chip.slices)
-    nt = BLOCK * _divisor(per_slice, min(most, max(1, chip.columns // BLOCK), 16))
-    if name == "router":
+    block_bytes = terms * (BLOCK * fmt.bits // 8 + 1)
+    narrow = chip.slots_bytes // 15 // (8 * block_bytes) // BLOCK
+    if unit:
+        nt = BLOCK * _divisor(unit // BLOCK, min(most, max(1, chip.columns // BLOCK), narrow or 16))
+    elif name == "router":
         nt = _divisor(n, min(BLOCK * most, max(1, n // chip.slices), 256))
-    # A slot holds whole blocks of K of a tile. Four slots or more let weights run ahead; three larger ones serve a
-    # small chip better than seven that hold a single block each.
-    per_block = nt * terms * (BLOCK * fmt.bits // 8 + 1)
-    # Slots that hold eight blocks of K or more are made smaller, so that what one gives back is soon under way again.
-    fits = [chip.slots_bytes // count // per_block for count in (15, 4, 3)]
+    else:
+        even = max(1, n // BLOCK // chip.slices)
+        nt = BLOCK * _divisor(n // BLOCK, min(most, even, max(1, chip.columns // BLOCK), narrow or 16))
+    # A slot holds whole blocks of K of a tile. Four slots or more let weights run ahead; three larger ones serve a small
+    # chip better than seven that hold a single block each.
+    fits = [chip.slots_bytes // count // (nt * block_bytes) for count in (15, 4, 3)]
     fit = next((f for f, least in zip(fits, (8, 2, 1), strict=True) if f >= least), 1)
     kt = _divisor(math.gcd(*lengths), fit) * BLOCK
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     cuts = tuple((BLOCK * s, BLOCK * length) for s, length in zip(starts, lengths, strict=True))
     return LinearPlan(name, n, k, nt, kt, cuts, terms, fmt.name, n // nt, copies)
+
+
+def load_entries(chip: Chip) -> int:
+    """Entries of the ring of what L brings for V: more where a load takes long."""
+    return 2 + min(14, chip.dram_latency_cycles // 64)
 
 
 def kv_entries(chip: Chip, profile: Profile, dp: int) -> int:
@@ -409,7 +418,7 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
         (tokens, part, entries)
         for tokens in tokens_at_a_time
         for part in (256, 128, 64, 32)
-        for entries in (sorted({ahead, 2}, reverse=True) if part == CHUNK_TOKENS else (2,))
+        for entries in (sorted({ahead, 2 + ahead // 2, 2}, reverse=True) if part == CHUNK_TOKENS else (2,))
     ]
     for rows in sorted(sizes, reverse=True):
         base = Plan(
