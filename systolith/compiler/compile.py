@@ -82,8 +82,8 @@ def compile_graph(
     write_program(ctx)
     b = ctx.b
     tokens = dict.fromkeys(SEMAPHORE, 0) | {
-        "slot_free": plan.slots, "acc_free": 2, "stage_free": 2, "kv_free": plan.kv_entries, "load_free": load_entries(chip),
-        "p_free": 1, "released": 1, "residual": 1,
+        "slot_free": plan.slots, "acc_free": 2, "stage_free": 2, "kv_free": plan.kv_entries,
+        "load_free": plan.load_entries, "p_free": 1, "released": 1, "residual": 1,
     }  # fmt: skip
     counts = [tokens[name] for name in SEMAPHORE]
     program = Program(

@@ -62,10 +62,14 @@ class Cell(IntEnum):
     """Messages that the host has written, as slice 0 reads it and as it tells all."""
     OUT_SLOT = 40
     LIVE = 41
+    GREEDY = 43
+    """1: the row in hand takes the best token."""
     ENTRIES = 42
     """Experts that rows of the step have chosen."""
     ENTRY = 44
     """Four cells: expert, first pair, pairs, 0."""
+    OWNERS = 48
+    """Two sets of cells with ranks that rows of logits go to."""
 
 
 class Constant(IntEnum):
@@ -113,6 +117,8 @@ class Counter(IntEnum):
     """And 14: polls take turns."""
     ROUTES = 12
     SUMS_POST = 15
+    TOKENS = 11
+    """That of KV_FRESH again, far from it."""
 
 
 class Norm(IntEnum):

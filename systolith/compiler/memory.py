@@ -19,8 +19,8 @@ from systolith.spec.errors import CapacityError
 from systolith.spec.limits import BLOCK, CHUNK_TOKENS
 
 __all__ = [
-    "CONST_WORDS", "HEADER_WORDS", "MAIL_ENTRIES", "PARAM_WORDS", "RANK_WORDS", "STATE_WORDS", "STOPS", "Memory",
-    "Phase", "Record", "lay_out", "sink_layers", "slot_pages",
+    "CONST_WORDS", "HEADER_WORDS", "MAIL_ENTRIES", "OWNER_CELLS", "PARAM_WORDS", "RANK_WORDS", "STATE_WORDS", "STOPS",
+    "Memory", "Phase", "Record", "lay_out", "sink_layers", "slot_pages",
 ]  # fmt: skip
 
 STATE_WORDS = 4
@@ -31,6 +31,8 @@ STOPS = 8
 """Stop tokens of a request slot; unused entries hold -1."""
 CONST_WORDS = 24
 """Words of the constant table."""
+OWNER_CELLS = 8
+"""Cells of a set with ranks."""
 RANK_WORDS = 18
 """A slice's share of the work: cells 9 and up."""
 HEADER_WORDS = 8
@@ -44,7 +46,7 @@ SEGMENT_WORDS = 4
 ALIGN = 32
 
 CONTROL = (
-    "consts", "pages", "state", "params", "stops", "flags", "record", "mail", "chosen", "order", "entries",
+    "consts", "pages", "state", "params", "stops", "flags", "record", "mail", "owners", "chosen", "order", "entries",
 )  # fmt: skip
 """Scratchpad buffers whose contents decide what the program does next: which rows, whose pages, what experts."""
 
@@ -63,6 +65,8 @@ class Phase(IntEnum):
 
 ALL = tuple(Phase)
 Q, A, O_, F, D_, H, S_ = Phase
+LAYERS = (S_, Q, A, O_, F, D_)
+"""Where L may run ahead of attention: the sequencer waits for the tokens of a step before it begins the next."""
 
 
 Buffer = tuple[str, int, tuple[Phase, ...]]
@@ -190,7 +194,7 @@ def scratchpad(plan: Plan) -> list[Buffer]:
     tq = plan.tile_tokens * g
     partial = tq * (plan.dp + 2) * 4
     spans = [len(x.spans) * x.nt * rows * 4 for x in plan.linears if len(x.spans) > 1]
-    rec = record_layout(plan)
+    rec, embed_entries = record_layout(plan), plan.load_entries
     # S stores K and V until V has been told: with the gains of o, or, where these stay, before down.
     stored = (Q, A, O_, F) if plan.gains_resident else (Q, A, O_)
     table: list[Buffer] = [
@@ -204,9 +208,9 @@ def scratchpad(plan: Plan) -> list[Buffer]:
         ("cos", 4 * len(m.ropes) * rows * m.head_dim // 2, ALL),
         ("sin", 4 * len(m.ropes) * rows * m.head_dim // 2, ALL),
         ("g", 4 * shard * (len(m.layer_norms) * m.layers + 1 if plan.gains_resident else 2), ALL),
-        ("vscale_ring", plan.kv_entries * CHUNK_TOKENS, ALL),
-        ("kv_ring", plan.kv_entries * kv_bytes(plan), ALL),
-        ("kv_ring_scales", plan.kv_entries * kv_bytes(plan) * 8 // FORMATS[p.k].bits // BLOCK, ALL),
+        ("vscale_ring", (plan.kv_entries if plan.whole_chunks else plan.load_entries) * CHUNK_TOKENS, LAYERS),
+        ("kv_ring", plan.kv_entries * kv_bytes(plan), LAYERS),
+        ("kv_ring_scales", plan.kv_entries * kv_bytes(plan) * 8 // FORMATS[p.k].bits // BLOCK, LAYERS),
         ("stage", 2 * stage_bytes(plan), ALL),
         ("stage_scales8", 2 * stage_bytes(plan) // BLOCK, ALL),
         ("stage_scales4", 2 * stage_bytes(plan) * 2 // BLOCK, ALL),
@@ -232,13 +236,20 @@ def scratchpad(plan: Plan) -> list[Buffer]:
         ("partial", partial * (1 + plan.merge_levels), (A,)),
         ("inverse", 4 * tq, (A,)),
         ("exp_tile", 4 * rows * plan.gate.nt, (F,)),
-        ("embed_ring", 2 * ring_bytes(rows * plan.o.nt, p.embed), (S_,)),
-        ("embed_ring_scales", 2 * ring_bytes(rows * plan.o.nt, p.embed) * 8 // FORMATS[p.embed].bits // BLOCK, (S_,)),
+        ("embed_ring", embed_entries * ring_bytes(rows * plan.o.nt, p.embed), (S_,)),
+        (
+            "embed_ring_scales",
+            embed_entries * ring_bytes(rows * plan.o.nt, p.embed) * 8 // FORMATS[p.embed].bits // BLOCK,
+            (S_,),
+        ),
         ("picked", _blocks(plan.out_rows * hidden, p.activations), (H,)),
         ("r_picked", 4 * plan.out_rows, (H,)),
     ]
     if not o.every_row:
         table += [("logits", 4 * padded(m.vocab), (H,)), ("weights", 4 * padded(m.vocab), (H,)), ("max", 4, (H,))]
+        table.append(("tokens", 4 * plan.out_rows, (H,)))
+    if plan.logits_dealt:
+        table.append(("owners", 4 * owner_words(plan), ALL))
     if m.sinks is not None or p.sink is not None:
         table.append(("sinks", 2 * 4 * m.heads * sink_layers(plan), ALL))
     if m.head_norms is not None:
@@ -256,7 +267,7 @@ def scratchpad(plan: Plan) -> list[Buffer]:
     if plan.gate_apart:
         table.append(("gate_tile", 4 * rows * plan.gate.nt, (F,)))
     if any(m.bias(x.name) for x in plan.linears):
-        table.append(("bias_ring", 2 * 4 * max(x.nt for x in plan.linears if m.bias(x.name)), ALL))
+        table.append(("bias_ring", plan.load_entries * 4 * max(x.nt for x in plan.linears if m.bias(x.name)), ALL))
     if o.dump:
         table.append(("dump_head", 4 * tq * plan.dp, ALL))
     return table
@@ -280,6 +291,11 @@ def _expert_buffers(plan: Plan) -> list[Buffer]:
     if experts.score == "softmax_all":
         table.append(("route_all", 4 * rows * experts.count, (F,)))
     return table
+
+
+def owner_words(plan: Plan) -> int:
+    """Ranks of the slices that sample, in whole sets of cells, an even number of them."""
+    return padded(min(plan.out_rows, plan.slices), 2 * OWNER_CELLS)
 
 
 def sink_layers(plan: Plan) -> int:
@@ -370,6 +386,8 @@ def _dram(plan: Plan, memory: Memory) -> None:
     reserve("state", 4 * STATE_WORDS * o.batch)
     reserve("params", 4 * PARAM_WORDS * o.batch)
     reserve("stops", 4 * STOPS * o.batch)
+    if plan.logits_dealt:
+        reserve("owners", 4 * owner_words(plan))
     if o.serve:
         reserve("bell", 4)
         reserve("mail", 4 * MAIL_ENTRIES * memory.record.message(o.batch, slot_pages(plan)).words)

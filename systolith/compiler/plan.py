@@ -21,7 +21,7 @@ from systolith.spec.chip import Chip
 from systolith.spec.errors import CapacityError, ConfigError
 from systolith.spec.limits import BLOCK, CHUNK_TOKENS
 
-__all__ = ["LinearPlan", "Options", "Plan", "candidates", "load_entries", "padded", "share", "weight_format"]
+__all__ = ["LinearPlan", "Options", "Plan", "candidates", "padded", "share", "weight_format"]
 
 MAX_ROWS = 256
 """Most rows of a step: one chunk of attention. More rows reuse weights better only where arithmetic does not bind."""
@@ -260,6 +260,17 @@ class Plan:
         return self.rows if self.options.every_row else min(self.rows, self.options.batch)
 
     @property
+    def logits_stay(self) -> bool:
+        """Whether logits go straight into the scratchpad of the slice that samples: one row, nothing kept."""
+        o = self.options
+        return self.out_rows == 1 and not (o.log_rows or o.every_row or o.serve)
+
+    @property
+    def logits_dealt(self) -> bool:
+        """Whether rows of logits are dealt out to the slices, each to the one that samples it."""
+        return self.out_rows > 1 and not (self.options.log_rows or self.options.every_row)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What will run, but not well: one sentence each.
 
@@ -276,6 +287,11 @@ class Plan:
             f"{chip.name}: {self.slots} weight slots of {self.model.name} hold {cover} cycles of memory traffic, and a "
             f"decode step stalls for about {stall} around attention, so memory will wait; a larger slots_bytes helps",
         )
+
+    @property
+    def load_entries(self) -> int:
+        """Entries of the ring of what L brings for V: more where a load takes long."""
+        return 2 + min(14, self.chip.dram_latency_cycles // 64)
 
     @property
     def whole_chunks(self) -> bool:
@@ -352,8 +368,8 @@ def _linear(
     blocks = k // BLOCK
     run = -(-blocks // spans)
     lengths = [min(run, blocks - i * run) for i in range(spans) if i * run < blocks]
-    # Widest tile that the accumulator, the arrays and an even share allow; where slots are large, one of which a fifteenth
-    # of the slots holds eight blocks of K, so that what a slot gives back is soon under way again.
+    # Widest tile that the accumulator, the arrays and an even share allow; where slots are large, one of which a
+    # fifteenth of the slots holds eight blocks of K, so that what a slot gives back is soon under way again.
     most = chip.accumulator_words // 2 // (rows * len(lengths)) // BLOCK
     block_bytes = terms * (BLOCK * fmt.bits // 8 + 1)
     narrow = chip.slots_bytes // 15 // (8 * block_bytes) // BLOCK
@@ -364,19 +380,14 @@ def _linear(
     else:
         even = max(1, n // BLOCK // chip.slices)
         nt = BLOCK * _divisor(n // BLOCK, min(most, even, max(1, chip.columns // BLOCK), narrow or 16))
-    # A slot holds whole blocks of K of a tile. Four slots or more let weights run ahead; three larger ones serve a small
-    # chip better than seven that hold a single block each.
+    # A slot holds whole blocks of K of a tile. Four slots or more let weights run ahead; three larger ones serve a
+    # small chip better than seven that hold a single block each.
     fits = [chip.slots_bytes // count // (nt * block_bytes) for count in (15, 4, 3)]
     fit = next((f for f, least in zip(fits, (8, 2, 1), strict=True) if f >= least), 1)
     kt = _divisor(math.gcd(*lengths), fit) * BLOCK
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     cuts = tuple((BLOCK * s, BLOCK * length) for s, length in zip(starts, lengths, strict=True))
     return LinearPlan(name, n, k, nt, kt, cuts, terms, fmt.name, n // nt, copies)
-
-
-def load_entries(chip: Chip) -> int:
-    """Entries of the ring of what L brings for V: more where a load takes long."""
-    return 2 + min(14, chip.dram_latency_cycles // 64)
 
 
 def kv_entries(chip: Chip, profile: Profile, dp: int) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from systolith.compiler.context import Constant
-from systolith.compiler.memory import CONST_WORDS, Memory
+from systolith.compiler.memory import CONST_WORDS, Memory, owner_words
 from systolith.compiler.plan import LinearPlan, Plan, padded, share
 from systolith.isa.program import Image
 from systolith.models.checkpoint import Checkpoint
@@ -79,6 +79,8 @@ def control_images(plan: Plan, memory: Memory) -> Iterator[Image]:
         ):  # fmt: skip
             words[place] = fp32.to_bits(fp32.round_f32(value))
     yield Image(-1, memory.dram["consts"], words.tobytes())
+    if plan.logits_dealt:
+        yield Image(-1, memory.dram["owners"], np.arange(owner_words(plan), dtype=np.uint32).tobytes())
     for rank in range(plan.slices):
         words = np.zeros(32, np.uint32)
         table = rank_table(plan, rank)

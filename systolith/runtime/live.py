@@ -132,8 +132,8 @@ class LiveChip:
         return mine
 
     def _row(self, row: int) -> NDArray[np.float32]:
-        """A row of logits [vocab] of the step, which slice 0 keeps until the next one."""
+        """A row of logits [vocab] of the step, which the slice that sampled it keeps until the next one."""
         vocab = self.plan.model.vocab
         width = padded(vocab)
-        data = self._machine.read_dram(0, self._memory.dram["logits"] + 4 * row * width, 4 * vocab)
+        data = self._machine.read_dram(row % self.plan.slices, self._memory.dram["logits"] + 4 * row * width, 4 * vocab)
         return np.frombuffer(data, "<f4")

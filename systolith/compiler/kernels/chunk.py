@@ -253,7 +253,7 @@ def _values_of(ctx: Context, ahead: int = 0) -> Cached:
 
 def _scale_ring(ctx: Context, ext: tuple[int, int, int], stride: tuple[int, int, int]) -> Descriptor:
     """Describe the ring of V's scales. Where chunks come whole it goes with the ring of K and V, entry by entry."""
-    entries = ctx.plan.kv_entries if ctx.plan.whole_chunks else 2
+    entries = ctx.plan.kv_entries if ctx.plan.whole_chunks else ctx.plan.load_entries
     return ctx.words("vscale_ring", "E8M0", CHUNK_TOKENS, ext, stride, entries=entries)
 
 

@@ -28,8 +28,9 @@ def embed(ctx: Context) -> None:
         )
         b.advance_r(table, 3, tile)
         view = ctx.ring(
-            "embed_ring", fmt, ring_bytes(rows * nt, fmt), (rows, 1, nt), (nt, 0, 1), scales=True, xe=Cell.ROWS
-        )
+            "embed_ring", fmt, ring_bytes(rows * nt, fmt), (rows, 1, nt), (nt, 0, 1), scales=True, xe=Cell.ROWS,
+            entries=plan.load_entries,
+        )  # fmt: skip
         ctx.load_ring(entry, view, ctx.r_load)
         wait = "load_free" if plan.x_resident else "load_free residual"
         b.copy(Queue.L, entry, table, wait=wait, post="load_full")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from systolith.compiler.context import Cell, Context, Counter
 from systolith.compiler.kernels.linear import operand, product, sums
+from systolith.compiler.memory import OWNER_CELLS
 from systolith.compiler.plan import padded
 from systolith.isa.instruction import Queue
+from systolith.isa.sequencer import AluFn
 from systolith.isa.vector import Op1
 
 __all__ = ["head"]
 
 
 def head(ctx: Context) -> None:
-    """Logits of the picked rows, FP32, into the logits region of DRAM: of all slices where they are sampled there, else
-    of the first. The final norm's operand and sums have been gathered; V has r."""
+    """Logits of the picked rows, FP32, to the slices that sample them, into DRAM or, a single row, the scratchpad. The
+    final norm's operand and sums have been gathered; V has r."""
     b, plan = ctx.b, ctx.plan
     linear, fmt, rows, hidden = plan.head, plan.profile.activations, plan.rows, ctx.hidden
     out_rows, xe = plan.out_rows, Cell.OUT_ROWS
@@ -33,24 +35,84 @@ def head(ctx: Context) -> None:
             b.copy(Queue.L, d, a, post="load_full")
         b.sync(Queue.V, wait="load_full")
     b.sync(Queue.M, wait="kv_full")
-    receivers = 1 if plan.options.every_row else 0
-    with ctx.cell_loop(Cell.HEAD_TILES) as tile, b.descriptors(3) as (stage, r, out):
+    with ctx.cell_loop(Cell.HEAD_TILES) as tile, b.descriptors(2) as (stage, r):
         product(ctx, linear, operand(ctx, "picked", hidden, fmt, out_rows, xe), out_rows, xe)
         with sums(ctx, linear, out_rows, xe) as s:
             ctx.load_ring(stage, ctx.stage("FP32", (out_rows, 1, linear.nt), (linear.nt, 0, 1), xe=xe), ctx.r_stage)
             b.load(r, ctx.spad("r_picked", "FP32", (out_rows, 1, 1), (1, 0, 0)))
+            free = "" if plan.logits_dealt else "stage_free"
+            if plan.logits_dealt:
+                _name_owners(ctx, 0)
             b.vec(stage, s.d, r if deferred else 0, op1=Op1.MUL if deferred else Op1.NONE,
-                  wait=f"{s.wait} stage_free", post=f"{s.post} stage_full")  # fmt: skip
-        width = padded(plan.model.vocab)
-        b.load(
-            out,
-            ctx.dram(
-                "logits", "FP32", (out_rows, 1, linear.nt), (width, 0, 1), step=linear.nt, xb=Cell.HEAD_FIRST, xe=xe
-            ),
-        )
-        b.advance_r(out, 0, ctx.r_log)
-        b.advance_r(out, 3, tile)
-        b.put(out, stage, count=receivers, wait="stage_full", post="stage_free")
+                  wait=f"{s.wait} {free}", post=f"{s.post} stage_full")  # fmt: skip
+        if plan.logits_dealt:
+            _deal(ctx, tile)
+        else:
+            _send(ctx, stage, tile)
         ctx.bump(ctx.r_stage)
     ctx.arrive(("arrived", Counter.LOGITS))
     b.tensor_name = ""
+
+
+def _send(ctx: Context, stage: int, tile: int) -> None:
+    """Send a tile of all rows: to the first slice, or to all where the rows are kept for the host."""
+    b, plan = ctx.b, ctx.plan
+    nt, rows, width = plan.head.nt, plan.out_rows, padded(plan.model.vocab)
+    with b.descriptors(1) as (out,):
+        if plan.logits_stay:
+            b.load(out, ctx.spad("logits", "FP32", (1, 1, nt), (0, 0, 1), step=nt, xb=Cell.HEAD_FIRST))
+        else:
+            b.load(out, ctx.dram("logits", "FP32", (rows, 1, nt), (width, 0, 1), step=nt, xb=Cell.HEAD_FIRST,
+                                 xe=Cell.OUT_ROWS))  # fmt: skip
+            b.advance_r(out, 0, ctx.r_log)
+        b.advance_r(out, 3, tile)
+        receivers = 0 if plan.options.log_rows and not plan.options.every_row else 1
+        b.put(out, stage, count=receivers, wait="stage_full", post="stage_free")
+
+
+def _name_owners(ctx: Context, group: int) -> None:
+    """Write the ranks of a group of owners into one of two sets of cells, once C is done with what was there."""
+    b = ctx.b
+    with b.descriptors(2) as (cells, ranks):
+        b.load(cells, ctx.cell(Cell.OWNERS + OWNER_CELLS * (group % 2), OWNER_CELLS))
+        b.load(ranks, ctx.spad("owners", "INT32", (1, 1, OWNER_CELLS), (0, 0, 1), offset=4 * OWNER_CELLS * group))
+        b.vec(cells, ranks, wait="stage_free")
+
+
+def _deal(ctx: Context, tile: int) -> None:
+    """Send the rows of a staged tile to their owners: row r to rank r mod slices, which samples it.
+
+    The ranks come to C in two sets of cells that take turns, each with a token of the staging buffers: so V knows when
+    a set has been read.
+    """
+    b, plan = ctx.b, ctx.plan
+    nt, rows, width, slices = plan.head.nt, plan.out_rows, padded(plan.model.vocab), plan.slices
+    owners = min(rows, slices)
+    groups = -(-owners // (2 * OWNER_CELLS)) * 2
+    with b.registers(2) as (total, count), b.descriptors(2) as (out, source):
+        b.read(total, Cell.OUT_ROWS)
+        for group in range(groups):
+            if group:
+                _name_owners(ctx, group)
+                b.sync(Queue.V, post="stage_full")
+            mine = range(OWNER_CELLS * group, min(owners, OWNER_CELLS * (group + 1)))
+            if not mine:
+                b.sync(Queue.C, wait="stage_full", post="stage_free")
+            for owner in mine:
+                # Rows owner, owner + slices, ... of those that there are.
+                b.alu(AluFn.MAX, count, total, owner)
+                b.alu(AluFn.SUB, count, count, owner)
+                with b.registers(1) as (every,):
+                    b.set(every, slices)
+                    b.alu_r(AluFn.CEILDIV, count, count, every)
+                most = -(-(rows - owner) // slices)
+                ctx.load_ring(source, ctx.stage("FP32", (most, 1, nt), (slices * nt, 0, 1)), ctx.r_stage)
+                b.advance(source, 2, owner * nt)
+                b.extent_r(source, 0, count)
+                b.load(out, ctx.dram("logits", "FP32", (most, 1, nt), (slices * width, 0, 1), step=nt,
+                                     offset=4 * owner * width, xb=Cell.HEAD_FIRST))  # fmt: skip
+                b.advance_r(out, 3, tile)
+                b.extent_r(out, 0, count)
+                cell = Cell.OWNERS + OWNER_CELLS * (group % 2) + owner % OWNER_CELLS
+                b.put(out, source, cell, 1, wait="stage_full" if owner == mine[0] else "",
+                      post="stage_free" if owner == mine[-1] else "")  # fmt: skip

@@ -200,10 +200,14 @@ def bias_tile(ctx: Context, linear: LinearPlan) -> Iterator[int]:
     The first reader waits for load_full, the last one posts load_free.
     """
     b = ctx.b
-    width = ctx.memory.spad_sizes["bias_ring"] // 8
+    entries = ctx.plan.load_entries
+    width = ctx.memory.spad_sizes["bias_ring"] // 4 // entries
     with b.descriptors(2) as (d, view):
-        ctx.load_ring(d, ctx.words("bias_ring", "FP32", width, (1, 1, linear.nt), (0, 0, 1)), ctx.r_load)
-        ctx.load_ring(view, ctx.words("bias_ring", "FP32", width, (ctx.rows, 1, linear.nt), (0, 0, 1)), ctx.r_load)
+        ctx.load_ring(
+            d, ctx.words("bias_ring", "FP32", width, (1, 1, linear.nt), (0, 0, 1), entries=entries), ctx.r_load
+        )
+        rows = ctx.words("bias_ring", "FP32", width, (ctx.rows, 1, linear.nt), (0, 0, 1), entries=entries)
+        ctx.load_ring(view, rows, ctx.r_load)
         stream = ctx.streams[f"bias_{linear.name}"]
         b.copy(Queue.L, d, stream, wait="load_free", post="load_full")
         b.advance(stream, 2, linear.nt)

@@ -30,6 +30,7 @@ from systolith.compiler.memory import (
     RANK_WORDS,
     STATE_WORDS,
     STOPS,
+    owner_words,
     sink_layers,
     slot_pages,
 )
@@ -155,6 +156,8 @@ def _start(ctx: Context) -> None:
         ("state", "INT32", STATE_WORDS * o.batch), ("params", "INT32", PARAM_WORDS * o.batch),
         ("stops", "INT32", STOPS * o.batch),
     ]  # fmt: skip
+    if plan.logits_dealt:
+        tables.append(("owners", "INT32", owner_words(plan)))
     if plan.gains_resident:
         tables.insert(0, ("g", "FP32", ctx.shard * (len(plan.model.layer_norms) * plan.model.layers + 1)))
     if "sinks" in ctx.memory.spad:
