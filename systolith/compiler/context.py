@@ -67,9 +67,9 @@ class Cell(IntEnum):
     ENTRIES = 42
     """Experts that rows of the step have chosen."""
     ENTRY = 44
-    """Four cells: expert, first pair, pairs, 0."""
-    OWNERS = 48
-    """Two sets of cells with ranks that rows of logits go to."""
+    """Four entries of four cells: expert, first pair, pairs, 0."""
+    OWNERS = 44
+    """Two sets of cells with ranks that rows of logits go to; the head follows the last expert of a step."""
 
 
 class Constant(IntEnum):

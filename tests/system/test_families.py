@@ -63,7 +63,7 @@ CASES = {
         {"weights": "E2M1", "activations": "E4M3", "k": "E4M3", "v": "E4M3"},
     ),
     "gpt_oss": Case(
-        {"family": "gpt_oss", "head_dim": 32, "experts": 6, "top_k": 4, "mxfp4": True, "layers": 5, "intermediate": 96},
+        {"family": "gpt_oss", "head_dim": 32, "experts": 6, "top_k": 4, "mxfp4": True, "layers": 4, "intermediate": 96},
         {"experts": "E2M1", "weights": "INT8x2"},
     ),
     "gemma3": Case({"family": "gemma3_text", "head_dim": 32, "layers": 5}),

@@ -122,25 +122,13 @@ def _send_h(ctx: Context, entry: Entry, tile: int) -> None:
 def experts_down(ctx: Context) -> None:
     """x = RNE(x + sum of weight * (h times w) over a row's experts), tile by tile, each sent on to the next norm."""
     b, plan = ctx.b, ctx.plan
-    linear, rows, pairs, xe = plan.down, ctx.rows, plan.pairs, Cell.ROWS
-    fmt, nt = plan.profile.activations, plan.down.nt
+    rows, nt, xe = ctx.rows, plan.down.nt, Cell.ROWS
     b.tensor_name = "expert down"
     load_gains(ctx, Norm.NEXT)
     b.sync(Queue.M, wait="operand")
     with ctx.cell_loop(Cell.O_TILES) as tile:
-        with each_entry(ctx) as entry, b.descriptors(2) as (y, weight):
-            _point(ctx, linear, entry, tile)
-            source = operand(ctx, "h", linear.k, fmt, pairs, 0)
-            product(ctx, linear, source, rows, 0, first=entry.first, count=entry.count)
-            b.load(y, ctx.spad("y", "FP32", (pairs, 1, nt), (nt, 0, 1), via=entry.pairs))
-            b.load(weight, ctx.spad("route_w", "FP32", (pairs, 1, 1), (1, 0, 0), via=entry.pairs))
-            with sums(ctx, linear, rows, 0, count=entry.count) as s:
-                if plan.model.bias(linear.name):
-                    with bias_tile(ctx, linear) as bias:
-                        b.vec(y, s.d, bias, weight, op1=Op1.ADD, op2=Op2.MUL, wait=f"{s.wait} load_full",
-                              post=f"{s.post} load_free")  # fmt: skip
-                else:
-                    b.vec(y, s.d, weight, op1=Op1.MUL, wait=s.wait, post=s.post)
+        with each_entry(ctx) as entry:
+            _down(ctx, entry, tile)
         if not plan.x_resident:
             load_residual(ctx, tile)
             b.sync(Queue.V, wait="load_full")
@@ -155,6 +143,24 @@ def experts_down(ctx: Context) -> None:
             store_residual(ctx, tile)
     finish_norm(ctx, "a", ahead=1)
     b.tensor_name = ""
+
+
+def _down(ctx: Context, entry: Entry, tile: int) -> None:
+    """y = weight * (h times w) of the entry's pairs, each at its place."""
+    b, plan = ctx.b, ctx.plan
+    linear, rows, pairs, nt = plan.down, ctx.rows, plan.pairs, plan.down.nt
+    _point(ctx, linear, entry, tile)
+    source = operand(ctx, "h", linear.k, plan.profile.activations, pairs, 0)
+    product(ctx, linear, source, rows, 0, first=entry.first, count=entry.count)
+    with b.descriptors(2) as (y, weight), sums(ctx, linear, rows, 0, count=entry.count) as s:
+        b.load(y, ctx.spad("y", "FP32", (pairs, 1, nt), (nt, 0, 1), via=entry.pairs))
+        b.load(weight, ctx.spad("route_w", "FP32", (pairs, 1, 1), (1, 0, 0), via=entry.pairs))
+        if plan.model.bias(linear.name):
+            with bias_tile(ctx, linear) as bias:
+                b.vec(y, s.d, bias, weight, op1=Op1.ADD, op2=Op2.MUL, wait=f"{s.wait} load_full",
+                      post=f"{s.post} load_free")  # fmt: skip
+        else:
+            b.vec(y, s.d, weight, op1=Op1.MUL, wait=s.wait, post=s.post)
 
 
 def _add_choices(ctx: Context, tile: int) -> None:

@@ -24,6 +24,8 @@ __all__ = ["ENTRY_WORDS", "Entry", "each_entry", "experts_of", "route"]
 
 ENTRY_WORDS = 4
 """What GROUP tells of an expert: its number, its first pair in the order, pairs, 0."""
+ENTRIES_AT_ONCE = 4
+"""Entries that the cells hold, a power of two."""
 
 
 def experts_of(ctx: Context) -> Experts:
@@ -155,38 +157,56 @@ class Entry:
 def each_entry(ctx: Context, *, wait: str = "") -> Iterator[Entry]:
     """Repeat for each expert that a row of the step has chosen, in ascending order.
 
-    L brings the entry of the next one before it takes up anything for this one, so that the sequencer need not wait.
+    L brings the entries of four into cells with one copy: that copy reads the scratchpad, so it waits for all that L
+    has under way, and biases of four experts can be. wait: semaphores before the number is known; where it is known,
+    the cells still hold the entries if there are no more than four.
     """
     b, pairs = ctx.b, ctx.plan.pairs
-    with b.registers(5) as (left, index, matrix, first, count), b.descriptors(2) as (rows, order):
-        b.read(left, Cell.ENTRIES, wait=wait)
-        b.set(index, 0)
-        _bring(ctx, index)
-        place = b.open_loop(left)
-        b.read(matrix, Cell.ENTRY, wait="loaded")
-        b.read(first, Cell.ENTRY + 1)
-        b.read(count, Cell.ENTRY + 2)
+    again, body, end = ctx.label(), ctx.label(), ctx.label()
+    places = [ctx.label() for _ in range(ENTRIES_AT_ONCE)]
+    with b.registers(5) as (total, done, matrix, first, count), b.descriptors(2) as (rows, order):
+        b.read(total, Cell.ENTRIES, wait=wait)
+        b.set(done, 0)
+        if not wait:
+            b.alu(AluFn.MAX, count, total, ENTRIES_AT_ONCE)
+            b.branch(places[0], Cond.EQ, count, ENTRIES_AT_ONCE)
+        b.place(again)
+        _bring(ctx, total, done)
+        for place, label in enumerate(places):
+            b.place(label)
+            for number, r in enumerate((matrix, first, count)):
+                b.read(r, Cell.ENTRY + ENTRY_WORDS * place + number)
+            if label is not places[-1]:
+                b.branch(body)
+        b.place(body)
         with b.registers(1) as (base,):
             b.alu(AluFn.MUL, base, ctx.r_layer, experts_of(ctx).count)
             b.alu_r(AluFn.ADD, matrix, matrix, base)
-        b.alu(AluFn.ADD, index, index, 1)
-        last = ctx.label()
-        b.branch_r(last, Cond.EQ, index, left)
-        _bring(ctx, index)
-        b.place(last)
         b.load(rows, ctx.spad("order", "INT32", (pairs, 1, 1), (1, 0, 0), offset=4 * pairs))
         b.load(order, ctx.spad("order", "INT32", (pairs, 1, 1), (1, 0, 0)))
         for d in (rows, order):
             b.advance_r(d, 0, first)
         yield Entry(matrix, first, count, rows, order)
-        b.close_loop(place)
+        b.alu(AluFn.ADD, done, done, 1)
+        b.branch_r(end, Cond.EQ, done, total)
+        b.alu(AluFn.AND, count, done, ENTRIES_AT_ONCE - 1)
+        for place, label in enumerate(places[1:], 1):
+            b.branch(label, Cond.EQ, count, place)
+        b.branch(again)
+        b.place(end)
 
 
-def _bring(ctx: Context, index: int) -> None:
-    """Copy entry R[index] into cells."""
+def _bring(ctx: Context, total: int, done: int) -> None:
+    """Copy the entries from R[done] on into cells, as many as there are, and let the sequencer wait for them."""
     b = ctx.b
-    with b.descriptors(2) as (d, a):
-        b.load(d, ctx.cell(Cell.ENTRY, ENTRY_WORDS))
-        b.load(a, ctx.spad("entries", "INT32", (1, 1, ENTRY_WORDS), (0, 0, 1), step=ENTRY_WORDS))
-        b.advance_r(a, 3, index)
+    words = ENTRIES_AT_ONCE * ENTRY_WORDS
+    with b.descriptors(2) as (d, a), b.registers(1) as (count,):
+        b.alu_r(AluFn.SUB, count, total, done)
+        b.alu(AluFn.MIN, count, count, ENTRIES_AT_ONCE)
+        b.alu(AluFn.MUL, count, count, ENTRY_WORDS)
+        b.load(d, ctx.cell(Cell.ENTRY, words))
+        b.load(a, ctx.spad("entries", "INT32", (1, 1, words), (0, 0, 1), step=ENTRY_WORDS))
+        b.advance_r(a, 3, done)
+        b.extent_r(a, 2, count)
         b.copy(Queue.L, d, a, post="loaded")
+        b.read(count, Cell.ENTRY, wait="loaded")
