@@ -239,6 +239,24 @@ def test_a_full_pool_makes_requests_wait(odd: Subject) -> None:
     assert ended == numbers
 
 
+def test_a_cancelled_request_keeps_nobody_awake(small: Subject) -> None:
+    """The device counts the request slots that live, and goes on by itself while there are any."""
+    serving = engine(small, "nano")
+    long, short = (serving.submit(EngineRequest((1, 2, n), 30 - 26 * n, ignore_eos=True)) for n in range(2))
+    serving.step()
+    assert serving._live.live == 2
+    serving.cancel(long)
+    serving.cancel(long)
+    events = []
+    while not any(isinstance(event, FinishEvent) and event.request == short for event in events):
+        events += serving.step()
+    assert serving._live.live == 0
+    assert not serving._live.goes_on
+    ends = [event for event in events if isinstance(event, FinishEvent)]
+    assert [(end.request, end.reason, end.tokens) for end in ends] == [(long, "cancelled", 1), (short, "length", 4)]
+    assert not any(isinstance(event, TokenEvent) and event.request == long for event in events)
+
+
 def test_log_probabilities_are_those_of_the_logits(odd: Subject) -> None:
     request = EngineRequest((5, 6, 7, 8), 3, Sampling(0.7, seed=2), logprobs=4, ignore_eos=True)
     serving = engine(odd, "micro")
