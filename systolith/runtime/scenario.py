@@ -110,22 +110,34 @@ def run_scenario(
     from systolith.timing.state import R_END, R_PC, R_SLICE
 
     chip, program = compiled.plan.chip, compiled.program
-    machine = Skeleton(chip, program, *compiled.memory.control, seed=seed)
-    write_job(machine, program, scenario.requests, scenario.layout)
     loop = layer_loop(program) if skip else None
+    machine = Skeleton(chip, program, *compiled.memory.control, seed=seed, body=loop[:2] if loop else None)
+    write_job(machine, program, scenario.requests, scenario.layout)
     timing = LayerMachine(chip, program, loop[:2] if loop else None)
     layers = max(1, compiled.plan.model.layers // loop[2]) if loop else 0  # of an iteration
     timing.on_window = on_window
     buffer = np.zeros((compiled.plan.slices, _ROWS, COLS), np.int64)
     ends, steps, seen, finished = _step_ends(compiled), [], 0, False
-    while not finished:
-        counts = machine.run_resolved(buffer)
-        finished = timing.feed(buffer, counts)
-        if not finished and not counts.any():
-            raise ProgramError("timing: the program stopped before every slice had halted")
+
+    def take_ends() -> None:
+        nonlocal seen
         new = timing.records_since(seen)
         seen += len(new)
-        steps += new[(new[:, R_SLICE] == 0) & np.isin(new[:, R_PC], ends), R_END].tolist()
+        steps.extend(new[(new[:, R_SLICE] == 0) & np.isin(new[:, R_PC], ends), R_END].tolist())
+
+    timing.on_jump = take_ends
+    while not finished:
+        counts = machine.run_resolved(buffer)
+        finished = timing.feed(buffer, counts) if counts.any() or not machine.at_cut else False
+        if machine.at_cut:
+            timing.cut()
+            times, period = machine.repeats(chip.dram_burst_bytes, chip.bank_size_bytes)
+            if times:
+                timing.repeat(times, period)
+                machine.skip(times, period)
+        elif not finished and not counts.any():
+            raise ProgramError("timing: the program stopped before every slice had halted")
+        take_ends()
     result = timing.finish()
     tokens = [event.cycle for event in result.rings if event.slice == 0]
     return Timed(result, steps, tokens, layers * timing.simulated, layers * timing.skipped)

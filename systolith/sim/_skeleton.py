@@ -40,6 +40,10 @@ from ._state import (
     CAUSE,
     CELL,
     COUNTERS,
+    D_FIELDS,
+    D_VIA,
+    D_WRAP,
+    DESCS,
     DONE,
     DRAM,
     ERR,
@@ -54,6 +58,7 @@ from ._state import (
     OA,
     OD,
     OE,
+    OPERANDS,
     PC,
     REGS,
     SEMS,
@@ -62,6 +67,7 @@ from ._state import (
     W_D,
     W_F,
     W_OP,
+    W_OPERANDS,
     W_POST,
     W_QUEUE,
     W_WAIT,
@@ -145,22 +151,44 @@ def arrive(
     return 0
 
 
+@kernel(f"void({I64_2D}, int64, {I64_2D}, int64, {I64_2D})")
+def note_ring(st: Array, s: Scalar, words: Array, pc: Scalar, told: Array) -> None:
+    """Note which operands of a word are in rings."""
+    for k in range(OPERANDS):
+        d = words[pc, W_OPERANDS + k]
+        if d >= 0 and st[s, DESCS + d * D_FIELDS + D_WRAP] != 0:
+            told[pc, 1] |= 1 << k
+
+
+@kernel(f"void({I64_2D}, int64, {I64_2D}, int64, {I64_2D})")
+def note_full(st: Array, s: Scalar, words: Array, pc: Scalar, told: Array) -> None:
+    """Note that a word ran in full, and the index lists that it read through."""
+    told[pc, 0] = 1
+    for k in range(OPERANDS):
+        d = words[pc, W_OPERANDS + k]
+        if d >= 0 and st[s, DESCS + d * D_FIELDS + D_VIA] != 0:
+            told[pc, 2] |= 1 << st[s, DESCS + d * D_FIELDS + D_VIA]
+
+
 _SCRATCH = f"{F32}, {I32}, {F32}, {I32}, {F32}, {I32}, {F32}, {I32}, {U8}, {I64}"
 
 
 @kernel(
     f"int64(int64, {I64_2D}, {I64_2D}, {I64_2D}, {I64_2D}, {I64}, {I64}, {I64}, {I64_2D}, {I64}, "
-    f"{U8}, {I64}, int64, {U8}, {I32}, {I16}, {I32}, {F64}, {F64}, {_SCRATCH})"
+    f"{U8}, {I64}, int64, int64, {I64}, {I64_2D}, {U8}, {I32}, {I16}, {I32}, {F64}, {F64}, {_SCRATCH})"
 )
 def run(
     limit: Scalar, st: Array, words: Array, constants: Array, o: Array, cfg: Array, ran: Array, records: Array,
     rows: Array, fill: Array, marks: Array, turns: Array, seed: Scalar,
+    cut: Scalar, passed: Array, told: Array,
     m8: Array, m32: Array, units: Array, e4m3: Array, powers: Array, exp2_table: Array,
     v: Array, vi: Array, b: Array, bi: Array, c: Array, ci: Array, t: Array, ti: Array, masked: Array, sums64: Array,
 ) -> Scalar:  # fmt: skip
     """As `_interpreter.run`, without what no control depends on.
 
     marks : scratchpad that control lives in, a byte for each 32    turns : TOPKs that each slice has run
+    cut, passed : a slice stops before word `cut` unless it is in `passed`, once
+    told : for each word whether it has run in full, which operands moved in a ring, and index lists of the former
     PICK picks token 0. TOPK chooses by `seed` where its result is marked.
     """
     while True:
@@ -171,6 +199,9 @@ def run(
             if pc >= cfg[C_WORDS]:
                 st[s, ERR] = T_END
                 return TRAPPED
+            if pc == cut and passed[s] == 0:
+                why = WAITS
+                break
             wait = words[pc, W_WAIT]
             if wait != 0 and missing(st, s, wait) != 0:
                 why = WAITS
@@ -187,8 +218,11 @@ def run(
                 note(st, s, words, pc, o, cfg, rows, fill, m32)
             if wait != 0:
                 move_tokens(st, s, wait, -1)
+            if op >= COPY and cut >= 0:
+                note_ring(st, s, words, pc, told)
             then = pc + 1
             before = cfg[C_RINGS]
+            full = op == GROUP
             if code != 0:
                 pass
             elif op == READX:
@@ -202,10 +236,12 @@ def run(
                 then = control(st, s, words, constants, pc)
                 code = -then if then < 0 else 0
             elif op == COPY:
-                if marked(o, OD, marks):
+                full = marked(o, OD, marks)
+                if full:
                     code = copy(o, words[pc, W_QUEUE], m8, m32)
             elif op == VEC:
-                if marked(o, OD, marks) or marked(o, OE, marks):
+                full = marked(o, OD, marks) or marked(o, OE, marks)
+                if full:
                     code = vec(
                         st, s, words, pc, o, m8, m32, units, e4m3, powers, exp2_table, v, vi, b, bi, c, ci, t, ti,
                         masked,
@@ -215,14 +251,17 @@ def run(
                 first = first_of(s, words, pc, cfg, m32)
                 count = count_of(words, pc, cfg, first)
                 arrives, counter, sem = words[pc, W_F + 4], words[pc, W_F + 2], words[pc, W_F + 1]
-                if marked(o, OD, marks):
+                full = marked(o, OD, marks)
+                if full:
                     code = put(st, s, o, first, count, arrives, counter, expect, sem, cfg, m8, m32)
                 elif arrives != 0:
                     code = arrive(st, first, count, counter, expect, sem, cfg)
             elif op == PICK:
-                if marked(o, OD, marks):
+                full = marked(o, OD, marks)
+                if full:
                     m32[((o[OD, O_ABS] + o[OD, O_BASE]) >> 2) + row0(o, OD, 0, m32)] = 0
             elif op == TOPK:
+                full = True
                 if marked(o, OD, marks):
                     code = choose_rows(o, seed, turns[s], m32)
                 turns[s] += 1
@@ -240,6 +279,10 @@ def run(
             if code != 0:
                 st[s, ERR] = code
                 return TRAPPED
+            if full and cut >= 0:
+                note_full(st, s, words, pc, told)
+            if pc == cut:
+                passed[s] = 0
             ran[pc] += 1
             st[s, DONE] += 1
             cfg[C_MOVED] += 1

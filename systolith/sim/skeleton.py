@@ -1,22 +1,56 @@
 """`Skeleton`: a program's control without its arithmetic, for times where there are no weights.
 
 It gives the resolved stream that `FastMachine` gives, and holds no more of the DRAM than the tables that control reads:
-a model of 70 billion parameters on 64 slices takes some ten megabytes.
+a model of 70 billion parameters on 64 slices takes some ten megabytes. Where it is told the loop over layers, it stops
+at each iteration and says how many more must go as the last ones went (`repeats`), so that they need not be run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from systolith.isa.descriptor import Descriptor
 from systolith.isa.program import Program
-from systolith.spec import Chip
+from systolith.isa.resolved import BASE as R_BASE
+from systolith.isa.resolved import OP, SPACE
+from systolith.isa.resolved import OPERANDS as R_OPERANDS
+from systolith.isa.resolved import PC as R_PC
+from systolith.isa.resolved import SBASE as R_SBASE
+from systolith.isa.sequencer import Desc
+from systolith.spec import CELLS, DESCRIPTORS, REGISTERS, Chip, ProgramError
 
 from . import _skeleton as loop
+from . import _state as S
 from .machine import FastMachine, Ints
+from .repeat import Words
+from .sequencer import COPY, GROUP, PICK, TOPK, VEC
 
 __all__ = ["Skeleton"]
+
+_PERIODS = 4
+"""Most iterations after which control is looked for as it was."""
+_COLUMNS = [column + field for column in R_OPERANDS.values() for field in (R_BASE, R_SBASE)]
+_HEADS = [R_PC, OP, *(column + SPACE for column in R_OPERANDS.values())]
+_TRIES = 3 * _PERIODS
+"""Iterations of a run of the loop after which nothing more is looked for in it."""
+_ADDRESSES = (S.D_BASE, S.D_SBASE)
+_REST = [field for field in range(S.D_FIELDS) if field not in _ADDRESSES]
+
+
+@dataclass
+class _Cut:
+    """Control at an iteration's start: state of all slices, what the tables hold; and where each slice's rows began."""
+
+    state: Ints
+    tables: Ints
+    rows: list[list[Ints]]
+    """Of the iteration that ends here, by slice: addresses of the operands [n, 12] of each piece."""
+    heads: list[list[Ints]]
+    """Likewise word, operation and spaces [n, 8]."""
 
 
 class Skeleton(FastMachine):
@@ -25,20 +59,40 @@ class Skeleton(FastMachine):
     dram_bytes : bytes of DRAM, from 0 on, that hold what control reads; nothing beyond is there.
     tables : (base, bytes) of scratchpad buffers that control lives in: integer tables, step records, request state.
     seed : of the choices that TOPK makes in place of a router: uniform, without repetition in a row.
+    body : first word of the loop over layers and the word after it; None: it never stops.
 
     Every token it picks is 0. What control computes from data (a router's choice, a sampled token) is a scenario's, not
     the model's. Raises as FastMachine, but data is not checked: a trap of arithmetic goes unseen.
     """
 
     def __init__(
-        self, chip: Chip, program: Program, dram_bytes: int, tables: Iterable[tuple[int, int]], seed: int = 0
+        self,
+        chip: Chip,
+        program: Program,
+        dram_bytes: int,
+        tables: Iterable[tuple[int, int]],
+        seed: int = 0,
+        body: tuple[int, int] | None = None,
     ) -> None:
         marks = np.zeros((chip.scratchpad_bytes >> loop._GRAIN) + 1, np.uint8)
         for base, count in tables:
             marks[base >> loop._GRAIN : (base + count + (1 << loop._GRAIN) - 1) >> loop._GRAIN] = 1
         self._dram_bytes = min(dram_bytes, program.requires.dram_bytes)
         super().__init__(chip, program)
-        self._scenario = (marks, np.zeros(program.requires.slices, np.int64), seed)
+        self._body = body
+        self._passed = np.zeros(program.requires.slices, np.int64)
+        self._told = np.zeros((len(program.words), 3), np.int64)
+        self._turns = np.zeros(program.requires.slices, np.int64)
+        cut = -1 if body is None else body[0]
+        self._scenario = (marks, self._turns, seed, cut, self._passed, self._told)
+        self._tables = np.flatnonzero(marks)
+        self.at_cut = False
+        """Whether all slices stand at the start of an iteration."""
+        self._cuts: list[_Cut] = []
+        self._tries = 0
+        self._before = np.zeros(0, np.int64)
+        self._rows: list[list[Ints]] = [[] for _ in range(program.requires.slices)]
+        self._heads: list[list[Ints]] = [[] for _ in range(program.requires.slices)]
 
     def _call(self, only: int, limit: int, rows: Ints) -> int:
         assert not only, "a skeleton runs whole slices"
@@ -47,3 +101,225 @@ class Skeleton(FastMachine):
             loop.run(limit, *self._head, self._records, rows, self._fill, *self._scenario, memory, words, *rest[:14])
         )
         return self._after(why)
+
+    def run_resolved(self, buffer: Ints) -> Ints:
+        """As FastMachine; it also returns when all slices stand at a cut (`at_cut`), and goes on from there."""
+        if self.at_cut:
+            self._passed[:] = 1
+            self.at_cut = False
+        try:
+            counts = super().run_resolved(buffer)
+        except ProgramError:
+            running = self._state[:, S.STATUS] != S.HALTED
+            waits = (self._state[:, S.PC] == self._scenario[3]) & (self._passed == 0)
+            if self._body is None or not running.any() or not waits[running].all():
+                raise
+            self.at_cut = True
+            counts = self._fill[2:].copy()
+        if self._body is not None and self._tries < _TRIES:
+            for s in range(len(counts)):
+                rows = buffer[s, : counts[s]]
+                self._rows[s].append(rows[:, _COLUMNS])
+                self._heads[s].append(rows[:, _HEADS])
+        return counts
+
+    # --- iterations that must go as those before ---
+
+    @cached_property
+    def _deciding(self) -> frozenset[int]:
+        """Words that write a cell or a table: those that have, and those whose last descriptor before them says so."""
+        found = set(np.flatnonzero(self._told[:, 0]).tolist())
+        marks = self._scenario[0]
+        loaded: dict[int, Descriptor] = {}
+        for pc, i in enumerate(self.program.code):
+            if isinstance(i, Desc):
+                loaded[i.d] = self.program.constants[i.k]
+            for letter, d in i.operands().items():
+                target = loaded.get(d)
+                if letter not in i.WRITES or target is None:
+                    continue
+                table = target.space == S.SPAD and marks[target.base >> loop._GRAIN]
+                if table or target.space == S.CELL or (target.space == S.DRAM and target.base < self._dram_bytes):
+                    found.add(pc)
+        return frozenset(found)
+
+    @cached_property
+    def _words(self) -> Words:
+        lists = {int(pc): int(self._told[pc, 2]) for pc in np.flatnonzero(self._told[:, 2])}
+        return Words(self.program.code, lists, self._deciding)
+
+    def repeats(self, burst: int, bank: int) -> tuple[int, int]:
+        """At a cut: how many more periods must go as the last two have gone, up to the last iteration of the loop but
+        one; and iterations of a period. (0, 0): not known.
+
+        As they went: the same rows but for addresses, which move by so much a period that `isa.cycles` cannot tell:
+        whole bursts of `burst` bytes in DRAM, within a bank of `bank` bytes of the scratchpad.
+        """
+        assert self.at_cut
+        assert self._body is not None
+        left, before = self._left(self._state), self._before
+        self._before = left
+        self._tries += 1
+        if len(before) and (before != left + 1).any():
+            self._cuts.clear()  # another run of the loop
+            self._tries = 0
+        if self._tries > _TRIES:
+            self._cuts.clear()
+            return 0, 0
+        cells = [self._space(s, S.CELL) for s in range(len(self._state))]
+        spad = [self._space(s, S.SPAD) for s in range(len(self._state))]
+        grain = 1 << loop._GRAIN
+        index = (self._tables[:, None] * grain + np.arange(grain)).ravel()
+        index = index[index < len(spad[0])]
+        tables = np.stack([np.concatenate([c[: 4 * CELLS], m[index]]) for c, m in zip(cells, spad, strict=True)])
+        self._cuts.append(_Cut(self._state.copy(), tables, self._rows, self._heads))
+        self._rows = [[] for _ in self._state]
+        self._heads = [[] for _ in self._state]
+        del self._cuts[: -2 * _PERIODS - 1]
+        for period in range(1, min(_PERIODS, (len(self._cuts) - 1) // 2) + 1):
+            first, second, now = (self._cuts[-1 - i * period] for i in (2, 1, 0))
+            times = min((int(left.min()) - 1) // period, self._alike(first, second, now, period, burst, bank))
+            if times > 0:
+                return times, period
+        return 0, 0
+
+    def _left(self, state: Ints) -> Ints:
+        """Iterations left of the loop, the one to come too, by slice; 0 outside."""
+        assert self._body is not None
+        loops = state[:, S.LOOPS : S.LOOPS + 8 * S.LOOP_FIELDS].reshape(len(state), -1, S.LOOP_FIELDS)
+        here = (np.arange(loops.shape[1]) < state[:, S.DEPTH, None]) & (loops[:, :, S.LOOP_END] == self._body[1])
+        return np.asarray((loops[:, :, S.LOOP_LEFT] * here).max(axis=1), np.int64)
+
+    def _alike(self, first: _Cut, second: _Cut, now: _Cut, period: int, burst: int, bank: int) -> int:
+        """Periods that must follow as those from `first` to `second` to `now` went; 0: not known."""
+        assert self._body is not None
+        before, after = second.state, now.state
+        if not np.array_equal(second.tables, now.tables):
+            return 0
+        if any(self.program.code[pc].OPCODE in (TOPK, GROUP) for pc in self._deciding if self._in_body(pc)):
+            return 0  # the scenario's choices are new ones each time
+        assert self._deciding.issuperset(np.flatnonzero(self._told[:, 0]).tolist()), (
+            "a word decides that was not seen to"
+        )
+        masks, descriptors = self._decides
+        used, used_descriptors = self._used
+        loops = slice(S.LOOPS, S.DESCS)
+        for columns in (slice(S.DEPTH, S.DEPTH + 1), slice(S.SEMS, S.LOOPS)):
+            if not np.array_equal(before[:, columns], after[:, columns]):
+                return 0
+        old, new = before[:, loops].copy(), after[:, loops].copy()
+        for table, state in ((old, before), (new, after)):
+            fields = table.reshape(len(state), -1, S.LOOP_FIELDS)
+            depth = np.arange(fields.shape[1]) < state[:, S.DEPTH, None]
+            fields[~depth] = 0
+            fields[:, :, S.LOOP_LEFT][fields[:, :, S.LOOP_END] == self._body[1]] = 0
+        if not np.array_equal(old, new):
+            return 0
+        registers = slice(S.REGS, S.REGS + REGISTERS)
+        if ((before[:, registers] ^ after[:, registers]) & masks).any():
+            return 0
+        shape = (len(before), DESCRIPTORS, S.D_FIELDS)
+        d0, d1, d2 = (
+            c.state[:, S.DESCS : S.DESCS + DESCRIPTORS * S.D_FIELDS].reshape(shape) for c in (first, second, now)
+        )
+        wanted = np.array([descriptors >> d & 1 for d in range(DESCRIPTORS)], bool)
+        alive = np.array([used_descriptors >> d & 1 for d in range(DESCRIPTORS)], bool)
+        if (
+            not np.array_equal(d1[:, wanted], d2[:, wanted])
+            or (d1[:, alive][..., _REST] != d2[:, alive][..., _REST]).any()
+        ):
+            return 0
+        moves = d2[:, alive][..., _ADDRESSES] - d1[:, alive][..., _ADDRESSES]
+        if not np.array_equal(moves, d1[:, alive][..., _ADDRESSES] - d0[:, alive][..., _ADDRESSES]):
+            return 0
+        if (moves.any(axis=2) & (d2[:, alive][..., S.D_WRAP] != 0)).any():
+            return 0
+        live = np.array([bool(m) for m in used])
+        steps = (after[:, registers] - before[:, registers])[:, live]
+        if not np.array_equal(steps, (before[:, registers] - first.state[:, registers])[:, live]):
+            return 0
+        changed = np.zeros(REGISTERS, bool)
+        changed[live] = steps.any(axis=0)
+        moved = np.zeros(DESCRIPTORS, bool)
+        moved[alive] = moves.any(axis=(0, 2))
+        low = self._words.linear(*self._body, _mask(changed), _mask(moved))
+        if low < 0 or (steps & ((1 << low) - 1)).any():
+            return 0
+        return self._addresses(period, burst, bank)
+
+    def _in_body(self, pc: int) -> bool:
+        assert self._body is not None
+        return self._body[0] <= pc < self._body[1]
+
+    @cached_property
+    def _decides(self) -> tuple[Ints, int]:
+        assert self._body is not None
+        masks, descriptors = self._words.control(self._body[0])
+        return np.array(masks, np.int64), descriptors
+
+    @cached_property
+    def _used(self) -> tuple[list[int], int]:
+        assert self._body is not None
+        return self._words.used(self._body[0])
+
+    def _addresses(self, period: int, burst: int, bank: int) -> int:
+        """Periods for which addresses move so that no cycle rule can tell."""
+        most = 1 << 30
+        for s in range(len(self._state)):
+            units = []
+            for start in (-2 * period, -period):
+                cuts = self._cuts[len(self._cuts) + start : len(self._cuts) + start + period]
+                units.append([np.concatenate([x for c in cuts for x in part(c)[s]]) for part in (_rows, _heads)])
+            (old, old_heads), (new, heads) = units
+            if not np.array_equal(old_heads, heads):
+                return 0
+            step = (new - old).reshape(len(new), 6, 2)
+            moved = step.any(axis=2)
+            if not moved.any():
+                continue
+            at, k = np.nonzero(moved)
+            space, op, pc = heads[at, 2 + k], heads[at, 1], heads[at, 0]
+            ring = self._told[pc, 1] >> k & 1 != 0
+            dram = space == S.DRAM
+            if (dram & (ring | (step[at, k] % burst != 0).any(axis=1))).any():
+                return 0
+            within = (op == COPY) & (heads[at, 2] == S.SPAD) & (heads[at, 3] == S.SPAD)
+            banked = (space == S.SPAD) & (within | np.isin(op, (VEC, PICK, TOPK, GROUP)))
+            if (banked & ring).any():
+                return 0
+            base, by = new[at, 2 * k][banked], step[at, k, 0][banked]
+            if len(by):
+                room = np.where(by > 0, bank - 1 - base % bank, base % bank)
+                most = min(most, int((room // np.maximum(np.abs(by), 1))[by != 0].min(initial=1 << 30)))
+        return most
+
+    def skip(self, times: int, period: int) -> None:
+        """Go on by `times` periods without running them. Only as many as `repeats` has said."""
+        assert self.at_cut
+        before, after = self._cuts[-1 - period].state, self._state
+        registers = slice(S.REGS, S.REGS + REGISTERS)
+        moved = after[:, registers] - before[:, registers]
+        after[:, registers] = (after[:, registers] + times * moved) & 0xFFFFFFFF
+        for d in range(DESCRIPTORS):
+            if self._used[1] >> d & 1:
+                for field in _ADDRESSES:
+                    column = S.DESCS + d * S.D_FIELDS + field
+                    after[:, column] += times * (after[:, column] - before[:, column])
+        loops = after[:, S.LOOPS : S.DESCS].reshape(len(after), -1, S.LOOP_FIELDS)
+        assert self._body is not None
+        loops[:, :, S.LOOP_LEFT] -= times * period * (loops[:, :, S.LOOP_END] == self._body[1])
+        self._cuts.clear()
+        self._before = self._left(after)
+
+
+def _rows(cut: _Cut) -> list[list[Ints]]:
+    return cut.rows
+
+
+def _heads(cut: _Cut) -> list[list[Ints]]:
+    return cut.heads
+
+
+def _mask(chosen: Ints) -> int:
+    """A bit for each entry that is true."""
+    return sum(1 << i for i, yes in enumerate(chosen.tolist()) if yes)

@@ -10,8 +10,10 @@ is ever skipped. docs/decisions/0007-scale.md has the argument.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +25,7 @@ from systolith.spec import Chip
 from . import state as at
 from .machine import TimingMachine
 from .repeat import shift, signature
-from .sequencer import count_equal, push
+from .sequencer import push
 from .waterfall import Repeat
 
 __all__ = ["LayerMachine", "layer_loop"]
@@ -35,6 +37,10 @@ _PERIODS: Final = 8
 
 _KEEP: Final = 1 << 11
 """Issued instructions of a slice that are kept to compare with; two layers at least."""
+
+_AHEAD: Final = 512
+_CHUNK: Final = 1 << 14
+"""Instructions of a slice that are brought into its stream at least, and that are handled at once at most."""
 
 _SLICE_TIMES: Final = [
     at.S_TIME, at.S_RUN, at.S_ARRAY, at.S_LOADER, at.S_VECTOR, at.S_EGRESS, at.S_INGRESS, at.S_END, at.S_NEXT,
@@ -65,6 +71,14 @@ def _counted(program: Program, pc: int) -> bool:
     return isinstance(instruction, Loop) and bool(instruction.use_reg)
 
 
+class _Stretch(NamedTuple):
+    """Instructions that are fed and not yet in a stream: `rows` of them, round and round through ops from `start`."""
+
+    ops: Ints
+    start: int
+    rows: int
+
+
 @dataclass
 class _Moment:
     """The state at a mark. heads: position of each slice in its stream; places: the same as (layer from slice 0's,
@@ -93,18 +107,23 @@ class LayerMachine(TimingMachine):
     def __init__(self, chip: Chip, program: Program, body: tuple[int, int] | None) -> None:
         super().__init__(chip, program)
         self.simulated = self.skipped = 0
+        self.on_jump: Callable[[], None] | None = None
+        """Called before dates of records move."""
         self._body = body
         self._starts: list[list[int]] = [[] for _ in range(self.slices)]
         self._longest = 0
         self._moments: list[_Moment] = []
-        self._out, self._scratch = np.zeros(1 << 16, np.int64), np.zeros(at.OP_COLS, np.int64)
+        self._out = np.zeros(1 << 16, np.int64)
         self._fed = [0] * self.slices
         self._last = [-1] * self.slices
         self._paused = self._exhausted = False
         self._matched: tuple[_Moment, _Moment] | None = None
         self._templates: list[Ints] = []
         self._equal = np.zeros(self.slices, np.int64)
-        self._rest: list[list[Ints]] = [[] for _ in range(self.slices)]
+        self._other = [False] * self.slices
+        self._pending: list[deque[_Stretch]] = [deque() for _ in range(self.slices)]
+        self._pieces: list[list[Ints]] = [[] for _ in range(self.slices)]
+        self._iterations: list[list[list[Ints]]] = []
         if body is not None:
             self.state.g[at.G_MARK] = body[0]
 
@@ -114,23 +133,72 @@ class LayerMachine(TimingMachine):
         """Take rows [slices, rows, COLS]; True: all slices have halted. No rows at all: run with what there is."""
         if self._body is None:
             return super().feed(buffer, counts)
-        if self.finished:
-            return True
-        if self._matched is not None:
-            for s in range(self.slices):
-                self._compare_rows(s, np.ascontiguousarray(buffer[s, : counts[s]]))
-            return self._end(last=not counts.any())
         for s in range(self.slices):
-            self._push(s, self._decode(buffer[s, : counts[s]]))
+            if counts[s]:
+                ops = self._decode(buffer[s, : counts[s]])
+                self._pieces[s].append(ops)
+                self._pending[s].append(_Stretch(ops, 0, len(ops)))
         self._exhausted = not counts.any()
-        if self._paused:
-            if self._short():
+        return self._advance()
+
+    def cut(self) -> None:
+        """All that is fed from here on belongs to another iteration of the executor."""
+        self._iterations.append(self._pieces)
+        self._pieces = [[] for _ in range(self.slices)]
+        del self._iterations[:-_PERIODS]
+
+    def repeat(self, times: int, period: int) -> bool:
+        """The last `period` iterations come `times` times more, as good as fed. Gives what `feed` gives."""
+        for s in range(self.slices):
+            ops = np.concatenate([piece for pieces in self._iterations[-period:] for piece in pieces[s]])
+            self._pending[s].append(_Stretch(ops, 0, times * len(ops)))
+        return self._advance()
+
+    def _advance(self) -> bool:
+        """Go on until more is needed; True: all slices have halted."""
+        while not self.finished:
+            if self._matched is not None:
+                for s in range(self.slices):
+                    self._compare(s)
+                if not self._end():
+                    return False
+            self._refill()
+            if self._paused:
+                if self._short():
+                    return False
+                self._paused = False
+                if not self._look_back():
+                    continue
+                self.state.g[at.G_PASSED] = 1
+            if self._go_on() or self._paused or self._matched is not None:
+                continue
+            if not self._pending[int(self.state.g[at.G_SLICE])]:
                 return False
-            self._paused = False
-            if not self._look_back():
-                return False
-            self.state.g[at.G_PASSED] = 1
-        return self._go_on()
+        return True
+
+    def _refill(self) -> None:
+        """Bring what is pending into the streams, a little more than a layer ahead."""
+        ahead = self.state.sl[:, at.S_OPS_TAIL] - self.state.sl[:, at.S_OPS_HEAD]
+        want = max(_AHEAD, self._longest + self._longest // 4 + 1)
+        for s in range(self.slices):
+            room = want - int(ahead[s])
+            while room > 0 and self._pending[s]:
+                ops = self._take(s, room)
+                self._push(s, ops)
+                room -= len(ops)
+
+    def _take(self, s: int, most: int) -> Ints:
+        """Take up to `most` instructions from the front of what is pending."""
+        front = self._pending[s].popleft()
+        count = min(most, front.rows, _CHUNK)
+        size = len(front.ops)
+        begin = front.start % size
+        ops = front.ops[begin : begin + count]
+        if len(ops) < count:
+            ops = front.ops[np.arange(begin, begin + count) % size]
+        if front.rows > count:
+            self._pending[s].appendleft(_Stretch(front.ops, begin + count, front.rows - count))
+        return ops
 
     def _short(self) -> bool:
         """Whether a slice might use up its stream before the next mark."""
@@ -239,42 +307,39 @@ class LayerMachine(TimingMachine):
             self._fed[s] -= len(self._starts[s]) - keep
             del self._starts[s][keep:]
             self._last[s] = int(st.ops[s, (head - 1) & (size - 1), at.OP_PC])
-            self._rest[s] = []
-            self._compare(s, rest)
+            self._other[s] = False
+            if len(rest):
+                self._pending[s].appendleft(_Stretch(rest, 0, len(rest)))
 
-    def _compare_rows(self, s: int, rows: Ints) -> None:
-        """The same for rows [n, COLS], which are kept only from the first other one on."""
-        if not self._rest[s]:
-            done = int(self._equal[s])
-            count = count_equal(self.state.f, rows, self._templates[s], done, self._scratch)
-            self._equal[s] = done + count
-            rows = rows[count:]
-        if len(rows):
-            self._rest[s].append(self._decode(rows))
+    def _compare(self, s: int) -> None:
+        """Count the pending instructions that go on as the period went; the first other one ends it."""
+        template, pending = self._templates[s], self._pending[s]
+        size = len(template)
+        while pending and not self._other[s]:
+            front, done = pending[0], int(self._equal[s])
+            length = max(size, len(front.ops))
+            if front.rows > length and (len(front.ops) % size == 0 or size % len(front.ops) == 0):
+                # Both go round: they are equal for good if they are for one round of the longer.
+                here = template[np.arange(done, done + length) % size]
+                there = front.ops[np.arange(front.start, front.start + length) % len(front.ops)]
+                if np.array_equal(here, there):
+                    self._equal[s] += front.rows
+                    pending.popleft()
+                    continue
+            ops = self._take(s, size - done % size)
+            same = (template[done % size : done % size + len(ops)] == ops).all(axis=1)
+            count = len(ops) if same.all() else int(same.argmin())
+            self._equal[s] += count
+            if count < len(ops):
+                self._other[s] = True
+                pending.appendleft(_Stretch(ops[count:], 0, len(ops) - count))
 
-    def _compare(self, s: int, ops: Ints) -> None:
-        """Count the instructions that go on as the period went; the first other one ends it."""
-        if not self._rest[s]:
-            template, done = self._templates[s], int(self._equal[s])
-            while len(ops):
-                at_ = done % len(template)
-                part = template[at_ : at_ + len(ops)]
-                same = (part == ops[: len(part)]).all(axis=1)
-                count = len(part) if same.all() else int(same.argmin())
-                done += count
-                ops = ops[count:]
-                if count < len(part):
-                    break
-            self._equal[s] = done
-        if len(ops):
-            self._rest[s].append(ops)
-
-    def _end(self, *, last: bool) -> bool:
-        """Jump as far as is known to be equal on all slices, once that is known, and go on."""
+    def _end(self) -> bool:
+        """Jump as far as is known to be equal on all slices, once that is known; False: more is needed for that."""
         assert self._matched is not None
         before, now = self._matched
         whole = np.array([int(n) // len(t) for n, t in zip(self._equal, self._templates, strict=True)])
-        ended = np.array([bool(rest) or last for rest in self._rest])
+        ended = np.array(self._other) | self._exhausted
         if not ended.any() or int(whole.min()) < int(whole[ended].min()):
             return False
         # The last iteration of the loop ends otherwise: it must be run.
@@ -283,18 +348,15 @@ class LayerMachine(TimingMachine):
             times = 0  # a window was closed in this period
         if times:
             self._jump(before, now, times)
-        self._matched = None
-        for s, template in enumerate(self._templates):
-            left = int(self._equal[s]) - times * len(template)
-            self._push(s, template[np.arange(left) % len(template)])
-            for ops in self._rest[s]:
-                self._push(s, ops)
-            self._rest[s] = []
-        if times:
             self.simulated -= 1  # slice 0 stands at a mark again, another one
         else:
             self.state.g[at.G_PASSED] = 1
-        return self._go_on()
+        self._matched = None
+        for s, template in enumerate(self._templates):
+            left = int(self._equal[s]) - times * len(template)
+            if left:
+                self._pending[s].appendleft(_Stretch(template, 0, left))
+        return True
 
     def _left(self) -> int:
         """Iterations that the slice furthest ahead has left, the running one too; 1 where one is not in the loop."""
@@ -306,6 +368,8 @@ class LayerMachine(TimingMachine):
 
     def _jump(self, before: _Moment, now: _Moment, times: int) -> None:
         """Move the state on by `times` periods."""
+        if self.on_jump:
+            self.on_jump()
         st = self.state
         period = now.moment - before.moment
         by = times * period

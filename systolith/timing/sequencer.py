@@ -68,7 +68,7 @@ from .state import (
     kernel,
 )
 
-__all__ = ["count_equal", "decode_rows", "dispatch", "push"]
+__all__ = ["decode_rows", "dispatch", "push"]
 
 _LOOP, _BR, _READX, _HALT = 5, 6, 7, 8
 
@@ -107,19 +107,6 @@ def decode_rows(f: Row, rows: Rows, ops: Rows) -> None:
     """Make instructions [n, OP_COLS] of rows [n, COLS]."""
     for i in range(rows.shape[0]):
         decode(f, rows[i], ops[i])
-
-
-@entry
-def count_equal(f: Row, rows: Rows, template: Rows, done: int, scratch: Row) -> int:
-    """Rows, from the first on, whose instructions go on through `template` from entry `done` on, round and round."""
-    at = done % template.shape[0]
-    for i in range(rows.shape[0]):
-        decode(f, rows[i], scratch)
-        for j in range(OP_COLS):
-            if scratch[j] != template[at, j]:
-                return i
-        at = at + 1 if at + 1 < template.shape[0] else 0
-    return int(rows.shape[0])
 
 
 @entry
