@@ -94,7 +94,11 @@ def _step_ends(compiled: Compiled) -> list[int]:
     return [
         pc
         for pc, i in enumerate(compiled.program.code)
-        if isinstance(i, Sync) and i.queue == Queue.V and i.posts == released and not i.waits
+        if isinstance(i, Sync)
+        and i.queue == Queue.V
+        and i.posts == released
+        and not i.waits
+        and compiled.program.line(pc).startswith("kernels/step.py")
     ]
 
 
@@ -125,12 +129,14 @@ def run_scenario(
         seen += len(new)
         steps.extend(new[(new[:, R_SLICE] == 0) & np.isin(new[:, R_PC], ends), R_END].tolist())
 
-    timing.on_jump = take_ends
+    timing.on_records = take_ends
     while not finished:
         counts = machine.run_resolved(buffer)
-        finished = timing.feed(buffer, counts) if counts.any() or not machine.at_cut else False
+        finished = False
+        if counts.any() or not machine.at_cut:
+            finished = timing.feed(buffer, counts, cuts=machine.cuts)
         if machine.at_cut:
-            timing.cut()
+            timing.cut(machine.periods)
             times, period = machine.repeats(chip.dram_burst_bytes, chip.bank_size_bytes)
             if times:
                 timing.repeat(times, period)
@@ -140,4 +146,5 @@ def run_scenario(
         take_ends()
     result = timing.finish()
     tokens = [event.cycle for event in result.rings if event.slice == 0]
-    return Timed(result, steps, tokens, layers * timing.simulated, layers * timing.skipped)
+    skipped = layers * timing.skipped
+    return Timed(result, steps, tokens, len(steps) * compiled.plan.model.layers - skipped, skipped)

@@ -26,7 +26,7 @@ from ._interpreter import (
     round_over,
 )
 from ._jit import F32, F64, I16, I32, I64, I64_2D, U8, Array, Scalar, kernel
-from ._operands import check, row0
+from ._operands import bits_of, check, row0
 from ._state import (
     C_CURSOR,
     C_MOVED,
@@ -40,7 +40,10 @@ from ._state import (
     CAUSE,
     CELL,
     COUNTERS,
+    D_BASE0,
     D_FIELDS,
+    D_FORMAT,
+    D_SPACE,
     D_VIA,
     D_WRAP,
     DESCS,
@@ -151,13 +154,19 @@ def arrive(
     return 0
 
 
-@kernel(f"void({I64_2D}, int64, {I64_2D}, int64, {I64_2D})")
-def note_ring(st: Array, s: Scalar, words: Array, pc: Scalar, told: Array) -> None:
-    """Note which operands of a word are in rings."""
+@kernel(f"void({I64_2D}, int64, {I64_2D}, int64, int64, {I64_2D})")
+def note_ring(st: Array, s: Scalar, words: Array, pc: Scalar, bank: Scalar, told: Array) -> None:
+    """Note which operands of a word are in rings; those of rings inside one bank of the scratchpad apart."""
     for k in range(OPERANDS):
         d = words[pc, W_OPERANDS + k]
-        if d >= 0 and st[s, DESCS + d * D_FIELDS + D_WRAP] != 0:
-            told[pc, 1] |= 1 << k
+        if d < 0:
+            continue
+        at = DESCS + d * D_FIELDS
+        wrap, first = st[s, at + D_WRAP], st[s, at + D_BASE0]
+        if wrap != 0:
+            last = first + ((wrap * bits_of(st[s, at + D_FORMAT])) >> 3) - 1
+            inside = st[s, at + D_SPACE] == SPAD and first // bank == last // bank
+            told[pc, 1] |= 1 << (k + OPERANDS if inside else k)
 
 
 @kernel(f"void({I64_2D}, int64, {I64_2D}, int64, {I64_2D})")
@@ -175,18 +184,19 @@ _SCRATCH = f"{F32}, {I32}, {F32}, {I32}, {F32}, {I32}, {F32}, {I32}, {U8}, {I64}
 
 @kernel(
     f"int64(int64, {I64_2D}, {I64_2D}, {I64_2D}, {I64_2D}, {I64}, {I64}, {I64}, {I64_2D}, {I64}, "
-    f"{U8}, {I64}, int64, int64, {I64}, {I64_2D}, {U8}, {I32}, {I16}, {I32}, {F64}, {F64}, {_SCRATCH})"
+    f"{U8}, {I64}, int64, int64, int64, {I64}, {I64_2D}, {U8}, {I32}, {I16}, {I32}, {F64}, {F64}, {_SCRATCH})"
 )
 def run(
     limit: Scalar, st: Array, words: Array, constants: Array, o: Array, cfg: Array, ran: Array, records: Array,
     rows: Array, fill: Array, marks: Array, turns: Array, seed: Scalar,
-    cut: Scalar, passed: Array, told: Array,
+    cut: Scalar, bank: Scalar, passed: Array, told: Array,
     m8: Array, m32: Array, units: Array, e4m3: Array, powers: Array, exp2_table: Array,
     v: Array, vi: Array, b: Array, bi: Array, c: Array, ci: Array, t: Array, ti: Array, masked: Array, sums64: Array,
 ) -> Scalar:  # fmt: skip
     """As `_interpreter.run`, without what no control depends on.
 
     marks : scratchpad that control lives in, a byte for each 32    turns : TOPKs that each slice has run
+    bank : bytes of a bank of the scratchpad
     cut, passed : a slice stops before word `cut` unless it is in `passed`, once
     told : for each word whether it has run in full, which operands moved in a ring, and index lists of the former
     PICK picks token 0. TOPK chooses by `seed` where its result is marked.
@@ -219,7 +229,7 @@ def run(
             if wait != 0:
                 move_tokens(st, s, wait, -1)
             if op >= COPY and cut >= 0:
-                note_ring(st, s, words, pc, told)
+                note_ring(st, s, words, pc, bank, told)
             then = pc + 1
             before = cfg[C_RINGS]
             full = op == GROUP

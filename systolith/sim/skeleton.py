@@ -33,10 +33,10 @@ __all__ = ["Skeleton"]
 
 _PERIODS = 4
 """Most iterations after which control is looked for as it was."""
+_MOST_ROWS = 1 << 20
+"""Rows of all slices that are kept to compare with, some 120 MB; a program of longer iterations is run whole."""
 _COLUMNS = [column + field for column in R_OPERANDS.values() for field in (R_BASE, R_SBASE)]
 _HEADS = [R_PC, OP, *(column + SPACE for column in R_OPERANDS.values())]
-_TRIES = 3 * _PERIODS
-"""Iterations of a run of the loop after which nothing more is looked for in it."""
 _ADDRESSES = (S.D_BASE, S.D_SBASE)
 _REST = [field for field in range(S.D_FIELDS) if field not in _ADDRESSES]
 
@@ -84,12 +84,13 @@ class Skeleton(FastMachine):
         self._told = np.zeros((len(program.words), 3), np.int64)
         self._turns = np.zeros(program.requires.slices, np.int64)
         cut = -1 if body is None else body[0]
-        self._scenario = (marks, self._turns, seed, cut, self._passed, self._told)
+        self._scenario = (marks, self._turns, seed, cut, chip.bank_size_bytes, self._passed, self._told)
         self._tables = np.flatnonzero(marks)
         self.at_cut = False
         """Whether all slices stand at the start of an iteration."""
         self._cuts: list[_Cut] = []
-        self._tries = 0
+        self._tries = self._kept = 0
+        self._periods = _PERIODS
         self._before = np.zeros(0, np.int64)
         self._rows: list[list[Ints]] = [[] for _ in range(program.requires.slices)]
         self._heads: list[list[Ints]] = [[] for _ in range(program.requires.slices)]
@@ -116,14 +117,35 @@ class Skeleton(FastMachine):
                 raise
             self.at_cut = True
             counts = self._fill[2:].copy()
-        if self._body is not None and self._tries < _TRIES:
+        if self._body is not None and self._tries < 3 * self._periods:
             for s in range(len(counts)):
                 rows = buffer[s, : counts[s]]
                 self._rows[s].append(rows[:, _COLUMNS])
-                self._heads[s].append(rows[:, _HEADS])
+                self._heads[s].append(rows[:, _HEADS].astype(np.int16))
+            self._kept += int(counts.sum())
+            if self._kept > _MOST_ROWS:
+                self._give_up()
         return counts
 
+    def _give_up(self) -> None:
+        """Stop nowhere any more: an iteration is too long to be kept twice."""
+        marks, turns, seed, _, bank, passed, told = self._scenario
+        self._scenario = (marks, turns, seed, -1, bank, passed, told)
+        self._body, self.at_cut = None, False
+        self._cuts.clear()
+        self._rows = self._heads = [[] for _ in self._state]
+
     # --- iterations that must go as those before ---
+
+    @property
+    def cuts(self) -> bool:
+        """Whether it stops at iterations."""
+        return self._body is not None
+
+    @property
+    def periods(self) -> int:
+        """Iterations that a period of `repeats` may have."""
+        return self._periods
 
     @cached_property
     def _deciding(self) -> frozenset[int]:
@@ -162,8 +184,8 @@ class Skeleton(FastMachine):
         self._tries += 1
         if len(before) and (before != left + 1).any():
             self._cuts.clear()  # another run of the loop
-            self._tries = 0
-        if self._tries > _TRIES:
+            self._tries = 1
+        if self._tries > 3 * self._periods:
             self._cuts.clear()
             return 0, 0
         cells = [self._space(s, S.CELL) for s in range(len(self._state))]
@@ -175,8 +197,13 @@ class Skeleton(FastMachine):
         self._cuts.append(_Cut(self._state.copy(), tables, self._rows, self._heads))
         self._rows = [[] for _ in self._state]
         self._heads = [[] for _ in self._state]
-        del self._cuts[: -2 * _PERIODS - 1]
-        for period in range(1, min(_PERIODS, (len(self._cuts) - 1) // 2) + 1):
+        if len(self._cuts) > 1:  # the rows before the first cut are of no iteration
+            self._periods = max(1, min(self._periods, _MOST_ROWS // (2 * max(1, self._kept))))
+        else:
+            self._cuts[0].rows = self._cuts[0].heads = [[] for _ in self._state]
+        self._kept = 0
+        del self._cuts[: -2 * self._periods - 1]
+        for period in range(1, min(self._periods, (len(self._cuts) - 1) // 2) + 1):
             first, second, now = (self._cuts[-1 - i * period] for i in (2, 1, 0))
             times = min((int(left.min()) - 1) // period, self._alike(first, second, now, period, burst, bank))
             if times > 0:
@@ -285,6 +312,7 @@ class Skeleton(FastMachine):
                 return 0
             within = (op == COPY) & (heads[at, 2] == S.SPAD) & (heads[at, 3] == S.SPAD)
             banked = (space == S.SPAD) & (within | np.isin(op, (VEC, PICK, TOPK, GROUP)))
+            banked &= self._told[pc, 1] >> (k + S.OPERANDS) & 1 == 0  # its ring never leaves its bank
             if (banked & ring).any():
                 return 0
             base, by = new[at, 2 * k][banked], step[at, k, 0][banked]
@@ -309,7 +337,8 @@ class Skeleton(FastMachine):
         assert self._body is not None
         loops[:, :, S.LOOP_LEFT] -= times * period * (loops[:, :, S.LOOP_END] == self._body[1])
         self._cuts.clear()
-        self._before = self._left(after)
+        self._tries = 0
+        self._before = self._left(after) + 1
 
 
 def _rows(cut: _Cut) -> list[list[Ints]]:

@@ -26,6 +26,7 @@ from . import state as at
 from .machine import TimingMachine
 from .repeat import shift, signature
 from .sequencer import push
+from .state import State
 from .waterfall import Repeat
 
 __all__ = ["LayerMachine", "layer_loop"]
@@ -38,6 +39,8 @@ _PERIODS: Final = 8
 _KEEP: Final = 1 << 11
 """Issued instructions of a slice that are kept to compare with; two layers at least."""
 
+_MOST_ROWS: Final = 1 << 18
+"""Instructions of all slices in a layer, beyond which every layer is simulated: keeping two would take too much."""
 _AHEAD: Final = 512
 _CHUNK: Final = 1 << 14
 """Instructions of a slice that are brought into its stream at least, and that are handled at once at most."""
@@ -107,8 +110,8 @@ class LayerMachine(TimingMachine):
     def __init__(self, chip: Chip, program: Program, body: tuple[int, int] | None) -> None:
         super().__init__(chip, program)
         self.simulated = self.skipped = 0
-        self.on_jump: Callable[[], None] | None = None
-        """Called before dates of records move."""
+        self.on_records: Callable[[], None] | None = None
+        """Called before dates of records move, or records are lost."""
         self._body = body
         self._starts: list[list[int]] = [[] for _ in range(self.slices)]
         self._longest = 0
@@ -116,7 +119,8 @@ class LayerMachine(TimingMachine):
         self._out = np.zeros(1 << 16, np.int64)
         self._fed = [0] * self.slices
         self._last = [-1] * self.slices
-        self._paused = self._exhausted = False
+        self._begun = [0] * self.slices
+        self._paused = self._exhausted = self._plain = False
         self._matched: tuple[_Moment, _Moment] | None = None
         self._templates: list[Ints] = []
         self._equal = np.zeros(self.slices, np.int64)
@@ -129,23 +133,28 @@ class LayerMachine(TimingMachine):
 
     # --- the stream ---
 
-    def feed(self, buffer: Ints, counts: Ints) -> bool:
-        """Take rows [slices, rows, COLS]; True: all slices have halted. No rows at all: run with what there is."""
+    def feed(self, buffer: Ints, counts: Ints, *, cuts: bool = False) -> bool:
+        """Take rows [slices, rows, COLS]; True: all slices have halted. No rows at all: run with what there is.
+
+        cuts : `cut` will tell where an iteration ends.
+        """
         if self._body is None:
             return super().feed(buffer, counts)
         for s in range(self.slices):
             if counts[s]:
                 ops = self._decode(buffer[s, : counts[s]])
-                self._pieces[s].append(ops)
+                self._measure(s, ops[:, at.OP_PC])
+                if cuts:
+                    self._pieces[s].append(ops)
                 self._pending[s].append(_Stretch(ops, 0, len(ops)))
         self._exhausted = not counts.any()
         return self._advance()
 
-    def cut(self) -> None:
-        """All that is fed from here on belongs to another iteration of the executor."""
+    def cut(self, keep: int) -> None:
+        """All that is fed from here on belongs to another iteration of the executor; keep the last `keep` of them."""
         self._iterations.append(self._pieces)
         self._pieces = [[] for _ in range(self.slices)]
-        del self._iterations[:-_PERIODS]
+        del self._iterations[:-keep]
 
     def repeat(self, times: int, period: int) -> bool:
         """The last `period` iterations come `times` times more, as good as fed. Gives what `feed` gives."""
@@ -167,9 +176,9 @@ class LayerMachine(TimingMachine):
                 if self._short():
                     return False
                 self._paused = False
-                if not self._look_back():
+                if not self._plain and not self._look_back():
                     continue
-                self.state.g[at.G_PASSED] = 1
+                self.state.g[at.G_PASSED] = int(not self._plain)
             if self._go_on() or self._paused or self._matched is not None:
                 continue
             if not self._pending[int(self.state.g[at.G_SLICE])]:
@@ -203,26 +212,45 @@ class LayerMachine(TimingMachine):
     def _short(self) -> bool:
         """Whether a slice might use up its stream before the next mark."""
         ahead = self.state.sl[:, at.S_OPS_TAIL] - self.state.sl[:, at.S_OPS_HEAD]
-        return not self._exhausted and (not self._longest or 4 * int(ahead.min()) < 5 * self._longest)
+        waiting = sum(s.rows for pending in self._pending for s in pending if s.rows <= len(s.ops))
+        if max(waiting, self._longest * self.slices) > _MOST_ROWS:
+            self._give_up()
+        if self._plain or self._exhausted:
+            return False
+        return not self._longest or 4 * int(ahead.min()) < 5 * self._longest
 
     def _push(self, s: int, ops: Ints) -> None:
         """Add to a slice's stream and note where layers start."""
         assert self._body is not None
+        if self._plain:
+            self._make_room(len(ops))
+            push(self.state, s, ops)
+            return
         tail = int(self.state.sl[s, at.S_OPS_TAIL])
         starts = self._starts[s]
-        pcs = ops[:, at.OP_PC]
-        found = np.flatnonzero(pcs == self._body[0])
-        for i in found.tolist():
-            # A layer's length is told by the start of the next one, unless the loop begins anew in between.
-            if starts and (pcs[i - 1] if i else self._last[s]) != self._body[0] - 1:
-                self._longest = max(self._longest, tail + i - starts[-1])
-            starts.append(tail + i)
+        found = np.flatnonzero(ops[:, at.OP_PC] == self._body[0]) + tail
+        starts += found.tolist()
         self._fed[s] += len(found)
         del starts[: -4 * _PERIODS]
-        if len(ops):
-            self._last[s] = int(pcs[-1])
-        self._make_room(len(ops), keep=max(2 * self._longest, min(_KEEP, (_PERIODS + 2) * self._longest)))
+        self._make_room(len(ops), max(2 * self._longest, min(_KEEP, (_PERIODS + 2) * self._longest)))
         push(self.state, s, ops)
+
+    def _measure(self, s: int, pcs: Ints) -> None:
+        """Find the longest layer: from a start to the next, unless the loop begins anew in between."""
+        assert self._body is not None
+        for i in np.flatnonzero(pcs == self._body[0]).tolist():
+            if (pcs[i - 1] if i else self._last[s]) != self._body[0] - 1:
+                self._longest = max(self._longest, i - self._begun[s])
+            self._begun[s] = i
+        self._begun[s] -= len(pcs)
+        self._last[s] = int(pcs[-1])
+
+    def _give_up(self) -> None:
+        """Skip nothing any more: layers are too long to be kept."""
+        self.state.g[at.G_MARK] = -1
+        self._moments.clear()
+        self._longest = 0
+        self._plain = True
 
     def _make_room(self, rows: int, keep: int = 0) -> None:
         """Room for `rows` more instructions, with the last `keep` issued ones still there."""
@@ -231,12 +259,17 @@ class LayerMachine(TimingMachine):
         super()._make_room(rows)
         self.state.sl[:, at.S_OPS_HEAD] = heads
 
+    def _more_records(self) -> State:
+        if self.on_records:
+            self.on_records()
+        return super()._more_records()
+
     # --- marks ---
 
     def _at_mark(self) -> bool:
         self.simulated += 1
         self._paused = self._short()
-        return not self._paused and self._look_back()
+        return not self._paused and (self._plain or self._look_back())
 
     def _look_back(self) -> bool:
         """Compare the state with those at the marks before; False: it repeats, and the stream is to be compared."""
@@ -306,7 +339,6 @@ class LayerMachine(TimingMachine):
             keep = bisect_left(self._starts[s], head)
             self._fed[s] -= len(self._starts[s]) - keep
             del self._starts[s][keep:]
-            self._last[s] = int(st.ops[s, (head - 1) & (size - 1), at.OP_PC])
             self._other[s] = False
             if len(rest):
                 self._pending[s].appendleft(_Stretch(rest, 0, len(rest)))
@@ -368,8 +400,8 @@ class LayerMachine(TimingMachine):
 
     def _jump(self, before: _Moment, now: _Moment, times: int) -> None:
         """Move the state on by `times` periods."""
-        if self.on_jump:
-            self.on_jump()
+        if self.on_records:
+            self.on_records()
         st = self.state
         period = now.moment - before.moment
         by = times * period

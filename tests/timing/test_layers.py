@@ -27,7 +27,7 @@ def deep(chip: str, layers: int, *, batch: int = 1, rows: int | None = None, **p
 def both(compiled: Compiled, scenario: Scenario) -> tuple[TimingResult, TimingResult, int, int]:
     """A run with skipping and one without; layers simulated and skipped by the first."""
     some, all_ = (run_scenario(compiled, scenario, skip=skip) for skip in (True, False))
-    assert (all_.simulated, all_.skipped) == (0, 0)
+    assert all_.skipped == 0
     assert (some.steps, some.tokens) == (all_.steps, all_.tokens)
     return some.timing, all_.timing, some.simulated, some.skipped
 
