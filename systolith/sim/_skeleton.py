@@ -271,8 +271,8 @@ def run(
                 if full:
                     m32[((o[OD, O_ABS] + o[OD, O_BASE]) >> 2) + row0(o, OD, 0, m32)] = 0
             elif op == TOPK:
-                full = True
-                if marked(o, OD, marks):
+                full = marked(o, OD, marks)
+                if full:
                     code = choose_rows(o, seed, turns[s], m32)
                 turns[s] += 1
             elif op == GROUP:

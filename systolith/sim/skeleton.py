@@ -223,7 +223,7 @@ class Skeleton(FastMachine):
         before, after = second.state, now.state
         if not np.array_equal(second.tables, now.tables):
             return 0
-        if any(self.program.code[pc].OPCODE in (TOPK, GROUP) for pc in self._deciding if self._in_body(pc)):
+        if any(i.OPCODE in (TOPK, GROUP) for i in self.program.code[slice(*self._body)]):
             return 0  # the scenario's choices are new ones each time
         assert self._deciding.issuperset(np.flatnonzero(self._told[:, 0]).tolist()), (
             "a word decides that was not seen to"
@@ -273,10 +273,6 @@ class Skeleton(FastMachine):
         if low < 0 or (steps & ((1 << low) - 1)).any():
             return 0
         return self._addresses(period, burst, bank)
-
-    def _in_body(self, pc: int) -> bool:
-        assert self._body is not None
-        return self._body[0] <= pc < self._body[1]
 
     @cached_property
     def _decides(self) -> tuple[Ints, int]:
