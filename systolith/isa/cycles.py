@@ -17,6 +17,7 @@ from .compiled import STAMP, TYPES, Ints, Rows, compiled, rule
 from .facts import (
     ACC_INTERVAL,
     ADD,
+    ARRAY_COLUMNS,
     BANK,
     BANK_BYTES,
     BANK_SIZE,
@@ -47,6 +48,7 @@ from .facts import (
     RED,
     ROWS,
     SKEW,
+    STACK,
     TERMS,
     UNITS_PER_CYCLE,
     facts,
@@ -147,18 +149,36 @@ def load_cycles(k: int, columns: int, bits: int, width: int) -> int:
 
 
 @rule
-def tiles(stream: int, k: int, n: int, f: Ints, bits: int, width: int) -> int:
-    """Sum over the tiles of one row group of the longer of the pass before it and its own load."""
-    full_k, full_n = k // f[ROWS], n // f[COLUMNS]
-    rest_k, rest_n = k - full_k * f[ROWS], n - full_n * f[COLUMNS]
-    total = full_k * full_n * max(stream, load_cycles(f[ROWS], f[COLUMNS], bits, width))
+def tiles(stream: int, k: int, n: int, height: int, columns: int, bits: int, width: int) -> int:
+    """Sum over the tiles of one row group, `height` of K by `columns`, of the longer of the pass before it and its own
+    load."""
+    full_k, full_n = k // height, n // columns
+    rest_k, rest_n = k - full_k * height, n - full_n * columns
+    total = full_k * full_n * max(stream, load_cycles(height, columns, bits, width))
     if rest_n > 0:
-        total += full_k * max(stream, load_cycles(f[ROWS], rest_n, bits, width))
+        total += full_k * max(stream, load_cycles(height, rest_n, bits, width))
     if rest_k > 0:
-        total += full_n * max(stream, load_cycles(rest_k, f[COLUMNS], bits, width))
+        total += full_n * max(stream, load_cycles(rest_k, columns, bits, width))
         if rest_n > 0:
             total += max(stream, load_cycles(rest_k, rest_n, bits, width))
     return int(total)
+
+
+@rule
+def stacked(f: Ints, n: int, k: int, row_cycles: int, row_bits: int, per_row: int) -> int:
+    """Arrays that stand on each other: as long as columns leave some idle, K goes on, a bank feeds them all, and the
+    rows are many enough to fill the adders' way down the stack."""
+    side = ceil_div(n, f[ARRAY_COLUMNS])
+    most, high = f[COLUMNS] // f[ARRAY_COLUMNS], 1
+    while (
+        2 * high <= f[STACK]
+        and 2 * high * side <= most
+        and high * f[ROWS] < k
+        and 2 * high * f[ROWS] * row_bits <= 8 * f[BANK_BYTES] * per_row
+        and row_cycles > high * f[BLOCKS] * f[ACC_INTERVAL]
+    ):
+        high *= 2
+    return int(high)
 
 
 @rule
@@ -176,13 +196,18 @@ def matmul(f: Ints, row: Ints, out: Ints) -> None:
     bits = bits_of(row[B + FORMAT])
     width = f[LOAD_BYTES] if row[B + SPACE] == _SLOT else min(f[LOAD_BYTES], f[BANK_BYTES])
     per_row = f[RATE + 3 * row[A + FORMAT] + row[B + FORMAT]]
-    least = ceil_div(f[BLOCKS] * f[ACC_INTERVAL], f[PASSES])
+    high = 1
+    if f[PASSES] == 1:
+        high = stacked(f, n, k, rows * per_row, bits_of(row[A + FORMAT]), per_row)
+    height, columns, blocks = high * f[ROWS], f[COLUMNS] // high, high * f[BLOCKS]
+    least = ceil_div(blocks * f[ACC_INTERVAL], f[PASSES])
     group = rows if f[PASSES] == 1 else min(rows, CARRY_ROWS)
     groups = ceil_div(rows, group)
     stream = max(group * per_row, least)
     stream_last = max((rows - (groups - 1) * group) * per_row, least)
-    first = load_cycles(min(k, f[ROWS]), min(n, f[COLUMNS]), bits, width)
-    hold = (groups - 1) * tiles(stream, k, n, f, bits, width) + tiles(stream_last, k, n, f, bits, width)
+    first = load_cycles(min(k, height), min(n, columns), bits, width)
+    hold = (groups - 1) * tiles(stream, k, n, height, columns, bits, width)
+    hold += tiles(stream_last, k, n, height, columns, bits, width)
     if groups > 1:  # The last group's first tile follows a pass of a whole group.
         hold += max(stream, first) - max(stream_last, first)
     before = stream if groups > 1 else stream_last
@@ -190,7 +215,7 @@ def matmul(f: Ints, row: Ints, out: Ints) -> None:
     out[LEAD] = f[BANK] + first + (f[BANK] if lists(row) > 0 else 0)
     out[HOLD] = hold - max(before, first) + stream_last
     out[LAST] = stream_last
-    out[TAIL] = f[SKEW] + f[NORMALISE] + min(f[BLOCKS], ceil_div(k, 32)) * f[ADD] + f[BANK]
+    out[TAIL] = f[SKEW] + f[NORMALISE] + min(blocks, ceil_div(k, 32)) * f[ADD] + f[BANK]
 
 
 # --- vector ---

@@ -16,8 +16,8 @@ __all__ = ["FACTS", "facts"]
 (
     SLICES, ROWS, COLUMNS, LOAD_BYTES, PASSES, BLOCKS, SKEW, ACC_INTERVAL, UNITS_PER_CYCLE, BURST_UNITS, DRAM_LATENCY,
     BURST, OUTSTANDING, BANK_BYTES, BANK_SIZE, LANES, LOG2_LANES, NET_NUM, NET_DEN, NET_LATENCY, ISSUE, BRANCH,
-    SEMAPHORE, BANK, DMA, NORMALISE, ADD, MULTIPLY, FUNCTION, CONVERT, DEPTH, RATE, SHIFT,
-) = (*range(31), 31 + len(QUEUES), 31 + len(QUEUES) + 9)  # fmt: skip
+    SEMAPHORE, BANK, DMA, NORMALISE, ADD, MULTIPLY, FUNCTION, CONVERT, ARRAY_COLUMNS, STACK, DEPTH, RATE, SHIFT,
+) = (*range(33), 33 + len(QUEUES), 33 + len(QUEUES) + 9)  # fmt: skip
 # DEPTH + queue: entries. RATE + 3 * format of A + format of the weights: cycles of a row in a pass.
 # SHIFT + i: lowest bit of field i of _SHIFTS.
 _SHIFTS: Final = (
@@ -44,6 +44,7 @@ def facts(chip: Chip) -> npt.NDArray[np.int64]:
         c.bank_bytes, c.bank_size_bytes, c.lanes, c.log2_lanes, ingress.numerator, ingress.denominator,
         c.network_latency_cycles, c.issue_cycles, c.branch_cycles, c.semaphore_cycles, c.bank_cycles, c.dma_cycles,
         c.normalise_cycles, c.fp32_add_cycles, c.fp32_multiply_cycles, c.function_cycles, c.convert_cycles,
+        c.array_cols, c.array_stack,
     )  # fmt: skip
     for i, queue in enumerate(QUEUES):
         out[DEPTH + i] = c.queue_depth(queue)

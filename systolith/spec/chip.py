@@ -44,6 +44,8 @@ class Chip:
     """Columns of N in one array."""
     pe_dot: int
     """Elements of K in one PE."""
+    array_stack: int
+    """Most arrays that stand on each other along K where a product has too few columns for all of them."""
     pe_rows: int
     """PEs in a column of an array: array_rows / pe_dot."""
     columns: int

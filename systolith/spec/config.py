@@ -81,6 +81,9 @@ class ChipConfig:
     array_rows: Annotated[int, Rule("count", 4, 256, "elements of K one pass takes", power=True)]
     array_cols: Annotated[int, Rule("count", 4, 256, "columns of N in one array", power=True)]
     pe_dot: Annotated[int, Rule("count", 4, 8, "elements of K in one PE", power=True)] = 4
+    array_stack: Annotated[
+        int, Rule("count", 1, 64, "arrays that stand on each other along K for products of few columns", power=True)
+    ] = 1
     rates: Annotated[PairRates, Rule("rates", note="share of the PEs' peak for each pair")] = FULL_RATES
     weight_load_bytes: Annotated[
         int | None,
