@@ -249,9 +249,9 @@ class Builder:
 
     # ---- units -----------------------------------------------------------------------------------------------------
 
-    def copy(self, queue: Queue, d: int, a: int, wait: str = "", post: str = "") -> None:
-        """COPY on a DMA queue."""
-        self.emit(Copy(on=queue, d=d, a=a, wait=mask(wait), post=mask(post)))
+    def copy(self, queue: Queue, d: int, a: int, wait: str = "", post: str = "", *, free: bool = False) -> None:
+        """COPY on a DMA queue. free: L orders nothing for it."""
+        self.emit(Copy(on=queue, d=d, a=a, free=int(free), wait=mask(wait), post=mask(post)))
 
     def matmul(self, d: int, a: int, w: int, *, zero: int, by_rows: bool = False, terms: int = 1, wait: str = "",
                post: str = "") -> None:  # fmt: skip

@@ -30,6 +30,7 @@ from .facts import (
     CONVERT,
     DMA,
     DRAM_LATENCY,
+    FREE,
     FUNC,
     FUNCTION,
     ISSUE,
@@ -345,10 +346,11 @@ def copy(f: Ints, row: Ints, read: int, write: int, bursts: int, requests: int, 
     beats = max(read, write)
     out[LEAD] = f[DMA] + (f[BANK] if source != _DRAM else 0)
     out[TAIL] = f[BANK]
-    if row[QUEUE] == _LOAD and source != _DRAM:
-        out[FLAGS] = ORDERED
-    if target == _CELL:
-        out[FLAGS] |= BARRIER
+    if not row[FIELDS] >> f[FREE] & 1:
+        if row[QUEUE] == _LOAD and source != _DRAM:
+            out[FLAGS] = ORDERED
+        if target == _CELL:
+            out[FLAGS] |= BARRIER
     if bursts == 0:
         if source == target and row[A + BASE] // f[BANK_SIZE] == row[D + BASE] // f[BANK_SIZE]:
             beats = read + write  # one bank

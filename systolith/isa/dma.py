@@ -54,6 +54,11 @@ class Copy(Instruction):
     beyond D's are ignored. With scale = 1, D's ext[2] is a multiple of 32 and a block of D that starts inside A's
     ext[2] has A's scale, others scale code 0. Formats and scale bits are equal: nothing is converted.
     Queue W copies DRAM to slots, L DRAM or scratchpad to scratchpad or cells, S scratchpad or cells to DRAM.
+
+    Copies of L overlap in time. One that reads the scratchpad waits for those before it, and one that writes cells
+    makes the next one wait, so that L may read what it has written. With free = 1 it neither waits nor makes wait: it
+    must read nothing that a copy under way writes, write nothing that one reads or writes, and its cells must not shift
+    the next one. Ends keep their order. An index list is read at the start and never waited for.
     """
 
     OPCODE = 9
@@ -70,11 +75,13 @@ class Copy(Instruction):
         operand("d", "d", Kind.DESC, "destination"),
         operand("a", "a", Kind.DESC, "source"),
         Bits("on", 0, 3, text="queue: 0 W, 1 L, 4 S", choices=Queue),
+        Bits("free", 3, 1, text="1: queue L orders nothing for it"),
     )
 
     on: Queue
     d: int
     a: int
+    free: int = 0
     wait: int = 0
     post: int = 0
 
@@ -82,6 +89,8 @@ class Copy(Instruction):
         """Only the DMA queues copy."""
         if self.on not in COPY_WAYS:
             return f"on={self.on.value} must be 0 (W), 1 (L) or 4 (S)."
+        if self.free and self.on is not Queue.L:
+            return f"free={self.free} must be 0 on queue {self.on.name}: only L orders copies of its own."
         return "d=0 and a=0 mean none; name two descriptors." if 0 in (self.d, self.a) else None
 
     @property

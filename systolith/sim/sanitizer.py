@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from systolith.isa.descriptor import Space
+from systolith.isa.dma import Copy
 from systolith.isa.execute import OnRing, where
 from systolith.isa.instruction import Queue
 from systolith.isa.program import EVERY_SLICE, Program
-from systolith.isa.resolved import COLS, COUNT, FIRST, SPACE, A, D
+from systolith.isa.resolved import COLS, COUNT, FIELDS, FIRST, SPACE, A, D
 from systolith.spec import SEMAPHORE_MAX, SEMAPHORES, CapacityError, Chip, ProgramError
 
 from . import _shadow as shadow
@@ -49,6 +50,7 @@ _THREADS: Final = shadow.QUEUES
 _SEQ: Final = int(Queue.SEQ)
 _C: Final = int(Queue.C)
 _L: Final = int(Queue.L)
+_FREE: Final = next(bits.low for bits in Copy.LAYOUT if bits.name == "free")
 _NETWORK: Final = -1
 _RACES: Final = {
     shadow.RACE_WRITE_WRITE: "both write", shadow.RACE_WRITE_READ: "reads what is written by",
@@ -126,7 +128,7 @@ class Sanitizer:
         self._arrived = np.zeros((slices, S.COUNTER_COUNT, threads), np.int64)
         self._arrivals = np.zeros((slices, S.COUNTER_COUNT), np.int64)
         self._settled = np.zeros(slices, np.int64)
-        """Epoch of L up to which a copy that starts now finds all before it done."""
+        """Epoch of L up to which a copy that starts now knows all before it to be done."""
         self._seen: set[tuple[str, int, int, int]] = set()
         self._top = np.zeros(S.SPACES, np.int64)
         self._sizes = (
@@ -224,11 +226,12 @@ class Sanitizer:
         elif name == "RING" and rank == 0:
             np.maximum(self._clock[self._host], clock, out=self._clock[self._host])
         if name in ACCESSES:
-            if name == "COPY" and queue == _L:
-                self._check_lists(rank, pc, int(clock[thread]), row)
+            seen = self._load_clock(rank, row, clock) if name == "COPY" and queue == _L else clock
             self._banks[:] = 0
             for operand, extents, write in ACCESSES[name](self.machine._head[3], instruction, row):
-                self._touch(rank, pc, queue, event, clock, operand, extents, write, 0)
+                # Cells are read at a start and written at an end, both in the order of the queue.
+                known = clock if write and row[D + SPACE] == Space.CELL else seen
+                self._touch(rank, pc, queue, event, known, operand, extents, write, 0)
             if name == "PUT":
                 self._put(rank, pc, row, event, clock, instruction)
             self._cells(rank, pc, queue, event, clock, instruction)
@@ -244,35 +247,22 @@ class Sanitizer:
                 self._give(rank, n, queue, clock, pc, rank)
             n += 1
 
-    def _check_lists(self, rank: int, pc: int, epoch: int, row: Clock) -> None:
-        """Report an index list that this copy of L reads and one before it in the queue may still be writing.
+    def _load_clock(self, rank: int, row: Clock, clock: Clock) -> Clock:
+        """What a copy of L knows to be done when it starts: of its own queue only what it waits for.
 
-        Copies of L overlap in time, but for one that reads the scratchpad, which waits for those before it, and one
-        that writes cells, for which the next one waits.
+        Copies of L overlap in time. One that reads the scratchpad waits for those before it, and one that writes cells
+        makes the next one wait, unless it is free; and a token that L takes tells of the copies that led to it.
         """
-        if row[A + SPACE] != Space.DRAM:
+        thread = rank * _THREADS + _L
+        epoch = int(clock[thread])
+        free = int(row[FIELDS]) >> _FREE & 1
+        if row[A + SPACE] != Space.DRAM and not free:
             self._settled[rank] = epoch - 1
-        o, home = self.machine._head[3], rank * _THREADS + _L
-        for k in (S.OA, S.OD):
-            if o[k, S.O_VIA] and o[k, S.O_EXT] > 0:
-                unit, first, rows = int(o[k, S.O_VIA]) - 1, int(o[k, S.O_XB]), int(o[k, S.O_EXT])
-                low = int(o[k, S.O_LIST_ABS] + o[k, S.O_LIST]) + 4 * (first >> unit)
-                high = int(o[k, S.O_LIST_ABS] + o[k, S.O_LIST]) + 4 * ((first + rows - 1) >> unit) + 4
-                writers = self._writer[low:high]
-                late = (self._thread_of[writers] == home) & (self._epoch_of[writers] > self._settled[rank])
-                if late.any():
-                    other = int(self._word_of[writers[late.argmax()]])
-                    self._report(
-                        "race",
-                        f"{where(self.program, rank, pc)} reads an index list that {where(self.program, rank, other)}, "
-                        "before it in queue L, may not have written yet: let a copy from the scratchpad or into cells "
-                        "come between",
-                        rank,
-                        pc,
-                        other,
-                    )
-        if row[D + SPACE] == Space.CELL:
+        seen = clock.copy()
+        seen[thread] = self._settled[rank]
+        if row[D + SPACE] == Space.CELL and not free:
             self._settled[rank] = epoch
+        return seen
 
     def _event(self, thread: int, epoch: int, pc: int) -> int:
         self._events += 1
@@ -374,7 +364,10 @@ class Sanitizer:
                 f"{Queue(sem.waiting).name} waits already: one queue may", rank, pc, n,
             )  # fmt: skip
         sem.waiting = queue
-        np.maximum(clock, sem.tokens.popleft(), out=clock)
+        token = sem.tokens.popleft()
+        if queue == _L:
+            self._settled[rank] = max(self._settled[rank], int(token[rank * _THREADS + _L]))
+        np.maximum(clock, token, out=clock)
         sem.taken_epochs.append(int(clock[rank * _THREADS + queue]))
 
     def _give(self, rank: int, n: int, queue: int, clock: Clock, pc: int, sender: int) -> None:

@@ -60,11 +60,6 @@ def errors(chip: Chip) -> Iterator[str]:
             f"bank_bytes={c.bank_bytes} must be at least array_rows={c.array_rows}, "
             "one activation a row in a cycle; raise bank_bytes or lower array_rows."
         )
-    if c.array_stack > c.arrays or (c.array_stack > 1 and c.array_rows < BLOCK):
-        yield (
-            f"array_stack={c.array_stack} must be at most arrays={c.arrays}, and 1 where array_rows={c.array_rows} is "
-            f"less than a block of {BLOCK}: whole blocks go down a stack; lower it."
-        )
     if not c.arrays <= c.weight_load_bytes <= c.macs_per_cycle:
         yield (
             f"weight_load_bytes={c.weight_load_bytes} must be in {c.arrays}..{c.macs_per_cycle}: "

@@ -45,7 +45,8 @@ class Chip:
     pe_dot: int
     """Elements of K in one PE."""
     array_stack: int
-    """Most arrays that stand on each other along K where a product has too few columns for all of them."""
+    """Most arrays that stand on each other along K where a product has too few columns for all of them; 1 where an
+    array is shorter than a block."""
     pe_rows: int
     """PEs in a column of an array: array_rows / pe_dot."""
     columns: int
@@ -252,6 +253,7 @@ def derive(config: ChipConfig, where: str | None = None) -> Chip:
     values: dict[str, Any] = {key: value for key, value in iter_fields(c) if key in _CHIP_FIELDS}
     values |= {
         "config": c,
+        "array_stack": min(c.array_stack, c.arrays) if c.array_rows >= BLOCK else 1,
         "pe_rows": c.array_rows // c.pe_dot,
         "columns": c.arrays * c.array_cols,
         "macs_per_cycle": macs,

@@ -82,7 +82,8 @@ class ChipConfig:
     array_cols: Annotated[int, Rule("count", 4, 256, "columns of N in one array", power=True)]
     pe_dot: Annotated[int, Rule("count", 4, 8, "elements of K in one PE", power=True)] = 4
     array_stack: Annotated[
-        int, Rule("count", 1, 64, "arrays that stand on each other along K for products of few columns", power=True)
+        int,
+        Rule("count", 1, 64, "most arrays that stand on each other along K, for products of few columns", power=True),
     ] = 1
     rates: Annotated[PairRates, Rule("rates", note="share of the PEs' peak for each pair")] = FULL_RATES
     weight_load_bytes: Annotated[

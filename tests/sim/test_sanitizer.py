@@ -62,7 +62,7 @@ def test_a_clean_program():
     [
         ([change(LOAD, post=0), change(DOUBLE, wait=0), STORE], "reads what is written by"),
         ([LOAD, DOUBLE, change(STORE, wait=0)], "reads what is written by"),
-        ([LOAD, DOUBLE, STORE, change(LOAD, post=0)], "writes what is read by"),
+        ([LOAD, DOUBLE, STORE, change(LOAD, post=0)], "both write"),  # copies of L overlap
         ([LOAD, change(DOUBLE, post=0), change(LOAD, d=2, post=4), change(STORE, wait=4)], "both write"),
     ],
 )

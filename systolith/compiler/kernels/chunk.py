@@ -311,7 +311,7 @@ def wait_for_rows(ctx: Context) -> None:
 
 
 def _load_old(ctx: Context, tile: Tile, cached: Cached, position: int, old: int, *, whole: bool = False) -> None:
-    """Load R[old] tokens of the cache from R[position] on, and zeros behind them. whole: they are all there are."""
+    """Load R[old] tokens of the cache from R[position] on. whole: they are all there are, zeros come behind them."""
     b, page = ctx.b, ctx.plan.page_tokens
     with page_list(ctx, tile.segment) as pages, b.descriptors(2) as (a, d):
         pages.advance(position)
@@ -325,11 +325,13 @@ def _load_old(ctx: Context, tile: Tile, cached: Cached, position: int, old: int,
         b.extent_r(a, 0, old)
         ctx.load_ring(d, cached.ring, cached.counter)
         b.advance(d, 3, cached.ahead)
+        if not whole:  # behind them there is no zero: those of this step come there
+            b.extent_r(d, 0, old)
         b.copy(Queue.L, d, a, wait=cached.wait, post=cached.post if whole else "")
 
 
 def _load_fresh(ctx: Context, tile: Tile, cached: Cached, position: int, old: int, count: int) -> None:
-    """Load R[count] tokens of this step behind the R[old] others."""
+    """Load R[count] tokens of this step behind the R[old] others, and zeros behind them."""
     b = ctx.b
     with b.descriptors(2) as (a, d):
         b.load(a, cached.fresh)
@@ -345,8 +347,11 @@ def _load_fresh(ctx: Context, tile: Tile, cached: Cached, position: int, old: in
         ctx.load_ring(d, cached.ring, cached.counter)
         b.advance(d, 3, cached.ahead)
         b.advance_r(d, 0, old)
-        b.extent_r(d, 0, count)
-        b.copy(Queue.L, d, a, post=cached.post)
+        with b.registers(1) as (rest,):
+            b.set(rest, cached.length)
+            b.alu_r(AluFn.SUB, rest, rest, old)
+            b.extent_r(d, 0, rest)
+        b.copy(Queue.L, d, a, post=cached.post, free=True)
 
 
 def _fresh(ctx: Context, name: str, fmt: str, width: int, *, scaled: bool = False) -> Descriptor:

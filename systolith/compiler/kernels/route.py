@@ -157,9 +157,8 @@ class Entry:
 def each_entry(ctx: Context, *, wait: str = "") -> Iterator[Entry]:
     """Repeat for each expert that a row of the step has chosen, in ascending order.
 
-    L brings the entries of four into cells with one copy: that copy reads the scratchpad, so it waits for all that L
-    has under way, and biases of four experts can be. wait: semaphores before the number is known; where it is known,
-    the cells still hold the entries if there are no more than four.
+    L brings the entries of four into cells with one copy; its end comes after those of all that L has under way.
+    wait: semaphores before the number is known; where it is known, the cells still hold up to four entries.
     """
     b, pairs = ctx.b, ctx.plan.pairs
     again, body, end = ctx.label(), ctx.label(), ctx.label()
@@ -208,5 +207,5 @@ def _bring(ctx: Context, total: int, done: int) -> None:
         b.load(a, ctx.spad("entries", "INT32", (1, 1, words), (0, 0, 1), step=ENTRY_WORDS))
         b.advance_r(a, 3, done)
         b.extent_r(a, 2, count)
-        b.copy(Queue.L, d, a, post="loaded")
+        b.copy(Queue.L, d, a, post="loaded", free=True)
         b.read(count, Cell.ENTRY, wait="loaded")

@@ -9,41 +9,48 @@ from dataclasses import dataclass
 from systolith.compiler.context import Cell, Context
 from systolith.compiler.memory import SEGMENT_WORDS
 from systolith.isa.instruction import Queue
-from systolith.isa.sequencer import AluFn
+from systolith.isa.sequencer import AluFn, Cond
 from systolith.spec.limits import CHUNK_TOKENS
 
 __all__ = ["Segment", "Tile", "Unit", "each_segment", "each_unit"]
 
 
+_FIELDS = ((0, 10), (10, 10), (20, 10))
+"""Lowest bit and width of the request slot, the first row and the rows in a segment's packed register."""
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment: four cells, the last of which, the position of the first row, is in a register too."""
+    """A segment. Registers: request slot, first row of the step and rows, packed; position of the first row."""
 
     ctx: Context
+    packed: int
     position: int
 
     @contextmanager
     def slot(self) -> Iterator[int]:
-        """A register with the request slot."""
-        with self._read(0) as r:
+        """A register with the request slot, to be changed at will."""
+        with self._field(0) as r:
             yield r
 
     @contextmanager
     def row(self) -> Iterator[int]:
-        """A register with the first row of the step."""
-        with self._read(1) as r:
+        """A register with the first row of the step, to be changed at will."""
+        with self._field(1) as r:
             yield r
 
     @contextmanager
     def rows(self) -> Iterator[int]:
-        """A register with the number of rows."""
-        with self._read(2) as r:
+        """A register with the number of rows, to be changed at will."""
+        with self._field(2) as r:
             yield r
 
     @contextmanager
-    def _read(self, word: int) -> Iterator[int]:
-        with self.ctx.b.registers(1) as (r,):
-            self.ctx.b.read(r, Cell.SEGMENT + word)
+    def _field(self, word: int) -> Iterator[int]:
+        b, (low, width) = self.ctx.b, _FIELDS[word]
+        with b.registers(1) as (r,):
+            b.alu(AluFn.SHR, r, self.packed, low)
+            b.alu(AluFn.AND, r, r, (1 << width) - 1)
             yield r
 
 
@@ -84,20 +91,38 @@ class Tile:
 
 @contextmanager
 def each_segment(ctx: Context) -> Iterator[Segment]:
-    """Repeat for each segment of the step."""
+    """Repeat for each segment of the step. L brings the next one before it takes up anything for this one."""
     b = ctx.b
-    offset = 4 * ctx.memory.record.segments
-    with b.registers(1) as (position,), ctx.cell_loop(Cell.SEGMENTS) as index:
-        with b.descriptors(2) as (cells, source):
-            b.load(cells, ctx.cell(Cell.SEGMENT, SEGMENT_WORDS))
-            b.load(
-                source,
-                ctx.spad("record", "INT32", (1, 1, SEGMENT_WORDS), (0, 0, 1), offset=offset, step=SEGMENT_WORDS),
-            )
-            b.advance_r(source, 3, index)
-            b.copy(Queue.L, cells, source, post="loaded")
-        b.read(position, Cell.SEGMENT + 3, wait="loaded")
-        yield Segment(ctx, position)
+    with b.registers(3) as (index, packed, position):
+        b.set(index, 0)
+        _bring(ctx, index)
+        b.read(packed, Cell.SEGMENTS)
+        place = b.open_loop(packed)
+        b.read(packed, Cell.SEGMENT, wait="loaded")
+        for number, (low, _) in enumerate(_FIELDS[1:], 1):
+            b.read(position, Cell.SEGMENT + number)
+            b.alu(AluFn.SHL, position, position, low)
+            b.alu_r(AluFn.OR, packed, packed, position)
+        b.alu(AluFn.ADD, index, index, 1)
+        last = ctx.label()
+        with b.registers(1) as (total,):
+            b.read(position, Cell.SEGMENT + 3)
+            b.read(total, Cell.SEGMENTS)
+            b.branch_r(last, Cond.EQ, index, total)
+        _bring(ctx, index)
+        b.place(last)
+        yield Segment(ctx, packed, position)
+        b.close_loop(place)
+
+
+def _bring(ctx: Context, index: int) -> None:
+    """Copy segment R[index] into cells."""
+    b, offset = ctx.b, 4 * ctx.memory.record.segments
+    with b.descriptors(2) as (cells, source):
+        b.load(cells, ctx.cell(Cell.SEGMENT, SEGMENT_WORDS))
+        b.load(source, ctx.spad("record", "INT32", (1, 1, SEGMENT_WORDS), (0, 0, 1), offset=offset, step=SEGMENT_WORDS))
+        b.advance_r(source, 3, index)
+        b.copy(Queue.L, cells, source, post="loaded", free=True)
 
 
 @contextmanager
