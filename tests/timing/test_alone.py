@@ -3,6 +3,8 @@
 Every program pays 2 cycles of fetch, one for each DESC and one for each descriptor that dispatch copies.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from systolith.isa import (
@@ -28,6 +30,7 @@ from systolith.isa import (
 )
 from systolith.isa.instruction import Instruction
 from systolith.isa.resolved import OP
+from systolith.spec import derive, load
 
 from .helpers import NANO, program, tensor, time
 
@@ -204,3 +207,29 @@ def test_alone_is_what_the_record_says() -> None:
     p = program(NANO, [Matmul(d=3, a=1, b=2, zero=1)], constants)
     row = next(r for r in Machine(NANO, p).resolved() if r[OP] == Matmul.OPCODE)
     assert time(NANO, p).cycles == 2 + 3 + 3 + p.code[3].latency_cycles(NANO, row)
+
+
+@pytest.mark.parametrize(("rows", "stack", "cycles"), [(64, 8, 719), (64, 1, 4191), (4, 8, 239), (1, 8, 223)])
+def test_arrays_stand_on_each_other(rows: int, stack: int, cycles: int) -> None:
+    """64 columns leave 15 of server's 16 arrays idle: up to 8 stand on each other, if rows fill the way down.
+
+    64 rows: 2 passes of 512 of K, 64 x 4 cycles each, instead of 16 of 64; 66 to begin, 72 + 3 + 16 x 4 + 2 to drain.
+    """
+    chip = derive(replace(load("server").config, array_stack=stack))
+    a = mx(S, (rows, 1, 1024))
+    w = mx(W, (64, 1, 1024), base=0).with_ext(0, 64)
+    w = replace(w, sbase=1 << 17)
+    a = replace(a, sbase=1 << 17)
+    p = program(chip, [Matmul(d=3, a=1, b=2, zero=1)], [a, w, tensor(ACC, (rows, 1, 64), F32)], slices=1)
+    assert time(chip, p).cycles == 2 + 3 + 3 + cycles
+
+
+def test_a_free_copy_waits_for_none_before_it() -> None:
+    constants = [
+        tensor(D, (1, 1, 64), F32), tensor(S, (1, 1, 64), F32), tensor(S, (1, 1, 64), F32, BANK1),
+        tensor(S, (1, 1, 64), F32, BANK2),
+    ]  # fmt: skip
+    load_, move = Copy(on=Queue.L, d=2, a=1), Copy(on=Queue.L, d=4, a=3)
+    alone = run([load_], constants)
+    assert run([load_, replace(move, free=1)], constants) == alone
+    assert run([load_, move], constants) > alone + 16  # 16 beats and more, begun when the first has ended
