@@ -11,9 +11,10 @@ NAMED = "nano, micro, mini, slice64, server, server-sram"
 FIELDS = (
     "name, clock_hz, slices, arrays, array_rows, array_cols, pe_dot, array_stack, rates, weight_load_bytes, "
     "dram_bytes_per_s, dram_latency_ns, dram_bytes, dram_burst_bytes, dram_efficiency, dram_outstanding, "
-    "scratchpad_bytes, banks, bank_bytes, slots_bytes, accumulator_bytes, lanes, ingress_bytes_per_s, hop_ns, topology, "
-    "queue_depths, program_bytes, issue_cycles, branch_cycles, semaphore_cycles, bank_cycles, dma_cycles, normalise_cycles, "
-    "fp32_add_cycles, fp32_multiply_cycles, function_cycles, convert_cycles, power_w, process"
+    "scratchpad_bytes, banks, bank_bytes, slots_bytes, accumulator_bytes, lanes, ingress_bytes_per_s, hop_ns, "
+    "topology, queue_depths, program_bytes, issue_cycles, branch_cycles, semaphore_cycles, bank_cycles, "
+    "dma_cycles, normalise_cycles, fp32_add_cycles, fp32_multiply_cycles, function_cycles, convert_cycles, "
+    "power_w, process"
 )
 
 
