@@ -83,7 +83,7 @@ def test_server_by_hand() -> None:
     assert c.slots_cover_cycles == 3486 - 960  # 512 KiB / 150.39
     assert c.stall_cycles == 2 * (2 + 72 + 3 + 4) + 2 * (4 + 4 + 4) + 7 * 4 + 12 + 3 + 32 + 4 * 4
     assert (c.power_w, c.process) == (700, "TSMC N3P")
-    assert [c.queue_depth(q) for q in QUEUES] == [16, 16, 32, 32, 16, 16]
+    assert [c.queue_depth(q) for q in QUEUES] == [16, 16, 64, 64, 16, 16]
     assert c.seconds(16) == Fraction(1, 10**8)
 
 
