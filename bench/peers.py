@@ -55,15 +55,18 @@ PEERS = (
 )  # fmt: skip
 
 
-def gemm(chip: Chip, m: int, k: int, n: int) -> Program:
+def gemm(chip: Chip, m: int, k: int, n: int, *, near: bool = False) -> Program:
     """A [m, k] times W [k, n] in MXINT8 on one slice: A into the scratchpad once, W through the slots as it lies in
-    memory, a tile of columns after another, results quantised and stored. m x k must fit in the scratchpad."""
+    memory, a tile of columns after another, results quantised and stored. m x k must fit in the scratchpad.
+
+    near : W and the result in the first bytes of memory, so that the program can be run.
+    """
     b, nt = Builder(), chip.columns
     kt = min(k, 1024)
     half = chip.accumulator_words // 2
     slots = min(128, chip.slots_bytes // (nt * kt * 33 // 32))
     a_at, out_at = 0, (m * k * 33 // 32 + 63) // 64 * 64
-    w_at, y_at = 1 << 28, 1 << 29
+    w_at, y_at = (1 << 18, 1 << 19) if near else (1 << 28, 1 << 29)
     codes = slots * nt * kt
     stage = m * nt
     take, stream, store = b.descriptor(), b.descriptor(), b.descriptor()
@@ -109,6 +112,7 @@ def gemm(chip: Chip, m: int, k: int, n: int) -> Program:
     return Program(
         name=f"gemm {m}x{k}x{n}", words=tuple(i.encode() for i in b.instructions), constants=tuple(b.constants),
         sem_init=tuple(counts + [0] * (SEMAPHORES - len(counts))), lines=tuple(b.lines),
+        meta={"w": w_at, "y": y_at},
         requires=Requires(slices=1, dram_bytes=y_at + m * n * 33 // 32, spad_bytes=out_at + 2 * stage * 33 // 32,
                           slot_bytes=codes * 33 // 32, acc_bytes=8 * half, pairs=("INT8xINT8",)),
     )  # fmt: skip
@@ -182,7 +186,7 @@ def model(chip: Chip) -> list[str]:
 
 
 def main(what: list[str]) -> None:
-    """Print the tables."""
+    """Print the tables, all or those that are named (gemm, model)."""
     chip = load(CHIP)
     if not what or "gemm" in what:
         print("\n".join(products(chip)))

@@ -31,7 +31,7 @@ from .sequencer import COPY, GROUP, PICK, TOPK, VEC
 
 __all__ = ["Skeleton"]
 
-_PERIODS = 4
+_PERIODS = 3
 """Most iterations after which control is looked for as it was."""
 _MOST_ROWS = 1 << 20
 """Rows of all slices that are kept to compare with, some 120 MB; a program of longer iterations is run whole."""

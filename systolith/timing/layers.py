@@ -232,7 +232,9 @@ class LayerMachine(TimingMachine):
         starts += found.tolist()
         self._fed[s] += len(found)
         del starts[: -4 * _PERIODS]
-        self._make_room(len(ops), max(2 * self._longest, min(_KEEP, (_PERIODS + 2) * self._longest)))
+        keep = max(2 * self._longest, min(_KEEP, (_PERIODS + 2) * self._longest))
+        if tail - max(0, int(self.state.sl[s, at.S_OPS_HEAD]) - keep) + len(ops) > self.state.ops.shape[1]:
+            self._make_room(len(ops), keep)
         push(self.state, s, ops)
 
     def _measure(self, s: int, pcs: Ints) -> None:
