@@ -19,7 +19,7 @@ from systolith.isa.sequencer import AluFn
 from systolith.numerics.formats import FORMATS
 from systolith.spec.limits import BLOCK
 
-__all__ = ["SCRATCH", "Cell", "Constant", "Context", "Counter", "Norm"]
+__all__ = ["SCRATCH", "Cell", "Constant", "Context", "Counter", "Mixture", "Norm"]
 
 SCRATCH = 1
 """Descriptor register that takes a reduction whose instruction has no elementwise result (D[0 + 1])."""
@@ -55,6 +55,11 @@ class Cell(IntEnum):
     STOP = 7
     ROUTER_FIRST = 25
     ROUTER_TILES = 26
+    DENSE_FIRST = 27
+    DENSE_TILES = 28
+    """Of gate and up in layers without experts, where others have them."""
+    SHARED_FIRST = 29
+    SHARED_TILES = 30
     SEGMENT = 32
     """Four cells: request slot, first row, rows, first position."""
     BELL = 38
@@ -96,6 +101,11 @@ class Constant(IntEnum):
     GELU_0 = 15
     GELU_1 = 16
     """The linear and the cubic coefficient of the exponent of gelu_tanh."""
+    ROUTE_TINY = 17
+    """1e-20: no sum of weights is divided by less."""
+    MOST = 18
+    """2^31 - 1, an integer."""
+    MINUS_INFINITY = 19
 
 
 class Counter(IntEnum):
@@ -132,6 +142,17 @@ class Norm(IntEnum):
     POST_DOWN = 4
 
 
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """How many layers with experts lie before layer n of a loop: (n - first) / every * mixed + before. first: the
+    layer's number in the first round; every: layers of a round, mixed: of them with experts; before: before `first`."""
+
+    first: int = 0
+    every: int = 1
+    mixed: int = 1
+    before: int = 0
+
+
 @dataclass
 class Context:
     """State of the compilation of one program."""
@@ -154,6 +175,7 @@ class Context:
         self.nothing = b.descriptor()
         self.norm = Norm.FIRST
         self.kind = self.plan.model.kinds[0]
+        self.mixture = Mixture()
 
     # ---- descriptors -----------------------------------------------------------------------------------------------
 
@@ -252,6 +274,18 @@ class Context:
             last = number == len(gathers) - 1
             b.arrive(self.nothing, semaphore, counter, wait="" if number else "stage_full",
                      post="stage_free" if last else "")  # fmt: skip
+
+    def mixtures_before(self, r: int) -> None:
+        """R[r] = layers with experts before this one."""
+        m, b = self.mixture, self.b
+        b.move(r, self.r_layer)
+        whole = m.every == m.mixed
+        for fn, value in (
+            (AluFn.SUB, 0 if whole else m.first), (AluFn.CEILDIV, 0 if whole else m.every),
+            (AluFn.MUL, 0 if whole else m.mixed), (AluFn.ADD, m.before - (m.first if whole else 0)),
+        ):  # fmt: skip
+            if value:
+                b.alu(fn, r, r, value)
 
     # ---- sizes -----------------------------------------------------------------------------------------------------
 

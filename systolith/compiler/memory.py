@@ -33,7 +33,7 @@ CONST_WORDS = 24
 """Words of the constant table."""
 OWNER_CELLS = 8
 """Cells of a set with ranks."""
-RANK_WORDS = 18
+RANK_WORDS = 22
 """A slice's share of the work: cells 9 and up."""
 HEADER_WORDS = 8
 """Head of a step record: rows, segments, output rows, decode rows; with serve also updates of request slots, decode
@@ -47,6 +47,7 @@ ALIGN = 32
 
 CONTROL = (
     "consts", "pages", "state", "params", "stops", "flags", "record", "mail", "owners", "chosen", "order", "entries",
+    "route_numbers", "route_places",
 )  # fmt: skip
 """Scratchpad buffers whose contents decide what the program does next: which rows, whose pages, what experts."""
 
@@ -174,7 +175,7 @@ def stage_bytes(plan: Plan) -> int:
     p, rows = plan.profile, plan.rows
     return padded(
         max(
-            _codes(rows * max(plan.o.nt, plan.gate.nt), p.activations),
+            _codes(rows * max(plan.o.nt, plan.ffn_tile), p.activations),
             _codes(plan.tile_tokens * plan.group_queries * plan.dp, p.activations),
             _codes(rows * plan.dp, p.k),
             _codes(rows * plan.dp, p.v),
@@ -195,6 +196,7 @@ def scratchpad(plan: Plan) -> list[Buffer]:
     partial = tq * (plan.dp + 2) * 4
     spans = [len(x.spans) * x.nt * rows * 4 for x in plan.linears if len(x.spans) > 1]
     rec, embed_entries = record_layout(plan), plan.load_entries
+    dense = _blocks(rows * plan.dense.down.k, p.activations) if plan.dense is not None else 0
     # S stores K and V until V has been told: with the gains of o, or, where these stay, before down.
     stored = (Q, A, O_, F) if plan.gains_resident else (Q, A, O_)
     table: list[Buffer] = [
@@ -227,7 +229,7 @@ def scratchpad(plan: Plan) -> list[Buffer]:
         ("v", padded(_codes(rows * m.kv_heads * plan.dp, p.v), 4), stored),
         ("vscale", rows * m.kv_heads, stored),
         ("attention", _blocks(rows * m.heads * plan.dp, p.activations), (A, O_)),
-        ("h", _blocks(plan.pairs * inner, p.activations), (F, D_)),
+        ("h", max(_blocks(plan.pairs * inner, p.activations), dense), (F, D_)),
         ("head_tile", 4 * rows * plan.dp, (Q,)),
         ("head_turned", 4 * rows * (plan.dp if plan.turn_whole else m.head_dim // 2), (Q,)),
         ("scores", 4 * tq * CHUNK_TOKENS, (A,)),
@@ -235,7 +237,7 @@ def scratchpad(plan: Plan) -> list[Buffer]:
         ("chunk_lm", 4 * 2 * tq, (A,)),
         ("partial", partial * (1 + plan.merge_levels), (A,)),
         ("inverse", 4 * tq, (A,)),
-        ("exp_tile", 4 * rows * plan.gate.nt, (F,)),
+        ("exp_tile", 4 * rows * plan.ffn_tile, (F,)),
         ("embed_ring", embed_entries * ring_bytes(rows * plan.o.nt, p.embed), (S_,)),
         (
             "embed_ring_scales",
@@ -265,7 +267,7 @@ def scratchpad(plan: Plan) -> list[Buffer]:
     if spans:
         table.append(("spans", max(spans), ALL))
     if plan.gate_apart:
-        table.append(("gate_tile", 4 * rows * plan.gate.nt, (F,)))
+        table.append(("gate_tile", 4 * rows * plan.ffn_tile, (F,)))
     if any(m.bias(x.name) for x in plan.linears):
         table.append(("bias_ring", plan.load_entries * 4 * max(x.nt for x in plan.linears if m.bias(x.name)), ALL))
     if o.dump:
@@ -288,9 +290,23 @@ def _expert_buffers(plan: Plan) -> list[Buffer]:
         ("entries", 4 * 4 * experts.count, ALL),
         ("y", 4 * pairs * plan.down.nt, (D_,)),
     ]
-    if experts.score == "softmax_all":
+    if experts.score != "softmax":
         table.append(("route_all", 4 * rows * experts.count, (F,)))
+    if experts.score == "sigmoid":
+        table += [("route_numbers", 4 * route_numbers(plan), ALL), ("route_places", 4 * pairs, ALL)]
+    if experts.groups > 1:
+        table.append(("route_groups", 4 * rows * (6 * experts.groups + 2 * experts.top_groups), (F,)))
+    if experts.correction is not None:
+        table.append(("correction", 4 * experts.count, ALL))
+    if plan.shared is not None:
+        table.append(("h_shared", _blocks(rows * plan.shared.down.k, plan.profile.activations), (F, D_)))
     return table
+
+
+def route_numbers(plan: Plan) -> int:
+    """Words of a router's table of numbers: of each row the place of its first score, then the groups from 0 on."""
+    assert plan.model.experts is not None
+    return plan.rows + plan.model.experts.groups
 
 
 def owner_words(plan: Plan) -> int:
@@ -388,6 +404,8 @@ def _dram(plan: Plan, memory: Memory) -> None:
     reserve("stops", 4 * STOPS * o.batch)
     if plan.logits_dealt:
         reserve("owners", 4 * owner_words(plan))
+    if m.experts is not None and m.experts.score == "sigmoid":
+        reserve("route_numbers", 4 * route_numbers(plan))
     if o.serve:
         reserve("bell", 4)
         reserve("mail", 4 * MAIL_ENTRIES * memory.record.message(o.batch, slot_pages(plan)).words)
@@ -401,10 +419,12 @@ def _dram(plan: Plan, memory: Memory) -> None:
         reserve("g_head", 4 * 2 * m.head_dim * m.layers)
     if m.sinks is not None or p.sink is not None:
         reserve("sinks", 2 * 4 * m.heads * sink_layers(plan))
+    if m.experts is not None and m.experts.correction is not None:
+        reserve("correction", 4 * m.experts.count * len(m.layers_of("router")))
     reserve("table", _codes(m.vocab * shard, p.embed))
     reserve("table_scales", m.vocab * shard // BLOCK)
     for linear in plan.linears:
-        layers = 1 if linear.name == "head" else m.layers * linear.copies
+        layers = 1 if linear.name == "head" else len(m.layers_of(linear.name)) * linear.copies
         elements = layers * plan.most_tiles(linear) * linear.slots_per_tile * linear.slot_elements
         reserve(f"w_{linear.name}", _codes(elements, linear.format))
         reserve(f"ws_{linear.name}", elements // BLOCK)

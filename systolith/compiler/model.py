@@ -5,7 +5,7 @@ A graph with an operation or an arrangement that no kernel serves is refused wit
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from systolith.models.graph import ModelGraph, Node, WeightRef, unsupported
@@ -23,15 +23,16 @@ _QKV = ("rms_norm", "linear", "linear", "linear")
 _ATTENTION = ("rope", "rope", "cache_append", "attention", "linear")
 _DENSE = ("linear", "linear", "activation", "linear")
 _EXPERTS = ("route", "experts")
+_SHARED = (*_EXPERTS, *_DENSE, "add")
 _LAYERS = tuple(
     (*_QKV, *norms, *_ATTENTION, *post, "add", "rms_norm", *ffn, *post, "add")
     for norms in ((), ("head_norm", "head_norm"))
     for post in ((), ("rms_norm",))
-    for ffn in (_DENSE, _EXPERTS)
-    if not post or ffn is not _EXPERTS
+    for ffn in (_DENSE, _EXPERTS, _SHARED)
+    if not post or ffn is _DENSE
 )
 """Operations of a layer: without and with norms of the heads of q and k; without and with norms before what is added;
-one feed-forward or a mixture of experts."""
+one feed-forward, a mixture of experts, or one with an expert that all rows share."""
 
 MAX_BODY = 8
 """Most layers in the body of a loop."""
@@ -50,24 +51,30 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """A mixture of experts in every layer. count: experts; top_k: of them for a row; score, scale: as in the operation
-    `route`; activation, alpha, limit: as in `experts`."""
+    """A mixture of experts. count: experts; top_k: of them for a row; score, normalise, scale, groups, top_groups: as
+    in the operation `route`; activation, alpha, limit: as in `experts`; correction: what enters the choice only."""
 
     count: int
     top_k: int
     score: str
+    normalise: bool
     scale: float
+    groups: int
+    top_groups: int
     activation: str
     alpha: float
     limit: float
+    correction: WeightRef | None
 
 
 @dataclass(frozen=True, slots=True)
 class LayerKind:
-    """What may differ between layers. window: tokens that a row sees, or None; rope: index of the rotary table."""
+    """What may differ between layers. window: tokens that a row sees, or None; rope: index of the rotary table;
+    experts: whether it has a mixture of experts."""
 
     window: int | None
     rope: int = 0
+    experts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +83,8 @@ class DecoderModel:
     `scale` (None: 1/sqrt(d)) are binary64 as in the config; `ropes` has (theta, `RopeScaling.text` or None) of each
     rotary table; `activation` is the operation of gate and up ("" with experts); `embed_scale` multiplies the table's
     rows; `post_norms` are the gains of norms of what o and down give, before it is added; `inner` is that of
-    one expert where there are `experts`; `kinds` has an entry for each layer."""
+    one expert where there are `experts`; `kinds` has an entry for each layer. Matrices by class; an expert that all
+    rows share has classes shared_gate, shared_up and shared_down."""
 
     name: str
     hidden: int
@@ -116,6 +124,18 @@ class DecoderModel:
         """Whether the matrices of a class have a bias."""
         return self.matrices[name].bias is not None
 
+    def inner_of(self, name: str) -> int:
+        """Columns of the gates of a class, unpadded: "gate", "shared_gate" or "expert_gate"."""
+        return self.matrices[name].weight.shape[0]
+
+    def layers_of(self, name: str) -> tuple[int, ...]:
+        """Numbers of the layers that have a matrix of a class."""
+        if name in ("gate", "up", "down"):
+            return tuple(n for n, kind in enumerate(self.kinds) if not kind.experts)
+        if name == "router" or name.startswith(("expert_", "shared_")):
+            return tuple(n for n, kind in enumerate(self.kinds) if kind.experts)
+        return tuple(range(self.layers))
+
 
 def periods(kinds: Sequence[LayerKind]) -> list[tuple[tuple[LayerKind, ...], int]]:
     """Cut the layers into loops: (kinds of the layers of a body, times), so that a program does not grow with layers.
@@ -143,50 +163,47 @@ def match(graph: ModelGraph, activations: Collection[str] = ("silu_mul", "gelu_m
 
     Raises ModelError with everything that has no kernel.
     """
+    layers = [graph.body(number) for number in range(graph.layers)]
+    bodies: list[tuple[Node, ...]] = []
+    for body in layers:
+        if body not in bodies:
+            bodies.append(body)
     faults = [f"operation {name}" for name in unsupported(graph, {*KERNELS, *activations})]
-    gates = [node.op for node in graph.layer if node.op in activations]
-    if tuple("activation" if node.op in activations else node.op for node in graph.layer) not in _LAYERS:
+    if not all(tuple("activation" if n.op in activations else n.op for n in body) in _LAYERS for body in bodies):
         faults.append(
             "a layer other than norm, q, k, v, rotary, attention, o, add, norm and gate, up, activation, down, add or "
             "route, experts, add"
         )
-    if graph.special:
-        faults.append(f"layers with a body of their own ({', '.join(map(str, sorted(graph.special)))})")
+    elif _differ(bodies, activations):
+        faults.append("layers that differ in more than whether they have experts")
     if tuple(node.op for node in graph.head) != ("select", "rms_norm", "linear") or len(graph.embed) != 1:
         faults.append("an embedding or head other than table, select, norm, linear")
     if any("bias" in node.weights for node in graph.head):
         faults.append("a bias of the head")
-    for node in graph.layer:
-        varying = [k for k, v in node.attrs.items() if isinstance(v, tuple) and len(set(v)) > 1]
-        faults += [
-            f"{node.op}.{name} that differs from layer to layer" for name in varying if (node.op, name) not in _MAY_VARY
-        ]
-        if node.op == "route" and (node.attr("score", 0) == "sigmoid" or "correction" in node.weights):
-            faults.append("a router with sigmoid scores or a correction")
-        if node.op == "experts" and node.attr("activation", 0) not in ("silu", "swiglu_clamped"):
-            faults.append(f"experts with {node.attr('activation', 0)}")
-    ropes = [_ropes(graph, node) for node in graph.layer if node.op == "rope"]
+    for body in bodies:
+        faults += _attr_faults(body)
+    ropes = [_ropes(graph, node) for node in bodies[0] if node.op == "rope"]
     if any(each != ropes[0] for each in ropes):
         faults.append("rotary that differs between q and k")
     if faults:
         raise ModelError(
             f"model {graph.name}: no kernel for {'; '.join(dict.fromkeys(faults))}; register kernels for them"
         )
-    linears = [node for node in graph.layer if node.op == "linear"]
-    names = ("q", "k", "v", "o", "gate", "up", "down")[: len(linears)]
-    matrices = {name: Matrix(n.weights["w"], n.weights.get("bias")) for name, n in zip(names, linears, strict=True)}
-    experts = _experts(graph, matrices)
+    layer = bodies[0]
+    matrices: dict[str, Matrix] = {}
+    for body in bodies:
+        matrices |= _matrices_of(body)
     head = graph.head[2]
     matrices["head"] = Matrix(head.weights["w"], head.weights.get("bias"))
-    attention = _only(graph.layer, "attention")
-    norms = [node for node in graph.layer if node.op == "rms_norm"] + [graph.head[1]]
-    head_norms = [node for node in graph.layer if node.op == "head_norm"]
+    attention = _only(layer, "attention")
+    norms = [node for node in layer if node.op == "rms_norm"] + [graph.head[1]]
+    head_norms = [node for node in layer if node.op == "head_norm"]
     if len({n.attr("eps", 0) for n in (*norms, *head_norms)}) > 1:
         raise ModelError(f"model {graph.name}: no kernel for norms with different eps; register a kernel for them")
     scale = attention.attr("scale", 0)
-    windows = [attention.attr("window", layer) for layer in range(graph.layers)]
     tables = tuple(dict.fromkeys(ropes[0]))
     before = norms if len(norms) == 3 else [norms[0], norms[2], norms[4]]
+    experts = [body for body in bodies if _mixed(body)]
     return DecoderModel(
         name=graph.name,
         hidden=graph.hidden,
@@ -209,14 +226,52 @@ def match(graph: ModelGraph, activations: Collection[str] = ("silu_mul", "gelu_m
         matrices=matrices,
         sinks=attention.weights.get("sinks"),
         head_norms=(head_norms[0].weights["g"], head_norms[1].weights["g"]) if head_norms else None,
-        experts=experts,
+        experts=_experts(experts[0]) if experts else None,
         kinds=tuple(
-            LayerKind(window if isinstance(window, int) else None, tables.index(rope))
-            for window, rope in zip(windows, ropes[0], strict=True)
+            LayerKind(_window(attention, number), tables.index(rope), _mixed(body))
+            for number, (body, rope) in enumerate(zip(layers, ropes[0], strict=True))
         ),
         embed_scale=graph.embed[0].float_attr("scale", 0) if "scale" in graph.embed[0].attrs else 1.0,
-        activation=gates[0] if gates else "",
+        activation=next((node.op for body in bodies for node in body if node.op in activations), ""),
     )
+
+
+def _mixed(body: Iterable[Node]) -> bool:
+    """Whether a layer has a mixture of experts."""
+    return any(node.op == "experts" for node in body)
+
+
+def _differ(bodies: Sequence[tuple[Node, ...]], activations: Collection[str]) -> bool:
+    """Whether layers differ in more than this: some have a mixture of experts where others have a feed-forward."""
+    if len(bodies) > 2 or len({_mixed(body) for body in bodies}) < len(bodies):
+        return True
+    gates = {node.op for body in bodies for node in body if node.op in activations}
+    starts = {_second_norm(body): body for body in bodies}
+    return (
+        len(gates) > 1
+        or len(starts) > 1
+        or any(body[: _second_norm(body) + 1] != bodies[0][: _second_norm(body) + 1] for body in bodies)
+    )
+
+
+def _second_norm(body: Sequence[Node]) -> int:
+    """Place of the norm that the feed-forward part starts from: behind the first addition to the stream."""
+    return next(place for place, node in enumerate(body) if node.op == "add") + 1
+
+
+def _attr_faults(body: Iterable[Node]) -> Iterator[str]:
+    """Attributes of a layer's nodes that no kernel takes."""
+    for node in body:
+        for name, value in node.attrs.items():
+            if isinstance(value, tuple) and len(set(value)) > 1 and (node.op, name) not in _MAY_VARY:
+                yield f"{node.op}.{name} that differs from layer to layer"
+        if node.op == "experts" and node.attr("activation", 0) not in ("silu", "swiglu_clamped"):
+            yield f"experts with {node.attr('activation', 0)}"
+
+
+def _window(attention: Node, layer: int) -> int | None:
+    window = attention.attr("window", layer)
+    return window if isinstance(window, int) else None
 
 
 def _ropes(graph: ModelGraph, node: Node) -> list[tuple[float, str | None]]:
@@ -224,22 +279,37 @@ def _ropes(graph: ModelGraph, node: Node) -> list[tuple[float, str | None]]:
     return [(node.float_attr("theta", layer), node.text_attr("scaling", layer)) for layer in range(graph.layers)]
 
 
-def _experts(graph: ModelGraph, matrices: dict[str, Matrix]) -> Experts | None:
-    """The mixture of a layer, its matrices added to the others; None where there is none."""
-    if not any(node.op == "experts" for node in graph.layer):
-        return None
-    route, experts = _only(graph.layer, "route"), _only(graph.layer, "experts")
-    matrices["router"] = Matrix(route.weights["w"], route.weights.get("bias"))
-    for name in ("gate", "up", "down"):
-        matrices[f"expert_{name}"] = Matrix(experts.weights[name], experts.weights.get(f"{name}_bias"))
+def _matrices_of(body: Sequence[Node]) -> dict[str, Matrix]:
+    """The matrices of a layer by class."""
+    dense, names = ("gate", "up", "down"), ["q", "k", "v", "o"]
+    matrices: dict[str, Matrix] = {}
+    if _mixed(body):
+        route, experts = _only(body, "route"), _only(body, "experts")
+        matrices["router"] = Matrix(route.weights["w"], route.weights.get("bias"))
+        for name in dense:
+            matrices[f"expert_{name}"] = Matrix(experts.weights[name], experts.weights.get(f"{name}_bias"))
+        dense = ("shared_gate", "shared_up", "shared_down")
+    linears = [node for node in body if node.op == "linear"]
+    names += dense[: len(linears) - len(names)]
+    first = {name: Matrix(n.weights["w"], n.weights.get("bias")) for name, n in zip(names, linears, strict=True)}
+    return first | matrices
+
+
+def _experts(body: Sequence[Node]) -> Experts:
+    """The mixture of a layer."""
+    route, experts = _only(body, "route"), _only(body, "experts")
     return Experts(
         count=experts.int_attr("experts", 0),
         top_k=route.int_attr("top_k", 0),
         score=str(route.attr("score", 0)),
+        normalise=bool(route.attr("normalise", 0)),
         scale=route.float_attr("scale", 0),
+        groups=route.int_attr("groups", 0),
+        top_groups=route.int_attr("top_groups", 0),
         activation=str(experts.attr("activation", 0)),
         alpha=experts.float_attr("alpha", 0),
         limit=experts.float_attr("limit", 0),
+        correction=route.weights.get("correction"),
     )
 
 

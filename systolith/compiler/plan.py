@@ -21,7 +21,7 @@ from systolith.spec.chip import Chip
 from systolith.spec.errors import CapacityError, ConfigError
 from systolith.spec.limits import BLOCK, CHUNK_TOKENS
 
-__all__ = ["LinearPlan", "Options", "Plan", "candidates", "padded", "share", "weight_format"]
+__all__ = ["FeedForward", "LinearPlan", "Options", "Plan", "candidates", "padded", "share", "weight_format"]
 
 MAX_ROWS = 256
 """Most rows of a step: one chunk of attention. More rows reuse weights better only where arithmetic does not bind."""
@@ -39,6 +39,11 @@ def weight_format(profile: Profile, name: str) -> str:
     if name == "router":
         return profile.router
     return profile.head if name == "head" else profile.weights
+
+
+def spans_of(profile: Profile, name: str) -> int:
+    """Spans of the matrices of a class; an expert that all rows share has those of a feed-forward."""
+    return profile.spans[name.removeprefix("shared_")]
 
 
 def share(items: int, slices: int, rank: int) -> tuple[int, int]:
@@ -116,12 +121,22 @@ class LinearPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class FeedForward:
+    """The matrices of a gated feed-forward."""
+
+    gate: LinearPlan
+    up: LinearPlan
+    down: LinearPlan
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """See the module. rows: rows of a step; x_resident, gains_resident: the residual shard and the gains
     of all norms stay in the scratchpad; tile_tokens,
     part_tokens: tokens of queries and of keys that attention takes at a time; kv_entries: parts of K and V that L may
     have loaded ahead; group: slices that share the lanes of a
-    head; lanes_local: lanes of a unit; units: over all slices."""
+    head; lanes_local: lanes of a unit; units: over all slices. gate, up, down: of the experts where there are any, and
+    then dense: of the layers without; shared: of the expert that all rows share."""
 
     model: DecoderModel
     profile: Profile
@@ -146,6 +161,8 @@ class Plan:
     down: LinearPlan
     head: LinearPlan
     router: LinearPlan | None
+    dense: FeedForward | None
+    shared: FeedForward | None
 
     # Sizes that many kernels need.
     @property
@@ -316,7 +333,19 @@ class Plan:
     def linears(self) -> tuple[LinearPlan, ...]:
         """All classes of matrices, in the order of their use."""
         router = (self.router,) if self.router is not None else ()
-        return (self.q, self.k, self.v, self.o, *router, self.gate, self.up, self.down, self.head)
+        parts = [x for part in self.feed_forwards for x in (part.gate, part.up, part.down)]
+        return (self.q, self.k, self.v, self.o, *router, *parts, self.head)
+
+    @property
+    def feed_forwards(self) -> tuple[FeedForward, ...]:
+        """All that there are, that of the experts first."""
+        others = (part for part in (self.dense, self.shared) if part is not None)
+        return (FeedForward(self.gate, self.up, self.down), *others)
+
+    @property
+    def ffn_tile(self) -> int:
+        """Most columns of a tile of gate and up."""
+        return max(part.gate.nt for part in self.feed_forwards)
 
     @property
     def pairs(self) -> int:
@@ -327,16 +356,24 @@ class Plan:
     def ahead(self) -> dict[str, int]:
         """Slots of each tile of a class that are asked for before attention: of o, and then of what follows it, as many
         as there are slots, which nobody frees meanwhile. Tiles of gate take turns with those of up: one at most."""
-        room = self.slots
         counts: dict[str, int] = {}
-        for linear in (self.o, self.router if self.model.experts is not None else self.gate):
-            assert linear is not None
-            tiles = self.most_tiles(linear)
-            if tiles > 1 and (linear is self.gate or tiles * linear.slots_per_tile > room):
-                break
-            counts[linear.name] = min(room, linear.slots_per_tile)
-            room -= tiles * counts[linear.name]
+        for experts in (False, True):
+            room = self.slots
+            for linear in self.after_attention(experts):
+                tiles = self.most_tiles(linear)
+                if tiles > 1 and (linear.name == "gate" or tiles * linear.slots_per_tile > room):
+                    break
+                counts[linear.name] = min(room, linear.slots_per_tile)
+                room -= tiles * counts[linear.name]
         return {name: count for name, count in counts.items() if count}
+
+    def after_attention(self, experts: bool) -> tuple[LinearPlan, ...]:
+        """The classes whose weights are the first that a layer, with or without experts, needs after attention."""
+        if experts:
+            return (self.o,) if self.router is None else (self.o, self.router)
+        if self.router is None:
+            return (self.o, self.gate)
+        return (self.o,) if self.dense is None else (self.o, self.dense.gate)
 
     @property
     def slot_bytes(self) -> int:
@@ -364,7 +401,7 @@ def _linear(
     chosen = weight_format(profile, name)
     terms = 2 if chosen == TWO_TERMS else 1
     fmt = FORMATS["INT8" if chosen == TWO_TERMS else chosen]
-    spans = profile.spans[name]
+    spans = spans_of(profile, name)
     blocks = k // BLOCK
     run = -(-blocks // spans)
     lengths = [min(run, blocks - i * run) for i in range(spans) if i * run < blocks]
@@ -443,12 +480,16 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
             down=_linear(chip, profile, prefix + "down", padded(model.hidden), padded(model.inner), rows, 0, copies),
             head=_linear(chip, profile, "head", padded(model.vocab), padded(model.hidden), rows),
             router=None if experts is None else _linear(chip, profile, "router", copies, padded(model.hidden), rows),
+            dense=_feed_forward(model, chip, profile, "", rows) if prefix else None,
+            shared=_feed_forward(model, chip, profile, "shared_", rows),
         )  # fmt: skip
         # One tile of columns of the hidden dimension serves o and down (the residual shard), one of FF gate and up.
-        o_nt, ffn_nt = min(base.o.nt, base.down.nt), min(base.gate.nt, base.up.nt)
+        o_nt = min(base.o.nt, *(part.down.nt for part in base.feed_forwards))
+        main, *others = (_narrow_part(part, o_nt) for part in base.feed_forwards)
+        dense = others.pop(0) if base.dense is not None else None
         base = replace(
-            base, o=_narrow(base.o, o_nt), down=_narrow(base.down, o_nt), gate=_narrow(base.gate, ffn_nt),
-            up=_narrow(base.up, ffn_nt),
+            base, o=_narrow(base.o, o_nt), down=main.down, gate=main.gate, up=main.up, dense=dense,
+            shared=others.pop() if others else None,
         )  # fmt: skip
         for resident in (True, False):
             for tokens, part, entries in shapes:
@@ -456,6 +497,24 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
                     for gains in (True, False) if model.post_norms is None else (True,):
                         yield replace(base, x_resident=resident, gains_resident=gains, tile_tokens=tokens,
                                       part_tokens=part, kv_entries=entries)  # fmt: skip
+
+
+def _feed_forward(model: DecoderModel, chip: Chip, profile: Profile, prefix: str, rows: int) -> FeedForward | None:
+    """The classes gate, up and down with a prefix, where the model has them."""
+    if prefix + "gate" not in model.matrices:
+        return None
+    inner, hidden = padded(model.inner_of(prefix + "gate")), padded(model.hidden)
+    return FeedForward(
+        _linear(chip, profile, prefix + "gate", inner, hidden, rows),
+        _linear(chip, profile, prefix + "up", inner, hidden, rows),
+        _linear(chip, profile, prefix + "down", hidden, inner, rows),
+    )
+
+
+def _narrow_part(part: FeedForward, o_nt: int) -> FeedForward:
+    """The same with one width of tiles for gate and up, and a given one for down."""
+    nt = min(part.gate.nt, part.up.nt)
+    return FeedForward(_narrow(part.gate, nt), _narrow(part.up, nt), _narrow(part.down, o_nt))
 
 
 def _narrow(linear: LinearPlan, nt: int) -> LinearPlan:

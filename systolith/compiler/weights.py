@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -36,8 +37,9 @@ def rank_table(plan: Plan, rank: int) -> list[int]:
     words += (first, count)
     words.append(first // plan.group * plan.group if plan.group > 1 else 0)
     words.append(0)  # the host's: steps
-    if plan.router is not None:
-        words += share(plan.router.tiles, plan.slices, rank)
+    gates = [None if part is None else part.gate for part in (plan.dense, plan.shared)]
+    for linear in (plan.router, *gates):
+        words += (0, 0) if linear is None else share(linear.tiles, plan.slices, rank)
     return words
 
 
@@ -49,6 +51,10 @@ def images(plan: Plan, memory: Memory, checkpoint: Checkpoint) -> Iterator[Image
     yield from _gains(plan, memory, checkpoint)
     yield from _embedding(plan, memory, checkpoint)
     yield from _sinks(plan, memory, checkpoint)
+    if model.experts is not None and model.experts.correction is not None:
+        ref = model.experts.correction
+        table = np.stack([checkpoint.tensor(ref.at(layer)) for layer in model.layers_of("router")])
+        yield Image(-1, memory.dram["correction"], np.ascontiguousarray(table, np.float32).tobytes())
     for linear in plan.linears:
         yield from _matrices(plan, memory, checkpoint, linear)
         if model.bias(linear.name):
@@ -69,6 +75,9 @@ def control_images(plan: Plan, memory: Memory) -> Iterator[Image]:
     words[Constant.EMBED_SCALE] = fp32.to_bits(fp32.round_f32(m.embed_scale))
     words[Constant.GELU_0] = fp32.to_bits(constants.GELU_LINEAR)
     words[Constant.GELU_1] = fp32.to_bits(constants.GELU_CUBIC)
+    words[Constant.ROUTE_TINY] = fp32.to_bits(fp32.round_f32(1e-20))
+    words[Constant.MOST] = (1 << 31) - 1
+    words[Constant.MINUS_INFINITY] = fp32.to_bits(-math.inf)
     if m.head_norms is not None:
         words[Constant.MEAN_HEAD] = fp32.to_bits(constants.mean_scale(m.head_dim))
     if m.experts is not None:
@@ -81,6 +90,9 @@ def control_images(plan: Plan, memory: Memory) -> Iterator[Image]:
     yield Image(-1, memory.dram["consts"], words.tobytes())
     if plan.logits_dealt:
         yield Image(-1, memory.dram["owners"], np.arange(owner_words(plan), dtype=np.uint32).tobytes())
+    if m.experts is not None and m.experts.score == "sigmoid":
+        numbers = [*range(0, plan.rows * m.experts.count, m.experts.count), *range(m.experts.groups)]
+        yield Image(-1, memory.dram["route_numbers"], np.array(numbers, np.uint32).tobytes())
     for rank in range(plan.slices):
         words = np.zeros(32, np.uint32)
         table = rank_table(plan, rank)
@@ -204,7 +216,7 @@ def _matrices(plan: Plan, memory: Memory, checkpoint: Checkpoint, linear: Linear
 
 def _instances(plan: Plan, linear: LinearPlan) -> Iterator[tuple[int | None, int | None]]:
     """Layer and expert of each matrix (or bias) of a class, in the order in which they lie."""
-    for layer in range(1 if linear.name == "head" else plan.model.layers):
+    for layer in (0,) if linear.name == "head" else plan.model.layers_of(linear.name):
         for expert in range(linear.copies):
             yield None if linear.name == "head" else layer, expert if linear.copies > 1 else None
 

@@ -59,7 +59,7 @@ def _matrices(model: DecoderModel) -> list[tuple[str, int, int, int]]:
     for name, matrix in model.matrices.items():
         n, k = matrix.weight.shape
         copies = model.experts.top_k if model.experts is not None and name.startswith("expert_") else 1
-        result.append((name, n, k, 1 if name == "head" else copies * model.layers))
+        result.append((name, n, k, 1 if name == "head" else copies * len(model.layers_of(name))))
     return result
 
 

@@ -68,10 +68,21 @@ def test_everything_without_a_kernel_is_told_at_once(graph: ModelGraph) -> None:
     with pytest.raises(
         ModelError,
         match=r"^model m: no kernel for operation layer_norm \(2\); a layer other than norm, q, k, v, rotary, "
-        r"attention, o, add, norm and gate, up, activation, down, add or route, experts, add; layers "
-        r"with a body of their own \(1\); register kernels for them$",
+        r"attention, o, add, norm and gate, up, activation, down, add or route, experts, add; register kernels for "
+        r"them$",
     ):
         match(strange)
+
+
+def test_layers_may_differ_in_whether_they_have_experts_only(make: Make) -> None:
+    mixed = {"mlp_only_layers": [0], "intermediate_size": 224}
+    graph = make(family="qwen3_moe", experts=4, extra=mixed).graph
+    found = match(graph)
+    assert [kind.experts for kind in found.kinds] == [False, True]
+    assert (found.layers_of("gate"), found.layers_of("router"), found.layers_of("q")) == ((0,), (1,), (0, 1))
+    narrow = tuple(replace(n, weights={}) if n.op == "head_norm" else n for n in graph.special[0])
+    with pytest.raises(ModelError, match="no kernel for layers that differ in more than whether they have experts;"):
+        match(replace(graph, special={0: narrow}))
 
 
 def test_a_head_or_embedding_of_another_kind(graph: ModelGraph) -> None:

@@ -229,6 +229,8 @@ def _feed_forward_names(config: dict[str, Any], layer: int, inner: dict[str, Sha
         return routed
     only, step = config.get("mlp_only_layers") or [], config.get("decoder_sparse_step", 1)
     if not experts or layer in only or (layer + 1) % step:
+        size = config["intermediate_size"]  # another than an expert's, where the config says so
+        inner = {role: (n, size, d) if role == "down" else (size, k, d) for role, (n, k, d) in inner.items()}
         return {f"mlp.{names[role]}": shape for role, shape in inner.items()}
     out = {router: (experts, hidden, sharp)}
     for expert in range(experts):

@@ -62,6 +62,16 @@ CASES = {
         {"family": "qwen3_moe", "head_dim": 32, "experts": 9, "top_k": 3, "extra": {"norm_topk_prob": False}},
         {"weights": "E2M1", "activations": "E4M3", "k": "E4M3", "v": "E4M3"},
     ),
+    "qwen3_moe_mixed": Case(
+        {
+            "family": "qwen3_moe",
+            "head_dim": 32,
+            "experts": 5,
+            "layers": 5,
+            "intermediate": 96,
+            "extra": {"mlp_only_layers": [0], "decoder_sparse_step": 2, "intermediate_size": 224},
+        },
+    ),
     "gpt_oss": Case(
         {"family": "gpt_oss", "head_dim": 32, "experts": 6, "top_k": 4, "mxfp4": True, "layers": 4, "intermediate": 96},
         {"experts": "E2M1", "weights": "INT8x2"},
@@ -96,7 +106,18 @@ def test_logits_and_intermediates_are_the_references(name: str, subjects: dict[s
 
 
 @pytest.mark.parametrize(
-    "name", ["llama3_rope", "qwen2_yarn", "qwen3", "qwen3_wide", "mixtral", "qwen3_moe", "gpt_oss", "gemma3"]
+    "name",
+    [
+        "llama3_rope",
+        "qwen2_yarn",
+        "qwen3",
+        "qwen3_wide",
+        "mixtral",
+        "qwen3_moe",
+        "qwen3_moe_mixed",
+        "gpt_oss",
+        "gemma3",
+    ],
 )
 def test_a_batch_and_decoding_change_nothing(name: str, subjects: dict[str, Subject]) -> None:
     """Two prompts, the longer one of two chunks of attention, then tokens made on the device."""
@@ -114,8 +135,8 @@ def test_a_batch_and_decoding_change_nothing(name: str, subjects: dict[str, Subj
     ("name", "where"),
     [
         ("qwen2", "nano"), ("qwen3_biases", "nano"), ("qwen3_yarn", "mini"), ("qwen3", "three"),
-        ("mixtral_late", "three"), ("qwen3_moe", "nano"), ("gpt_oss", "mini"), ("gemma3", "three"),
-        ("gemma3_late", "nano"),
+        ("mixtral_late", "three"), ("qwen3_moe", "nano"), ("qwen3_moe_mixed", "three"), ("gpt_oss", "mini"),
+        ("gemma3", "three"), ("gemma3_late", "nano"),
     ],
 )  # fmt: skip
 def test_the_sanitizer_finds_nothing(name: str, where: str, subjects: dict[str, Subject]) -> None:

@@ -36,14 +36,16 @@ class Tile:
     """Rows of the feed-forward's two work buffers: "gate_tile" holds the gate, "exp_tile" takes the factor.
 
     count : register of the number of rows, or 0 for all rows of the step.
+    columns : of the tile; 0 where the model has one width of them.
     """
 
     ctx: Context
     count: int = 0
+    columns: int = 0
 
     def load(self, d: int, name: str, fmt: str = "FP32") -> None:
         """D[d] = a buffer, [rows, 1, columns]; FP32 or INT32 (the same words)."""
-        plan, n = self.ctx.plan, self.ctx.plan.gate.nt
+        plan, n = self.ctx.plan, self.columns or self.ctx.plan.gate.nt
         xe = 0 if self.count else Cell.ROWS
         self.ctx.b.load(d, self.ctx.spad(name, fmt, (plan.rows, 1, n), (n, 0, 1), xe=xe))
         if self.count:

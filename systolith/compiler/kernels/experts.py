@@ -88,7 +88,7 @@ def _gate(ctx: Context, entry: Entry) -> None:
         ctx.b.load(gate, _tile(ctx, "gate_tile"))
         _finish_sums(ctx, ctx.plan.gate, entry, gate)
     emit = {"silu": silu, "gelu_tanh": gelu_tanh, "swiglu_clamped": swiglu_clamped}[experts_of(ctx).activation]
-    emit(Tile(ctx, entry.count))
+    emit(Tile(ctx, entry.count, ctx.plan.gate.nt))
 
 
 def _send_h(ctx: Context, entry: Entry, tile: int) -> None:
@@ -103,7 +103,7 @@ def _send_h(ctx: Context, entry: Entry, tile: int) -> None:
         _finish_sums(ctx, plan.up, entry, up)
         b.extent_r(up, 0, entry.count)
         if clamped:
-            clamp(Tile(ctx, entry.count))
+            clamp(Tile(ctx, entry.count, nt))
             b.load(x, ctx.constant(Constant.ONE))
             b.vec(stage, up, x, exp, op1=Op1.ADD, op2=Op2.MUL, wait="stage_free", post="stage_full")
         else:
@@ -129,6 +129,9 @@ def experts_down(ctx: Context) -> None:
     with ctx.cell_loop(Cell.O_TILES) as tile:
         with each_entry(ctx) as entry:
             _down(ctx, entry, tile)
+        if plan.shared is not None:
+            source = operand(ctx, "h_shared", plan.shared.down.k, plan.profile.activations, rows, xe)
+            product(ctx, plan.shared.down, source, rows, xe)
         if not plan.x_resident:
             load_residual(ctx, tile)
             b.sync(Queue.V, wait="load_full")
@@ -180,8 +183,13 @@ def _add_choices(ctx: Context, tile: int) -> None:
             every *= 2
         residual(ctx, x, tile)
         b.load(left, choices(0, 1, 1))
-        if every < k:
-            b.load(right, choices(every, 1, 1))
+        b.load(right, choices(every if every < k else 0, 1, 1))
+        if ctx.plan.shared is not None:
+            if every < k:
+                b.vec(left, left, right, op1=Op1.ADD)
+            with sums(ctx, ctx.plan.shared.down, rows, Cell.ROWS) as s:
+                b.vec(x, left, s.d, x, op1=Op1.ADD, op2=Op2.ADD, wait=s.wait, post=s.post)
+        elif every < k:
             b.vec(x, left, right, x, op1=Op1.ADD, op2=Op2.ADD)
         else:
             b.vec(x, left, x, op1=Op1.ADD)

@@ -5,62 +5,71 @@ from __future__ import annotations
 from systolith.compiler.context import Cell, Constant, Context, Counter
 from systolith.compiler.kernels.activation import Tile, activations
 from systolith.compiler.kernels.dump import store_rows, tap
-from systolith.compiler.kernels.linear import Sums, bias_tile, operand, product, sums
+from systolith.compiler.kernels.linear import Sums, bias_tile, ffn_cells, operand, product, sums
 from systolith.compiler.kernels.norm import make_r
-from systolith.compiler.plan import LinearPlan
+from systolith.compiler.plan import FeedForward, LinearPlan
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.vector import Func, Op1, Op2
 
-__all__ = ["ffn"]
+__all__ = ["ffn", "gated"]
 
 _ARRIVAL = ("operand", Counter.OPERAND_H)
 
 
 def ffn(ctx: Context) -> None:
-    """Make and send this slice's columns of h."""
+    """Make and send this slice's columns of h, in a layer without experts."""
     b, plan = ctx.b, ctx.plan
-    rows, xe, fmt = ctx.rows, Cell.ROWS, plan.profile.activations
+    part = plan.dense or plan.feed_forwards[0]
     b.tensor_name = "ffn"
     b.sync(Queue.M, wait="operand")
     if plan.profile.deferred_norm:
         make_r(ctx, "b")
-    with ctx.cell_loop(Cell.FFN_TILES) as tile:
-        b.tensor_name = "gate"
-        product(ctx, plan.gate, operand(ctx, "b", ctx.hidden, fmt, rows, xe), rows, xe)
-        _activate_gate(ctx)
-        b.tensor_name = "up"
-        product(ctx, plan.up, operand(ctx, "b", ctx.hidden, fmt, rows, xe), rows, xe)
-        _times_up(ctx, tile)
-    if not plan.one_tile(plan.gate):
+    alone = plan.one_tile(part.gate)
+    gated(ctx, part, "h", _ARRIVAL if alone else None)
+    if not alone:
         ctx.arrive(_ARRIVAL)
     b.tensor_name = ""
 
 
-def _tile(ctx: Context, name: str, fmt: str = "FP32", xe: int = 0) -> Descriptor:
-    n = ctx.plan.gate.nt
+def gated(ctx: Context, part: FeedForward, name: str, arrival: tuple[str, int] | None = None) -> None:
+    """Send this slice's columns of a part's h to the operand `name`; `arrival` goes with each tile. V has r."""
+    b, plan = ctx.b, ctx.plan
+    rows, xe, fmt = ctx.rows, Cell.ROWS, plan.profile.activations
+    first, tiles = ffn_cells(ctx, part.gate)
+    with ctx.cell_loop(tiles) as tile:
+        b.tensor_name = part.gate.name
+        product(ctx, part.gate, operand(ctx, "b", ctx.hidden, fmt, rows, xe), rows, xe)
+        _activate_gate(ctx, part)
+        b.tensor_name = part.up.name
+        product(ctx, part.up, operand(ctx, "b", ctx.hidden, fmt, rows, xe), rows, xe)
+        _times_up(ctx, part, name, first, tile, arrival)
+
+
+def _tile(ctx: Context, part: FeedForward, name: str, fmt: str = "FP32", xe: int = 0) -> Descriptor:
+    n = part.gate.nt
     return ctx.spad(name, fmt, (ctx.rows, 1, n), (n, 0, 1), xe=xe)
 
 
-def _activate_gate(ctx: Context) -> None:
+def _activate_gate(ctx: Context, part: FeedForward) -> None:
     """exp_tile = the factor of g = sums * r + bias."""
     b, plan = ctx.b, ctx.plan
     rows, xe = ctx.rows, Cell.ROWS
-    with b.descriptors(2) as (gate, r), sums(ctx, plan.gate, rows, xe) as s:
+    with b.descriptors(2) as (gate, r), sums(ctx, part.gate, rows, xe) as s:
         if not plan.gate_apart:
-            _silu_of_sums(ctx, s)
+            _silu_of_sums(ctx, part, s)
             return
-        b.load(gate, _tile(ctx, "gate_tile", xe=xe))
-        _finish_sums(ctx, plan.gate, gate, s.d, s.wait, s.post, r)
-    activations()[plan.model.activation].emit(Tile(ctx))
+        b.load(gate, _tile(ctx, part, "gate_tile", xe=xe))
+        _finish_sums(ctx, part.gate, gate, s.d, s.wait, s.post, r)
+    activations()[plan.model.activation].emit(Tile(ctx, columns=part.gate.nt))
 
 
-def _silu_of_sums(ctx: Context, s: Sums) -> None:
+def _silu_of_sums(ctx: Context, part: FeedForward, s: Sums) -> None:
     """exp_tile = silu(g), g = sums * r: read from the accumulator twice, so that it need not be stored."""
     b, rows, xe = ctx.b, ctx.rows, Cell.ROWS
     deferred = ctx.plan.profile.deferred_norm
     with b.descriptors(5) as (exp, minus, one, r, zero):
-        b.load(exp, _tile(ctx, "exp_tile", "INT32", xe))
+        b.load(exp, _tile(ctx, part, "exp_tile", "INT32", xe))
         b.load(minus, ctx.constant(Constant.MINUS_LOG2E))
         if deferred:
             b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
@@ -69,7 +78,7 @@ def _silu_of_sums(ctx: Context, s: Sums) -> None:
             b.vec(exp, s.d, minus, op1=Op1.MUL, func=Func.FIX, wait=s.wait)
         b.load(zero, ctx.constant(Constant.ZERO, "INT32"))
         b.load(one, ctx.constant(Constant.ONE))
-        b.load(minus, _tile(ctx, "exp_tile", xe=xe))
+        b.load(minus, _tile(ctx, part, "exp_tile", xe=xe))
         b.vec(minus, exp, zero, one, op1=Op1.EXP2, op2=Op2.ADD, func=Func.RCP)
         if deferred:
             b.vec(minus, s.d, r, minus, op1=Op1.MUL, op2=Op2.MUL, post=s.post)
@@ -77,19 +86,22 @@ def _silu_of_sums(ctx: Context, s: Sums) -> None:
             b.vec(minus, s.d, minus, op1=Op1.MUL, post=s.post)
 
 
-def _times_up(ctx: Context, tile: int) -> None:
+def _times_up(
+    ctx: Context, part: FeedForward, name: str, first: Cell, tile: int, arrival: tuple[str, int] | None
+) -> None:
     """Send quantise(silu * u), u = sums * r + bias."""
     b, plan = ctx.b, ctx.plan
-    rows, xe, nt, fmt = ctx.rows, Cell.ROWS, plan.up.nt, plan.profile.activations
-    with b.descriptors(5) as (stage, silu, r, up, out), sums(ctx, plan.up, rows, xe) as s:
+    rows, xe, nt, fmt = ctx.rows, Cell.ROWS, part.up.nt, plan.profile.activations
+    with b.descriptors(5) as (stage, silu, r, up, out), sums(ctx, part.up, rows, xe) as s:
         ctx.load_ring(stage, ctx.stage(fmt, (rows, 1, nt), (nt, 0, 1), scales=True, xe=xe), ctx.r_stage)
-        b.load(silu, _tile(ctx, "exp_tile", xe=xe))
-        if tap(ctx) or plan.model.bias("up"):
-            b.load(up, _tile(ctx, "gate_tile", xe=xe))
-            _finish_sums(ctx, plan.up, up, s.d, s.wait, s.post, r)
+        b.load(silu, _tile(ctx, part, "exp_tile", xe=xe))
+        tapped = tap(ctx) and plan.model.experts is None
+        if tapped or plan.model.bias(part.up.name):
+            b.load(up, _tile(ctx, part, "gate_tile", xe=xe))
+            _finish_sums(ctx, part.up, up, s.d, s.wait, s.post, r)
             b.vec(up, up, silu, op1=Op1.MUL)
-            if tap(ctx):
-                store_rows(ctx, "h", _tile(ctx, "gate_tile", xe=xe), first=Cell.FFN_FIRST, step=nt, index=tile)
+            if tapped:
+                store_rows(ctx, "h", _tile(ctx, part, "gate_tile", xe=xe), first=first, step=nt, index=tile)
             b.vec(stage, up, wait="stage_free", post="stage_full")
         elif plan.profile.deferred_norm:
             b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
@@ -97,13 +109,9 @@ def _times_up(ctx: Context, tile: int) -> None:
                   post=f"{s.post} stage_full")  # fmt: skip
         else:
             b.vec(stage, s.d, silu, op1=Op1.MUL, wait=f"{s.wait} stage_free", post=f"{s.post} stage_full")
-        width = plan.down.k
-        b.load(
-            out,
-            ctx.spad("h", fmt, (rows, 1, nt), (width, 0, 1), scales=rows * width, step=nt, xb=Cell.FFN_FIRST, xe=xe),
-        )
+        width = part.down.k
+        b.load(out, ctx.spad(name, fmt, (rows, 1, nt), (width, 0, 1), scales=rows * width, step=nt, xb=first, xe=xe))
         b.advance_r(out, 3, tile)
-        arrival = _ARRIVAL if plan.one_tile(plan.gate) else None
         b.put(out, stage, wait="stage_full", post="stage_free", arrival=arrival)
     ctx.bump(ctx.r_stage)
 

@@ -17,7 +17,7 @@ from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn
 from systolith.isa.vector import Op1
 
-__all__ = ["Sums", "bias_tile", "fetch_ahead", "load_stream", "open_streams", "operand", "product", "sums"]
+__all__ = ["Sums", "bias_tile", "fetch_ahead", "ffn_cells", "load_stream", "open_streams", "operand", "product", "sums"]
 
 
 def open_streams(ctx: Context) -> None:
@@ -102,9 +102,11 @@ def fetch_ahead(ctx: Context) -> None:
     b, plan = ctx.b, ctx.plan
     with b.registers(1) as (fill,):
         b.move(fill, ctx.r_slot)
-        for linear, tiles in ((plan.o, Cell.O_TILES), (plan.router, Cell.ROUTER_TILES), (plan.gate, Cell.FFN_TILES)):
-            if linear is None or linear.name not in plan.ahead:
+        cells = {"o": Cell.O_TILES, "router": Cell.ROUTER_TILES}
+        for linear in plan.after_attention(ctx.kind.experts):
+            if linear.name not in plan.ahead:
                 continue
+            tiles = cells.get(linear.name) or ffn_cells(ctx, linear)[1]
             b.tensor_name = linear.name
             with ctx.cell_loop(tiles):
                 with b.descriptors(1) as (slot,):
@@ -116,6 +118,14 @@ def fetch_ahead(ctx: Context) -> None:
                         b.advance(slot, 3, 1)
                 b.alu(AluFn.ADD, fill, fill, plan.ahead[linear.name])
     b.tensor_name = ""
+
+
+def ffn_cells(ctx: Context, gate: LinearPlan) -> tuple[Cell, Cell]:
+    """Cells with the first tile and the tiles of a feed-forward's gate."""
+    if ctx.plan.dense is not None and gate.name == "gate":
+        return Cell.DENSE_FIRST, Cell.DENSE_TILES
+    shared = gate.name.startswith("shared_")
+    return (Cell.SHARED_FIRST, Cell.SHARED_TILES) if shared else (Cell.FFN_FIRST, Cell.FFN_TILES)
 
 
 def _columns(source: Descriptor, start: int, count: int, fmt: str) -> Descriptor:

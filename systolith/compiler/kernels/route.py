@@ -12,27 +12,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from systolith.compiler.context import SCRATCH, Cell, Constant, Context, Counter
+from systolith.compiler.kernels.ffn import gated
 from systolith.compiler.kernels.linear import bias_tile, operand, product, sums
 from systolith.compiler.kernels.norm import make_r
-from systolith.compiler.model import Experts
+from systolith.compiler.kernels.sigmoid_route import (
+    choice_values,
+    experts_of,
+    rewind_correction,
+    sigmoid_weights,
+)
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
 from systolith.isa.vector import Func, Op1, Op2, Red
 
-__all__ = ["ENTRY_WORDS", "Entry", "each_entry", "experts_of", "route"]
+__all__ = ["ENTRY_WORDS", "Entry", "each_entry", "experts_of", "rewind_correction", "route"]
 
 ENTRY_WORDS = 4
 """What GROUP tells of an expert: its number, its first pair in the order, pairs, 0."""
 ENTRIES_AT_ONCE = 4
 """Entries that the cells hold, a power of two."""
-
-
-def experts_of(ctx: Context) -> Experts:
-    """The mixture of the model."""
-    experts = ctx.plan.model.experts
-    assert experts is not None
-    return experts
 
 
 def route(ctx: Context) -> None:
@@ -43,13 +42,23 @@ def route(ctx: Context) -> None:
     if plan.profile.deferred_norm:
         make_r(ctx, "b")
     _logits(ctx)
+    if plan.shared is not None:
+        # While the logits travel: what all rows share needs no choice.
+        gated(ctx, plan.shared, "h_shared")
+        b.tensor_name = "router"
+    sigmoid = experts_of(ctx).score == "sigmoid"
     b.sync(Queue.V, wait="partials")
+    if sigmoid:
+        choice_values(ctx)
     with b.pair() as d, b.descriptors(2) as (a, count):
         b.load(a, _logits_view(ctx))
         b.load(d, _chosen(ctx, "chosen", "INT32"))
         b.load(d + 1, _chosen(ctx, "route_w", "FP32"))
         b.topk(d, a)
-        _weights(ctx)
+        if sigmoid:
+            sigmoid_weights(ctx)
+        else:
+            _weights(ctx)
         # The pairs by expert: their order, and an entry for each expert that somebody has chosen.
         pairs, experts = plan.pairs, experts_of(ctx).count
         b.load(a, _chosen(ctx, "chosen", "INT32", xe=Cell.ROWS))
@@ -179,7 +188,8 @@ def each_entry(ctx: Context, *, wait: str = "") -> Iterator[Entry]:
                 b.branch(body)
         b.place(body)
         with b.registers(1) as (base,):
-            b.alu(AluFn.MUL, base, ctx.r_layer, experts_of(ctx).count)
+            ctx.mixtures_before(base)
+            b.alu(AluFn.MUL, base, base, experts_of(ctx).count)
             b.alu_r(AluFn.ADD, matrix, matrix, base)
         b.load(rows, ctx.spad("order", "INT32", (pairs, 1, 1), (1, 0, 0), offset=4 * pairs))
         b.load(order, ctx.spad("order", "INT32", (pairs, 1, 1), (1, 0, 0)))

@@ -8,7 +8,7 @@ fills in tokens and positions itself. Between start and stop the host only reads
 from __future__ import annotations
 
 from systolith.compiler.builder import tensor
-from systolith.compiler.context import Cell, Context, Counter
+from systolith.compiler.context import Cell, Context, Counter, Mixture
 from systolith.compiler.kernels.attention import attention
 from systolith.compiler.kernels.cache import append
 from systolith.compiler.kernels.embed import embed
@@ -21,7 +21,7 @@ from systolith.compiler.kernels.mail import end_of_step, fill_rows, next_message
 from systolith.compiler.kernels.norm import make_r
 from systolith.compiler.kernels.project import project
 from systolith.compiler.kernels.qkv import qkv
-from systolith.compiler.kernels.route import route
+from systolith.compiler.kernels.route import rewind_correction, route
 from systolith.compiler.kernels.sample import sample
 from systolith.compiler.memory import (
     CONST_WORDS,
@@ -31,6 +31,7 @@ from systolith.compiler.memory import (
     STATE_WORDS,
     STOPS,
     owner_words,
+    route_numbers,
     sink_layers,
     slot_pages,
 )
@@ -73,11 +74,18 @@ def write_program(ctx: Context) -> None:
         rewind_head_gains(ctx)
     b.load(ctx.streams["g"], ctx.dram("g", "FP32", (1, 1, ctx.shard), (0, 0, 1), step=ctx.shard))
     b.set(ctx.r_layer, 0)
+    if "correction" in ctx.streams:
+        rewind_correction(ctx)
     embed(ctx)
+    done = mixed = 0
     for kinds, times in periods(plan.model.kinds):
+        every = sum(kind.experts for kind in kinds)
         with b.loop(times):
-            for kind in kinds:
+            for place, kind in enumerate(kinds):
+                before = sum(other.experts for other in kinds[:place])
+                ctx.mixture = Mixture(done + place, len(kinds), every, mixed + before)
                 _layer(ctx, kind)
+        done, mixed = done + times * len(kinds), mixed + times * every
     # The last gather brought the operand of the head.
     b.sync(Queue.M, wait="operand")
     if plan.profile.deferred_norm:
@@ -133,13 +141,13 @@ def _layer(ctx: Context, kind: LayerKind) -> None:
     append(ctx)
     attention(ctx)
     project(ctx, plan.o, "attention", "b")
-    if plan.model.experts is None:
-        ffn(ctx)
-        project(ctx, plan.down, "h", "a")
-    else:
+    if kind.experts:
         route(ctx)
         experts_up(ctx)
         experts_down(ctx)
+    else:
+        ffn(ctx)
+        project(ctx, plan.dense.down if plan.dense is not None else plan.down, "h", "a")
     b.alu(AluFn.ADD, ctx.r_layer, ctx.r_layer, 1)
 
 
@@ -149,8 +157,9 @@ def _start(ctx: Context) -> None:
     b.tensor_name = "start"
     b.load(ctx.nothing, tensor(Space.SPAD, "INT8", 0, (0, 0, 0), (0, 0, 0)))
     open_streams(ctx)
-    for name in ("g", "record", *(["g_head"] if plan.model.head_norms is not None else [])):
-        ctx.streams[name] = b.descriptor()
+    for name in ("g", "record", "g_head", "correction"):
+        if name in ("g", "record") or name in ctx.memory.dram:
+            ctx.streams[name] = b.descriptor()
     tables = [
         ("consts", "INT32", CONST_WORDS), ("pages", "INT32", o.batch * slot_pages(plan)),
         ("state", "INT32", STATE_WORDS * o.batch), ("params", "INT32", PARAM_WORDS * o.batch),
@@ -158,6 +167,8 @@ def _start(ctx: Context) -> None:
     ]  # fmt: skip
     if plan.logits_dealt:
         tables.append(("owners", "INT32", owner_words(plan)))
+    if "route_numbers" in ctx.memory.spad:
+        tables.append(("route_numbers", "INT32", route_numbers(plan)))
     if plan.gains_resident:
         tables.insert(0, ("g", "FP32", ctx.shard * (len(plan.model.layer_norms) * plan.model.layers + 1)))
     if "sinks" in ctx.memory.spad:
