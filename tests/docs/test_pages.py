@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.docs.page import ROOT, pattern, play, tidy
 PAGES = [ROOT / "docs" / "extending.md", *sorted((ROOT / "docs" / "tutorial").glob("*.md"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_runs_as_it_is_shown(page: Path, tmp_path: Path) -> None:
     assert play(page, tmp_path) == []
@@ -38,6 +40,4 @@ def test_a_page_that_shows_something_else_is_told(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_dots_stand_for_any_text(shown: str, printed: str, equal: bool) -> None:
-    import re
-
     assert bool(re.fullmatch(pattern(shown.splitlines()), tidy(printed))) is equal
