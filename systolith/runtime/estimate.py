@@ -138,6 +138,8 @@ class First:
     timed: int
     steps: int
     layers: tuple[int, int]
+    lines: Counter[str]
+    """Critical path of the steps that were timed, by kernel line."""
 
 
 @dataclass
@@ -207,6 +209,7 @@ class Estimate:
             }
             | prefill_fractions,
             "lines": {line: n / chip.clock_hz for line, n in middle.lines.most_common(12)},
+            "prefill_lines": _shares(self.first.lines) if self.first else {},
             "decode_steps": [{"context": d.context, "seconds": d.cycles / chip.clock_hz} for d in self.decodes],
             "sensitivity": self.sensitivity,
             "simulated": {
@@ -231,6 +234,11 @@ def weights_enter(chip: Chip) -> str:
         f"weights are loaded into a second register of each PE, {chip.weight_load_bytes} bytes a cycle and slice, "
         "while the array streams the tile before; a pass takes the longer of the two"
     )
+
+
+def _shares(lines: Counter[str]) -> dict[str, float]:
+    """The largest, as shares of all."""
+    return {line: n / lines.total() for line, n in lines.most_common(12)}
 
 
 def _ratio(numerator: Fraction, denominator_s: float) -> dict[str, float]:
@@ -337,14 +345,17 @@ def first_token(compiled: Compiled, question: Question) -> First:
     before it; between two samples the time of a step is taken as linear in its number, which it is but for the stairs
     of chunks of 256 tokens.
     """
+    window: list[tuple[int, Counter[str]]] = []
+    note = _line_counter(compiled, window)
     scenario = prefill_of(compiled, [question.prompt])
     total = len(scenario.layout.steps)
     if total <= WHOLE_PREFILL:
-        timed = run_scenario(compiled, scenario, seed=question.seed)
-        return First(timed.tokens[0], total, total, (timed.simulated, timed.skipped))
+        timed = run_scenario(compiled, scenario, seed=question.seed, on_window=note)
+        return First(timed.tokens[0], total, total, (timed.simulated, timed.skipped), _all_lines(window))
     picks = sorted({1 + round(i * (total - 2) / (SAMPLES - 1)) for i in range(SAMPLES)} | {total - 1})
     chosen = sorted({0} | {p - 1 for p in picks} | set(picks))
-    timed = run_scenario(compiled, prefill_of(compiled, [question.prompt], chosen), seed=question.seed)
+    some = prefill_of(compiled, [question.prompt], chosen)
+    timed = run_scenario(compiled, some, seed=question.seed, on_window=note)
     ends = [*timed.steps[: len(chosen) - 1], timed.tokens[0]]
     took = {step: ends[i] - (ends[i - 1] if i else 0) for i, step in enumerate(chosen)}
     known = [(p, took[p]) for p in picks[:-1]]
@@ -355,4 +366,12 @@ def first_token(compiled: Compiled, question: Question) -> First:
             continue
         (a, low), (b, high) = next((p, q) for p, q in pairwise(known) if p[0] <= step < q[0])
         cycles += low + Fraction((high - low) * (step - a), b - a)
-    return First(round(cycles), len(chosen), total, (timed.simulated, timed.skipped))
+    return First(round(cycles), len(chosen), total, (timed.simulated, timed.skipped), _all_lines(window))
+
+
+def _all_lines(window: list[tuple[int, Counter[str]]]) -> Counter[str]:
+    """Cycles by line over all windows."""
+    found: Counter[str] = Counter()
+    for _, counted in window:
+        found += counted
+    return found
