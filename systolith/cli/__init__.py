@@ -1,7 +1,7 @@
 """The command line: one module per group of commands. A command imports what it needs when it runs.
 
 A fault that the user can mend is one sentence on stderr and exit code 2; an interrupt is 130; a fuzz that found a
-mismatch is 1. A fault of our own is one sentence with its place, and 70.
+mismatch, and a result that is not the same again, is 1. A fault of our own is one sentence with its place, and 70.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import typer
 # The base of typer's usage errors has no public name; typer is pinned.
 from typer._click.exceptions import ClickException
 
-from systolith.cli import chips, estimate, fuzz, generate, logits, program, quality, run, serve, trace
+from systolith.cli import chips, estimate, fuzz, generate, logits, program, quality, repro, run, serve, trace
 from systolith.spec.errors import SystolithError
 
-__all__ = ["app", "main"]
+__all__ = ["app", "command_line", "main"]
 
 BAD_INPUT, INTERNAL, INTERRUPTED, BROKEN_PIPE = 2, 70, 130, 141
 
@@ -35,12 +35,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (generate, serve, run, logits, quality, estimate, program, trace, chips, fuzz):
+for module in (generate, serve, run, logits, quality, estimate, repro, program, trace, chips, fuzz):
     module.register(app)
 
 
 @functools.cache
-def _command() -> Any:
+def command_line() -> Any:
     """The app as typer runs it; making it takes longer than many commands."""
     return typer.main.get_command(app)
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        code = _command()(args=arguments, prog_name="systolith", standalone_mode=False)
+        code = command_line()(args=arguments, prog_name="systolith", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except ClickException as error:

@@ -9,6 +9,7 @@ import typer
 
 from systolith.cli import _options as options
 from systolith.cli._console import bytes_text, print_json, print_table, progress, seconds_text, write
+from systolith.cli._evidence import evidence
 
 if TYPE_CHECKING:
     from systolith.runtime.estimate import Estimate
@@ -47,6 +48,7 @@ def register(app: typer.Typer) -> None:
 
 
 def estimate(
+    ctx: typer.Context,
     model: ConfigArgument,
     chip: options.ChipOption = "server",
     context: ContextOption = 8192,
@@ -69,12 +71,13 @@ def estimate(
         prefill, sensitivity,
     )  # fmt: skip
     if as_json:
-        print_json(found.to_dict())
+        print_json(found.to_dict(_made_of(ctx, found)))
         return
     _print(found)
 
 
 def waterfall(
+    ctx: typer.Context,
     model: ConfigArgument,
     chip: options.ChipOption = "server",
     context: ContextOption = 8192,
@@ -97,23 +100,29 @@ def waterfall(
 
     if svg is not None:
         check_output(svg)
-    found = _run(
+    timed = _run(
         model, chip, context, batch, input_len, output_len, profile, weights, activations, kv, page_tokens, seed, False,
         False,
-    ).to_dict()  # fmt: skip
+    )  # fmt: skip
+    found = timed.to_dict()
     title = _title(found)
     if svg is not None:
         notes = [f"{name}: {_percent(found, key)}" for name, key in _FRACTIONS if key in found["fractions"]]
         text = picture(found["waterfall"], title, notes)
         write_whole(svg, lambda file: file.write(text.encode()))
     if as_json:
-        print_json(found)
+        print_json(timed.to_dict(_made_of(ctx, timed)))
         return
     write(f"{title}\n\n{bars(found['waterfall'])}\n\n")
     print_table(
         [(line, seconds_text(seconds)) for line, seconds in found["lines"].items()],
         header=("kernel line: why", "on the path"),
     )
+
+
+def _made_of(ctx: typer.Context, found: Estimate) -> dict[str, Any]:
+    plan = found.compiled.plan
+    return evidence(ctx, plan.chip, found.model_sha256, found.compiled.program.sha256, resolved=plan)
 
 
 def _run(

@@ -9,6 +9,7 @@ import typer
 
 from systolith.cli import _options as options
 from systolith.cli._console import print_json, progress, write
+from systolith.cli._evidence import evidence
 from systolith.spec import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(
+    ctx: typer.Context,
     model: options.ModelArgument = options.TINYCODE,
     chip: options.ChipOption = "nano",
     prompt: Annotated[
@@ -108,7 +110,9 @@ def generate(
         write_whole(logits, lambda file: np.save(file, array))
     made_texts = [tokenizer.decode(tokens) if tokenizer else "" for tokens in run.tokens]
     if as_json:
-        print_json(summary(run, requests, made_texts, batched=batch is not None))
+        found = summary(run, requests, made_texts, batched=batch is not None)
+        made_of = evidence(ctx, loaded_chip, checkpoint.sha256, compiled.program.sha256, resolved=compiled.plan)
+        print_json({**found, "manifest": made_of})
         return
     from systolith.cli._report import print_batch, print_run
 

@@ -9,6 +9,7 @@ import typer
 
 from systolith.cli import _options as options
 from systolith.cli._console import print_json, progress, write
+from systolith.cli._evidence import evidence
 
 __all__ = ["logits", "register"]
 
@@ -19,6 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def logits(
+    ctx: typer.Context,
     output: Annotated[Path, typer.Option("-o", "--output", help="FP32 logits, positions x vocabulary, .npy.")],
     prompt_ids: Annotated[str, typer.Option("--prompt-ids", help="Token ids: 1,2,3 or a file of them.")],
     model: options.ModelArgument = options.TINYCODE,
@@ -69,6 +71,7 @@ def logits(
         print_json({
             "chip": loaded.name, "model": checkpoint.graph.name, "file": str(output), "positions": count,
             "vocabulary": checkpoint.graph.vocab, "program_sha256": compiled.program.sha256,
+            "manifest": evidence(ctx, loaded, checkpoint.sha256, compiled.program.sha256, resolved=compiled.plan),
         })  # fmt: skip
         return
     from systolith.cli._report import formats

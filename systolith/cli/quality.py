@@ -9,6 +9,7 @@ import typer
 
 from systolith.cli import _options as options
 from systolith.cli._console import print_json, print_table, progress, write
+from systolith.cli._evidence import evidence
 from systolith.spec import ConfigError
 
 __all__ = ["quality", "register"]
@@ -20,6 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def quality(
+    ctx: typer.Context,
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="MODEL", help="Model directory; files here are further texts.")
     ] = None,
@@ -81,7 +83,7 @@ def quality(
     if plain is not None:
         facts |= {"reference_perplexity": plain.perplexity, "increase": found.perplexity / plain.perplexity - 1}
     if as_json:
-        print_json(facts)
+        print_json({**facts, "manifest": evidence(ctx, loaded, checkpoint.sha256, resolved=resolved)})
         return
     from systolith.cli._report import formats
 

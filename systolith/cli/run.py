@@ -11,6 +11,7 @@ import typer
 
 from systolith.cli import _options as options
 from systolith.cli._console import print_json, print_table, progress, seconds_text, warn, write
+from systolith.cli._evidence import evidence
 from systolith.spec import Chip, ConfigError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
+    ctx: typer.Context,
     requests: Annotated[Path, typer.Argument(metavar="REQUESTS", help="File of requests, one JSON object a line.")],
     model: Annotated[
         str,
@@ -116,6 +118,10 @@ def run(
         place = "" if outcome.message.startswith(f"{requests}:") else f"{requests}:{outcome.line}: "
         warn(f"{place}{outcome.message}")
     found = report(engine, everything, mode, tokenizer)
+    if output is not None or as_json:
+        found["manifest"] = evidence(
+            ctx, loaded, opened.sha256, engine.compiled.program.sha256, resolved=engine.compiled.plan
+        )
     if output is not None:
         from systolith.runtime.files import write_whole
 

@@ -17,7 +17,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from systolith import __version__
 from systolith.compiler import Compiled, Options
 from systolith.compiler.compile import compile_graph
 from systolith.compiler.plan import padded
@@ -26,6 +25,7 @@ from systolith.models.graph import ModelGraph
 from systolith.models.profile import Profile
 from systolith.runtime.bound import StepCost, prefill_cost, step_cost
 from systolith.runtime.job import Request, pack
+from systolith.runtime.manifest import manifest
 from systolith.runtime.scenario import decode_at, prefill_of, run_scenario
 from systolith.spec.chip import Chip
 from systolith.spec.errors import ConfigError, ModelError
@@ -174,8 +174,8 @@ class Estimate:
         compute = sum((n / chip.peak_macs_per_s(pair) for pair, n in cost.macs.items()), Fraction(0))
         return cost.bytes / chip.chip_dram_bytes_per_s, compute
 
-    def to_dict(self) -> dict[str, Any]:
-        """The object of `--json`."""
+    def to_dict(self, made_of: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The object of `--json`. made_of: the manifest of a command; left out, that of the question."""
         chip, plan, middle = self.chip, self.compiled.plan, self.decodes[len(self.decodes) // 2]
         cost = middle.cost
         memory, compute = self.bounds(cost)
@@ -218,13 +218,11 @@ class Estimate:
                 "prefill_steps": self.first.steps if self.first else 0,
             },
             "weights_enter": weights_enter(chip),
-            "manifest": {
-                "version": __version__,
-                "chip_sha256": chip.sha256,
-                "model_sha256": self.model_sha256,
-                "program_sha256": self.compiled.program.sha256,
-                "options": asdict(self.question) | {"profile": plan.profile.to_dict(), "rows": plan.rows},
-            },
+            "manifest": made_of or manifest(
+                "estimate", chip, self.model_sha256, program_sha256=self.compiled.program.sha256,
+                seed=self.question.seed, options=asdict(self.question),
+                resolved={"profile": plan.profile.to_dict(), "rows": plan.rows},
+            ),
         }  # fmt: skip
 
 

@@ -54,8 +54,9 @@ def wrong_shape(model: Path, folder: Path) -> tuple[list[object], str]:
 def unknown_architecture(model: Path, folder: Path) -> tuple[list[object], str]:
     edit(model, lambda c: c.update(model_type="mamba"))
     return ["generate", model, "--prompt", "x"], (
-        f'{model}/config.json: model_type="mamba" is not supported, must be one of llama, mistral, qwen2, qwen3 '
-        "(did you mean llama?); choose a model of these families"
+        f'{model}/config.json: model_type="mamba" is not supported, must be one of deepseek_v3, gemma3, '
+        "gemma3_text, gpt_oss, llama, mistral, mixtral, qwen2, qwen3, qwen3_moe (did you mean llama?); choose a model "
+        "of these families"
     )
 
 
@@ -214,7 +215,7 @@ def bad_assembly(model: Path, folder: Path) -> tuple[list[object], str]:
     file.write_text("HULT\n")
     return ["asm", file, "-o", folder / "x"], (
         f"{file}:1: instruction HULT is unknown; known are SET, ALU, DESC, ADV, LOOP, BR, READX, HALT, COPY, MATMUL, "
-        "VEC, PICK, PUT, SYNC, RING."
+        "VEC, PICK, PUT, SYNC, RING, TOPK, GROUP."
     )
 
 

@@ -14,7 +14,7 @@ from tests.reference import contract
 
 KEYS = [
     "chip", "model", "prompt_tokens", "tokens", "text", "ttft_s", "tpot_s", "cycles", "utilisation", "bytes",
-    "bound_tpot_s", "waterfall", "program_sha256",
+    "bound_tpot_s", "waterfall", "program_sha256", "manifest",
 ]  # fmt: skip
 PROMPTS = ["def f(x):", "import os", "class A(B):\tpass  # a longer line, so that lengths differ", "x"]
 
@@ -141,6 +141,7 @@ def test_execute_is_the_same(run: Runner, tmp_path: Path) -> None:
         run("generate", model, "--prompt-ids", "1,2", "--max-tokens", 2, "--json", "--device", device).json
         for device in ("execute", "sim")
     ]
+    assert [each.pop("manifest")["options"]["device"] for each in found] == ["execute", "sim"]
     assert found[0] == found[1]
 
 
