@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 
 from systolith.compiler.builder import SEMAPHORE
+from systolith.compiler.candidates import candidates
 from systolith.compiler.context import Context
 from systolith.compiler.kernels.activation import activations
 from systolith.compiler.kernels.step import write_program
 from systolith.compiler.memory import Memory, dump_widths, lay_out
 from systolith.compiler.model import match
-from systolith.compiler.plan import Options, Plan, candidates
+from systolith.compiler.plan import Options, Plan
 from systolith.compiler.weights import control_images, images
 from systolith.isa.program import Program, Requires
 from systolith.models.checkpoint import Checkpoint

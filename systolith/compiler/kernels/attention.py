@@ -11,7 +11,7 @@ from systolith.compiler.builder import Label
 from systolith.compiler.context import Cell, Constant, Context, Counter
 from systolith.compiler.kernels.chunk import attend_chunk, wait_for_rows
 from systolith.compiler.kernels.dump import store_rows, tap
-from systolith.compiler.kernels.partial import Partial, merge, merge_pairs, start_empty
+from systolith.compiler.kernels.partial import Partial, merge, merge_halves, start_empty
 from systolith.compiler.kernels.segment import Tile, each_segment, each_unit
 from systolith.compiler.memory import sink_layers
 from systolith.isa.instruction import Queue
@@ -166,8 +166,10 @@ def _exchange(ctx: Context, tile: Tile, current: Partial, others: Label) -> None
         b.alu(AluFn.ADD, ctx.r_exchange, ctx.r_exchange, 1)
         b.sync(Queue.V, wait="stage_free", post="stage_full")
         with b.registers(1) as (place,), b.descriptors(2) as (out, source):
-            b.alu(AluFn.MUL, place, parity, plan.group)
-            b.alu_r(AluFn.ADD, place, place, tile.unit.group)
+            _place_of(ctx, place, tile.unit.group)
+            with b.registers(1) as (turn,):
+                b.alu(AluFn.MUL, turn, parity, plan.group)
+                b.alu_r(AluFn.ADD, place, place, turn)
             parts = list(zip(current.parts(), Partial(ctx, 0, "exchange").parts(), strict=True))
             for number, (mine, theirs) in enumerate(parts):
                 b.load(source, mine)
@@ -185,13 +187,28 @@ def _exchange(ctx: Context, tile: Tile, current: Partial, others: Label) -> None
         b.place(sent)
         b.sync(Queue.V, wait="partials")
         b.branch(others, Cond.NE, tile.unit.group, 0)
-        every = 1
-        while 2 * every < plan.group:
-            merge_pairs(ctx, tile, "exchange", parity, every)
-            every *= 2
+        count = plan.group
+        while count > 2:
+            merge_halves(ctx, tile, "exchange", parity, count)
+            count //= 2
         # The last merge goes to `current`, whose address does not depend on the turn.
-        left, right = (Partial(ctx, i, "exchange", parity, plan.group) for i in (0, every))
+        left, right = (Partial(ctx, i, "exchange", parity, plan.group) for i in (0, 1))
         merge(ctx, tile, current, left, right)
+
+
+def _place_of(ctx: Context, place: int, number: int) -> None:
+    """R[place] = the bits of R[number] in reverse: where the partial of this slice lies in a buffer of `group`.
+
+    Siblings of the tree then lie half of what is left apart, mostly in other banks, and a level is one pass.
+    """
+    b, bits = ctx.b, ctx.plan.group.bit_length() - 1
+    b.set(place, 0)
+    with b.registers(1) as (bit,):
+        for i in range(bits):
+            b.alu(AluFn.SHR, bit, number, i)
+            b.alu(AluFn.AND, bit, bit, 1)
+            b.alu(AluFn.SHL, bit, bit, bits - 1 - i)
+            b.alu_r(AluFn.OR, place, place, bit)
 
 
 def _finish(ctx: Context, tile: Tile, result: Partial) -> None:

@@ -10,7 +10,7 @@ from systolith.isa.descriptor import Descriptor
 from systolith.isa.sequencer import AluFn
 from systolith.isa.vector import Op1
 
-__all__ = ["Partial", "merge", "merge_pairs", "start_empty"]
+__all__ = ["Partial", "merge", "merge_halves", "start_empty"]
 
 
 @dataclass(frozen=True)
@@ -91,33 +91,32 @@ def merge(ctx: Context, tile: Tile, out: Partial, left: Partial, right: Partial)
         b.vec(d, x, exponents + 1, op1=Op1.IMAX)
 
 
-def merge_pairs(ctx: Context, tile: Tile, buffer: str, parity: int, every: int) -> None:
-    """Merge partials 0 and `every`, 2 * every and 3 * every, ... of a buffer of `group` at once, each into its first.
+def merge_halves(ctx: Context, tile: Tile, buffer: str, parity: int, count: int) -> None:
+    """Merge the first half of `count` partials of a buffer of `group` with the second, each with its sibling, at once.
 
     One pass over all pairs takes little longer than over one. parity: register, as in `Partial`.
     """
     b, plan = ctx.b, ctx.plan
-    rows = plan.tile_tokens * plan.group_queries
+    rows, half = plan.tile_tokens * plan.group_queries, count // 2
     words = rows * (plan.dp + 2)
 
     def view(d: int, name: str, first: int) -> None:
-        """D[d] = a part of every second partial, [pairs, rows, width]."""
+        """D[d] = a part of half of the partials, [pairs, rows, width]."""
         fmt, width = ("INT32" if name == "m" else "FP32"), (plan.model.head_dim if name == "o" else 1)
         start = first * words + {"o": 0, "l": rows * plan.dp, "m": rows * (plan.dp + 1)}[name]
-        stride = (2 * every * words, plan.dp if name == "o" else 1, int(name == "o"))
-        ext = (plan.group // (2 * every), rows, width)
-        b.load(d, ctx.spad(buffer, fmt, ext, stride, offset=4 * start, step=words * plan.group))
+        stride = (words, plan.dp if name == "o" else 1, int(name == "o"))
+        b.load(d, ctx.spad(buffer, fmt, (half, rows, width), stride, offset=4 * start, step=words * plan.group))
         b.advance_r(d, 3, parity)
 
-    with b.pair() as exponents, b.descriptors(2) as (x, y), b.registers(1) as (count,):
-        b.alu(AluFn.MUL, count, tile.tokens, plan.group_queries)
+    with b.pair() as exponents, b.descriptors(2) as (x, y), b.registers(1) as (rows_r,):
+        b.alu(AluFn.MUL, rows_r, tile.tokens, plan.group_queries)
         view(exponents, "m", 0)
-        view(exponents + 1, "m", every)
+        view(exponents + 1, "m", half)
         for name in ("o", "l"):
             view(x, name, 0)
-            view(y, name, every)
-            b.extent_r(x, 1, count)
+            view(y, name, half)
+            b.extent_r(x, 1, rows_r)
             b.vec(x, x, y, exponents, op1=Op1.SHIFTADD)
         view(x, "m", 0)
-        b.extent_r(x, 1, count)
+        b.extent_r(x, 1, rows_r)
         b.vec(x, x, exponents + 1, op1=Op1.IMAX)

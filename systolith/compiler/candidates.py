@@ -1,0 +1,154 @@
+"""Plans to try, the one with most rows a step first: how matrices are cut, how much attention takes at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from systolith.compiler.model import DecoderModel
+from systolith.compiler.plan import FeedForward, LinearPlan, Options, Plan, padded, spans_of, weight_format
+from systolith.models.profile import TWO_TERMS, Profile
+from systolith.numerics.formats import FORMATS
+from systolith.spec.chip import Chip
+from systolith.spec.errors import CapacityError
+from systolith.spec.limits import BLOCK, CHUNK_TOKENS
+
+__all__ = ["candidates"]
+
+MAX_ROWS = 256
+"""Most rows of a step: one chunk of attention. More rows reuse weights better only where arithmetic does not bind."""
+
+
+def _divisor(count: int, most: int) -> int:
+    """Largest divisor of `count` that is at most `most`, at least 1."""
+    return max(i for i in range(1, max(1, min(count, most)) + 1) if count % i == 0)
+
+
+def _linear(
+    chip: Chip, profile: Profile, name: str, n: int, k: int, rows: int, unit: int = 0, copies: int = 1
+) -> LinearPlan:
+    """Cut one class. n: columns, in whole blocks but for the router's, whose sums travel in FP32; unit: columns that
+    tiles must divide (a head), or 0."""
+    chosen = weight_format(profile, name)
+    terms = 2 if chosen == TWO_TERMS else 1
+    fmt = FORMATS["INT8" if chosen == TWO_TERMS else chosen]
+    spans = spans_of(profile, name)
+    blocks = k // BLOCK
+    run = -(-blocks // spans)
+    lengths = [min(run, blocks - i * run) for i in range(spans) if i * run < blocks]
+    # Widest tile that the accumulator, the arrays and an even share allow; where slots are large, one of which a
+    # fifteenth of the slots holds eight blocks of K, so that what a slot gives back is soon under way again.
+    most = chip.accumulator_words // 2 // (rows * len(lengths)) // BLOCK
+    block_bytes = terms * (BLOCK * fmt.bits // 8 + 1)
+    narrow = chip.slots_bytes // 15 // (8 * block_bytes) // BLOCK
+    if unit:
+        nt = BLOCK * _divisor(unit // BLOCK, min(most, max(1, chip.columns // BLOCK), narrow or 16))
+    elif name == "router":
+        nt = _divisor(n, min(BLOCK * most, max(1, n // chip.slices), 256))
+    else:
+        even = max(1, n // BLOCK // chip.slices)
+        nt = BLOCK * _divisor(n // BLOCK, min(most, even, max(1, chip.columns // BLOCK), narrow or 16))
+    # A slot holds whole blocks of K of a tile. Four slots or more let weights run ahead; three larger ones serve a
+    # small chip better than seven that hold a single block each.
+    fits = [chip.slots_bytes // count // (nt * block_bytes) for count in (15, 4, 3)]
+    fit = next((f for f, least in zip(fits, (8, 2, 1), strict=True) if f >= least), 1)
+    kt = _divisor(math.gcd(*lengths), fit) * BLOCK
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    cuts = tuple((BLOCK * s, BLOCK * length) for s, length in zip(starts, lengths, strict=True))
+    return LinearPlan(name, n, k, nt, kt, cuts, terms, fmt.name, n // nt, copies)
+
+
+def kv_entries(chip: Chip, profile: Profile, dp: int) -> int:
+    """Chunks of K or V that the ring should hold: one in use and one being given back, and half as much again as what
+    the memory delivers within its latency."""
+    chunk = CHUNK_TOKENS * dp * FORMATS[profile.k].bits // 8
+    under_way = chip.dram_latency_cycles * chip.dram_bytes_per_cycle * 3 / 2
+    return 2 + min(14, int(under_way / chunk))
+
+
+def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Options) -> Iterator[Plan]:
+    """Plans from the one with most rows a step downwards; the first that fits in memory is taken.
+
+    Raises CapacityError where not even the accumulator holds one row.
+    """
+    dp = padded(model.head_dim)
+    half = chip.accumulator_words // 2
+    spans = max(profile.spans.values())
+    group_queries = model.heads // model.kv_heads
+    lanes = profile.lanes
+    assert lanes is not None
+    active = 1 << (min(lanes, -(-options.context // CHUNK_TOKENS)) - 1).bit_length()
+    share_slices = 1 << (max(1, chip.slices // model.kv_heads).bit_length() - 1)
+    group = min(active, share_slices)
+    top = min(MAX_ROWS, half // (BLOCK * spans), options.rows or MAX_ROWS)
+    if top < 1 or half < max(dp, BLOCK) * group_queries:
+        raise CapacityError(
+            f"{chip.name}: accumulator_bytes={chip.accumulator_bytes} is too small for {model.name}: two halves must "
+            f"each hold {max(dp, BLOCK) * group_queries} sums ({group_queries} query heads of {dp}); take a larger chip"
+        )
+    sizes = {top >> i for i in range(top.bit_length())} | {top}
+    experts, prefix = model.experts, "expert_" if model.experts is not None else ""
+    copies = experts.count if experts is not None else 1
+    # Attention: 32 query rows at a time use the arrays well; chunks that come whole can be loaded ahead, as many as the
+    # memory needs to have under way.
+    tokens_at_a_time = [t for t in (32, 16, 8, 4, 2, 1) if t == 1 or t * group_queries <= 32]
+    ahead = kv_entries(chip, profile, dp)
+    shapes = [
+        (tokens, part, entries)
+        for tokens in tokens_at_a_time
+        for part in (256, 128, 64, 32)
+        for entries in (sorted({ahead, 2 + ahead // 2, 2}, reverse=True) if part == CHUNK_TOKENS else (2,))
+    ]
+    for rows in sorted(sizes, reverse=True):
+        base = Plan(
+            model, profile, chip, options, rows, True, True, 1, BLOCK, 2, dp, lanes, group, active // group,
+            q=_linear(chip, profile, "q", model.heads * dp, padded(model.hidden), rows, dp),
+            k=_linear(chip, profile, "k", model.kv_heads * dp, padded(model.hidden), rows, dp),
+            v=_linear(chip, profile, "v", model.kv_heads * dp, padded(model.hidden), rows, dp),
+            o=_linear(chip, profile, "o", padded(model.hidden), model.heads * dp, rows),
+            gate=_linear(chip, profile, prefix + "gate", padded(model.inner), padded(model.hidden), rows, 0, copies),
+            up=_linear(chip, profile, prefix + "up", padded(model.inner), padded(model.hidden), rows, 0, copies),
+            down=_linear(chip, profile, prefix + "down", padded(model.hidden), padded(model.inner), rows, 0, copies),
+            head=_linear(chip, profile, "head", padded(model.vocab), padded(model.hidden), rows),
+            router=None if experts is None else _linear(chip, profile, "router", copies, padded(model.hidden), rows),
+            dense=_feed_forward(model, chip, profile, "", rows) if prefix else None,
+            shared=_feed_forward(model, chip, profile, "shared_", rows),
+        )  # fmt: skip
+        # One tile of columns of the hidden dimension serves o and down (the residual shard), one of FF gate and up.
+        o_nt = min(base.o.nt, *(part.down.nt for part in base.feed_forwards))
+        main, *others = (_narrow_part(part, o_nt) for part in base.feed_forwards)
+        dense = others.pop(0) if base.dense is not None else None
+        base = replace(
+            base, o=_narrow(base.o, o_nt), down=main.down, gate=main.gate, up=main.up, dense=dense,
+            shared=others.pop() if others else None,
+        )  # fmt: skip
+        for resident in (True, False):
+            for tokens, part, entries in shapes:
+                if tokens <= rows and tokens * group_queries * max(part, dp) <= half:
+                    for gains in (True, False) if model.post_norms is None else (True,):
+                        yield replace(base, x_resident=resident, gains_resident=gains, tile_tokens=tokens,
+                                      part_tokens=part, kv_entries=entries)  # fmt: skip
+
+
+def _feed_forward(model: DecoderModel, chip: Chip, profile: Profile, prefix: str, rows: int) -> FeedForward | None:
+    """The classes gate, up and down with a prefix, where the model has them."""
+    if prefix + "gate" not in model.matrices:
+        return None
+    inner, hidden = padded(model.inner_of(prefix + "gate")), padded(model.hidden)
+    return FeedForward(
+        _linear(chip, profile, prefix + "gate", inner, hidden, rows),
+        _linear(chip, profile, prefix + "up", inner, hidden, rows),
+        _linear(chip, profile, prefix + "down", hidden, inner, rows),
+    )
+
+
+def _narrow_part(part: FeedForward, o_nt: int) -> FeedForward:
+    """The same with one width of tiles for gate and up, and a given one for down."""
+    nt = min(part.gate.nt, part.up.nt)
+    return FeedForward(_narrow(part.gate, nt), _narrow(part.up, nt), _narrow(part.down, o_nt))
+
+
+def _narrow(linear: LinearPlan, nt: int) -> LinearPlan:
+    """The same with tiles of `nt` columns."""
+    return replace(linear, nt=nt, tiles=linear.n // nt)
