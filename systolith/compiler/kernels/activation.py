@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from systolith.compiler.context import Cell, Constant, Context
+from systolith.compiler.model import KERNELS
 from systolith.isa.vector import Func, Op1, Op2
 from systolith.spec.errors import ModelError
 
@@ -77,10 +78,10 @@ def activations() -> Mapping[str, Activation]:
                 f"entry point {point.name}={point.value} of {ENTRY_POINTS} must be an Activation, is of type "
                 f"{type(activation).__name__}; repair or uninstall its package"
             )
-        if found.setdefault(activation.op, activation) is not activation:
+        if activation.op in KERNELS or found.setdefault(activation.op, activation) is not activation:
             raise ModelError(
                 f"entry point {point.name}={point.value} of {ENTRY_POINTS} serves the operation {activation.op}, which "
-                "has a kernel already; uninstall one of the two"
+                "has a kernel already; give it another operation, or uninstall one of the two"
             )
     return found
 
