@@ -17,7 +17,8 @@ def test_the_code_of_the_page_runs() -> None:
 def test_every_test_named_on_the_page_exists() -> None:
     defined = {
         name
-        for path in Path(__file__).parent.glob("test_*.py")
+        for folder in ("numerics", "reference")
+        for path in (ROOT / "tests" / folder).glob("test_*.py")
         for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
     }
     named = set(re.findall(r"`(?:test_\w+\.py::)?(test_\w+)`", PAGE))

@@ -27,6 +27,7 @@ def test_the_one_line_is_the_address_and_ctrl_c_is_130() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "systolith", "serve", "--port", "0", "--slots", "1", "--context", "64"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     with process:
         assert process.stdout is not None
