@@ -93,7 +93,8 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
     # Attention: 32 query rows at a time use the arrays well; chunks that come whole can be loaded ahead, as many as the
     # memory needs to have under way.
     tokens_at_a_time = [t for t in (32, 16, 8, 4, 2, 1) if t == 1 or t * group_queries <= 32]
-    ahead = kv_entries(chip, profile, dp)
+    latent = model.latent
+    ahead = kv_entries(chip, profile, dp if latent is None else dp + padded(latent.turned))
     shapes = [
         (tokens, part, entries)
         for tokens in tokens_at_a_time
@@ -103,10 +104,8 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
     for rows in sorted(sizes, reverse=True):
         base = Plan(
             model, profile, chip, options, rows, True, True, 1, BLOCK, 2, dp, lanes, group, active // group,
-            q=_linear(chip, profile, "q", model.heads * dp, padded(model.hidden), rows, dp),
-            k=_linear(chip, profile, "k", model.kv_heads * dp, padded(model.hidden), rows, dp),
-            v=_linear(chip, profile, "v", model.kv_heads * dp, padded(model.hidden), rows, dp),
-            o=_linear(chip, profile, "o", padded(model.hidden), model.heads * dp, rows),
+            **_attention(model, chip, profile, rows, dp),
+            o=_linear(chip, profile, "o", padded(model.hidden), model.heads * padded(model.value_dim), rows),
             gate=_linear(chip, profile, prefix + "gate", padded(model.inner), padded(model.hidden), rows, 0, copies),
             up=_linear(chip, profile, prefix + "up", padded(model.inner), padded(model.hidden), rows, 0, copies),
             down=_linear(chip, profile, prefix + "down", padded(model.hidden), padded(model.inner), rows, 0, copies),
@@ -123,12 +122,37 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
             base, o=_narrow(base.o, o_nt), down=main.down, gate=main.gate, up=main.up, dense=dense,
             shared=others.pop() if others else None,
         )  # fmt: skip
+        # All heads read a latent, and their partials travel: where there is no room for those of many slices, fewer.
+        groups = [group] if latent is None else [group >> i for i in range(group.bit_length())]
         for resident in (True, False):
-            for tokens, part, entries in shapes:
-                if tokens <= rows and tokens * group_queries * max(part, dp) <= half:
-                    for gains in (True, False) if model.post_norms is None else (True,):
-                        yield replace(base, x_resident=resident, gains_resident=gains, tile_tokens=tokens,
-                                      part_tokens=part, kv_entries=entries)  # fmt: skip
+            for shared in groups:
+                for tokens, part, entries in shapes:
+                    if tokens <= rows and tokens * group_queries * max(part, dp) <= half:
+                        for gains in (True, False) if model.post_norms is None else (True,):
+                            yield replace(base, x_resident=resident, gains_resident=gains, tile_tokens=tokens,
+                                          part_tokens=part, kv_entries=entries, group=shared,
+                                          lanes_local=active // shared)  # fmt: skip
+
+
+def _attention(model: DecoderModel, chip: Chip, profile: Profile, rows: int, dp: int) -> dict[str, LinearPlan]:
+    """The classes up to attention."""
+    hidden, heads, latent = padded(model.hidden), model.heads, model.latent
+
+    def linear(name: str, n: int, k: int, unit: int = 0) -> LinearPlan:
+        return _linear(chip, profile, name, n, k, rows, unit)
+
+    if latent is None:
+        sizes = {"q": heads * dp, "k": model.kv_heads * dp, "v": model.kv_heads * dp}
+        return {name: linear(name, n, hidden, dp) for name, n in sizes.items()}
+    plain, turned, value = padded(latent.plain), padded(latent.turned), padded(latent.value)
+    q_rank = padded(latent.q_rank or 0)
+    plans = {
+        "q": linear("q", heads * (plain + turned), q_rank or hidden, plain + turned),
+        "k": linear("k", heads * dp, plain, dp),
+        "v": linear("v", heads * value, dp, value),
+        "kv_a": linear("kv_a", dp + turned, hidden),
+    }
+    return plans | ({"q_a": linear("q_a", q_rank, hidden)} if q_rank else {})
 
 
 def _feed_forward(model: DecoderModel, chip: Chip, profile: Profile, prefix: str, rows: int) -> FeedForward | None:

@@ -34,6 +34,7 @@ class Cell(IntEnum):
     O_FIRST = 9
     O_TILES = 10
     Q_FIRST = 11
+    """Heads; with latent attention K and V stand for tiles of q_a and of kv_a."""
     Q_HEADS = 12
     K_FIRST = 13
     K_HEADS = 14
@@ -106,6 +107,10 @@ class Constant(IntEnum):
     MOST = 18
     """2^31 - 1, an integer."""
     MINUS_INFINITY = 19
+    MEAN_Q = 20
+    MEAN_LATENT = 21
+    EPS_LOW = 22
+    """20 to 22: of the norms inside latent attention."""
 
 
 class Counter(IntEnum):
@@ -129,6 +134,10 @@ class Counter(IntEnum):
     SUMS_POST = 15
     TOKENS = 11
     """That of KV_FRESH again, far from it."""
+    LOW = 15
+    """That of SUMS_POST: a model with latent attention has no such norms."""
+    ATTENDED = 8
+    """That of LOGITS again, far from it."""
 
 
 class Norm(IntEnum):

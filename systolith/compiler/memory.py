@@ -167,7 +167,7 @@ def ring_bytes(elements: int, fmt: str) -> int:
 
 def kv_bytes(plan: Plan) -> int:
     """Bytes of codes of a part of K or V: they share a ring, as M takes them in the order in which L loads them."""
-    return max(ring_bytes(plan.part_tokens * plan.dp, fmt) for fmt in (plan.profile.k, plan.profile.v))
+    return max(ring_bytes(plan.part_tokens * plan.kp, fmt) for fmt in (plan.profile.k, plan.profile.v))
 
 
 def stage_bytes(plan: Plan) -> int:
@@ -177,8 +177,10 @@ def stage_bytes(plan: Plan) -> int:
         max(
             _codes(rows * max(plan.o.nt, plan.ffn_tile), p.activations),
             _codes(plan.tile_tokens * plan.group_queries * plan.dp, p.activations),
-            _codes(rows * plan.dp, p.k),
+            _codes(rows * plan.kp, p.k),
             _codes(rows * plan.dp, p.v),
+            _codes(rows * plan.v.nt, p.activations),
+            rows * max((x.nt for x in (plan.q_a, plan.kv_a) if x is not None), default=0) * 4,
             plan.out_rows * plan.head.nt * 4,
             rows * plan.router.nt * 4 if plan.router is not None else 0,
         ),
@@ -207,8 +209,8 @@ def scratchpad(plan: Plan) -> list[Buffer]:
         ("stops", 4 * STOPS * o.batch, ALL),
         ("flags", 4 * 2 * o.batch, ALL),
         ("record", 4 * rec.words, ALL),
-        ("cos", 4 * len(m.ropes) * rows * m.head_dim // 2, ALL),
-        ("sin", 4 * len(m.ropes) * rows * m.head_dim // 2, ALL),
+        ("cos", 4 * len(m.ropes) * rows * m.turned // 2, ALL),
+        ("sin", 4 * len(m.ropes) * rows * m.turned // 2, ALL),
         ("g", 4 * shard * (len(m.layer_norms) * m.layers + 1 if plan.gains_resident else 2), ALL),
         ("vscale_ring", (plan.kv_entries if plan.whole_chunks else plan.load_entries) * CHUNK_TOKENS, LAYERS),
         ("kv_ring", plan.kv_entries * kv_bytes(plan), LAYERS),
@@ -224,14 +226,14 @@ def scratchpad(plan: Plan) -> list[Buffer]:
         ("tb_a", 4 * rows * plan.d_blocks, (S_, D_, Q, H)),
         ("b", _blocks(rows * hidden, p.activations), (O_, F)),
         ("tb_b", 4 * rows * plan.d_blocks, (O_, F)),
-        ("q", _blocks(rows * m.heads * plan.dp, p.k), (Q, A)),
-        ("k", _blocks(rows * m.kv_heads * plan.dp, p.k), stored),
-        ("v", padded(_codes(rows * m.kv_heads * plan.dp, p.v), 4), stored),
+        ("q", _blocks(rows * m.heads * plan.kp, p.k), (Q, A)),
+        ("k", _blocks(rows * m.kv_heads * plan.kp, p.k), stored),
+        ("v", 0 if m.latent else padded(_codes(rows * m.kv_heads * plan.dp, p.v), 4), stored),
         ("vscale", rows * m.kv_heads, stored),
         ("attention", _blocks(rows * m.heads * plan.dp, p.activations), (A, O_)),
         ("h", max(_blocks(plan.pairs * inner, p.activations), dense), (F, D_)),
-        ("head_tile", 4 * rows * plan.dp, (Q,)),
-        ("head_turned", 4 * rows * (plan.dp if plan.turn_whole else m.head_dim // 2), (Q,)),
+        ("head_tile", 4 * rows * plan.hp, (Q,)),
+        ("head_turned", 4 * rows * (plan.hp if plan.turn_whole or m.latent else m.head_dim // 2), (Q,)),
         ("scores", 4 * tq * CHUNK_TOKENS, (A,)),
         ("p", _blocks(tq * CHUNK_TOKENS, p.p), (A,)),
         ("chunk_lm", 4 * 2 * tq, (A,)),
@@ -262,6 +264,8 @@ def scratchpad(plan: Plan) -> list[Buffer]:
         table += _expert_buffers(plan)
     if m.post_norms is not None:
         table += [("branch", 4 * rows * shard, (O_, D_)), ("tb_post", 4 * rows * plan.d_blocks, (O_, D_))]
+    if m.latent is not None:
+        table += _latent_buffers(plan)
     if plan.group > 1:
         table.append(("exchange", 2 * plan.group * partial, (A,)))
     if spans:
@@ -273,6 +277,31 @@ def scratchpad(plan: Plan) -> list[Buffer]:
     if o.dump:
         table.append(("dump_head", 4 * tq * plan.dp, ALL))
     return table
+
+
+def _latent_buffers(plan: Plan) -> list[Buffer]:
+    """What latent attention needs: what its first matrices give, of all slices and in FP32, the operands of the
+    matrices of heads, and the operand of o."""
+    m, p, rows = plan.model, plan.profile, plan.rows
+    assert m.latent is not None
+    table: list[Buffer] = [
+        ("low", 4 * rows * (plan.q_width + plan.kp), (Q,)),
+        ("q_low", _blocks(rows * plan.q_width, p.activations), (Q,)),
+        ("q_plain", _blocks(rows * padded(m.latent.plain), p.activations), (Q,)),
+        ("r_low", 4 * 2 * rows, (Q,)),
+        ("g_low", 4 * low_gains(plan), ALL),
+        ("attended", _blocks(rows * m.heads * plan.vp, p.activations), (O_,)),
+    ]
+    if plan.options.dump:
+        table += [("q_tile", 4 * rows * plan.kp, (Q,)), ("value_tile", 4 * rows * plan.vp, (O_,))]
+    return table
+
+
+def low_gains(plan: Plan) -> int:
+    """Words of the gains of a layer's norms inside latent attention: of q's, then of the latent's."""
+    latent = plan.model.latent
+    assert latent is not None
+    return (latent.q_rank or 0) + latent.rank
 
 
 def _expert_buffers(plan: Plan) -> list[Buffer]:
@@ -411,12 +440,14 @@ def _dram(plan: Plan, memory: Memory) -> None:
         reserve("mail", 4 * MAIL_ENTRIES * memory.record.message(o.batch, slot_pages(plan)).words)
     else:
         reserve("steps", 4 * memory.record.words * o.steps)
-    reserve("cos", 4 * len(m.ropes) * o.context * (m.head_dim // 2))
-    reserve("sin", 4 * len(m.ropes) * o.context * (m.head_dim // 2))
+    reserve("cos", 4 * len(m.ropes) * o.context * (m.turned // 2))
+    reserve("sin", 4 * len(m.ropes) * o.context * (m.turned // 2))
     shard = plan.shard
     reserve("g", 4 * shard * (len(m.layer_norms) * m.layers + 1))
     if m.head_norms is not None:
         reserve("g_head", 4 * 2 * m.head_dim * m.layers)
+    if m.latent is not None:
+        reserve("g_low", 4 * low_gains(plan) * m.layers)
     if m.sinks is not None or p.sink is not None:
         reserve("sinks", 2 * 4 * m.heads * sink_layers(plan))
     if m.experts is not None and m.experts.correction is not None:
@@ -431,9 +462,10 @@ def _dram(plan: Plan, memory: Memory) -> None:
         if m.bias(linear.name):
             reserve(f"bias_{linear.name}", 4 * layers * plan.most_tiles(linear) * linear.nt)
     rows = m.layers * plan.units_local * plan.pool_pages * plan.page_tokens
-    reserve("k_cache", _codes(rows * plan.dp, p.k))
-    reserve("k_scales", rows * plan.dp // BLOCK)
-    reserve("v_cache", _codes(rows * plan.dp, p.v))
+    reserve("k_cache", _codes(rows * plan.kp, p.k))
+    reserve("k_scales", rows * plan.kp // BLOCK)
+    if m.latent is None:
+        reserve("v_cache", _codes(rows * plan.dp, p.v))
     reserve("v_scales", rows)
     if not plan.x_resident:
         reserve("x", 4 * plan.rows * shard)
@@ -452,6 +484,10 @@ def dump_widths(plan: Plan) -> dict[str, int]:
         "r_attention": 1, "r_ffn": 1, "q": m.heads * dp, "k": m.kv_heads * dp, "v": m.kv_heads * dp,
         "attention": m.heads * dp, "x_attention": padded(m.hidden), "x_ffn": padded(m.hidden),
     }  # fmt: skip
+    if m.latent is not None:
+        del widths["v"]
+        widths |= {"q": m.heads * plan.kp, "k": plan.kp, "latent": m.heads * dp, "attention": m.heads * plan.vp}
+        widths |= {"r_q": 1} if plan.q_a is not None else {}
     if m.experts is None:  # else h is no value of a token
         widths["h"] = padded(m.inner)
     return widths

@@ -15,7 +15,7 @@ __all__ = ["DecoderModel", "Experts", "LayerKind", "Matrix", "match", "periods"]
 
 KERNELS = (
     "embed", "rms_norm", "linear", "head_norm", "rope", "cache_append", "attention", "route", "experts", "add",
-    "select",
+    "select", "columns", "head_linear", "latent_append", "latent_attention",
 )  # fmt: skip
 """Operations that have a kernel, beside the activations (kernels/activation.py)."""
 
@@ -24,7 +24,14 @@ _ATTENTION = ("rope", "rope", "cache_append", "attention", "linear")
 _DENSE = ("linear", "linear", "activation", "linear")
 _EXPERTS = ("route", "experts")
 _SHARED = (*_EXPERTS, *_DENSE, "add")
-_LAYERS = tuple(
+_LATENT = tuple(
+    ("rms_norm", *q, "columns", "head_linear", "columns", "rope", "linear", "columns", "rms_norm", "columns", "rope",
+     "latent_append", "latent_attention", "head_linear", "linear")
+    for q in (("linear",), ("linear", "rms_norm", "linear"))
+)  # fmt: skip
+"""Operations of latent attention: q of one matrix, or of two with a norm between them."""
+_LAYERS = tuple((*latent, "add", "rms_norm", *ffn, "add") for latent in _LATENT for ffn in (_DENSE, _EXPERTS, _SHARED))
+_LAYERS += tuple(
     (*_QKV, *norms, *_ATTENTION, *post, "add", "rms_norm", *ffn, *post, "add")
     for norms in ((), ("head_norm", "head_norm"))
     for post in ((), ("rms_norm",))
@@ -68,6 +75,23 @@ class Experts:
 
 
 @dataclass(frozen=True, slots=True)
+class Latent:
+    """Latent attention: one row for all heads. rank: elements of the latent; plain, turned: of a head of q; value: of
+    what a head gives; q_rank: between the two matrices of q, or None; interleaved: whether pairs lie side by side;
+    q_norm, norm: gains; eps: of both norms."""
+
+    rank: int
+    plain: int
+    turned: int
+    value: int
+    q_rank: int | None
+    interleaved: bool
+    q_norm: WeightRef | None
+    norm: WeightRef
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
 class LayerKind:
     """What may differ between layers. window: tokens that a row sees, or None; rope: index of the rotary table;
     experts: whether it has a mixture of experts."""
@@ -79,12 +103,14 @@ class LayerKind:
 
 @dataclass(frozen=True, slots=True)
 class DecoderModel:
-    """A pre-norm decoder with rotary grouped attention and a gated feed-forward. Sizes are unpadded; `eps` and
-    `scale` (None: 1/sqrt(d)) are binary64 as in the config; `ropes` has (theta, `RopeScaling.text` or None) of each
-    rotary table; `activation` is the operation of gate and up ("" with experts); `embed_scale` multiplies the table's
-    rows; `post_norms` are the gains of norms of what o and down give, before it is added; `inner` is that of
+    """A pre-norm decoder with rotary attention, grouped or latent, and a gated feed-forward. Sizes are unpadded; `eps`
+    and `scale` (None: 1/sqrt(d)) are binary64 as in the config; `ropes` has (theta, `RopeScaling.text` or None) of each
+    rotary table; `activation` is the operation of gate and up ("" where all are experts); `embed_scale` multiplies the
+    table's rows; `post_norms` are the gains of norms of what o and down give, before it is added; `inner` is that of
     one expert where there are `experts`; `kinds` has an entry for each layer. Matrices by class; an expert that all
-    rows share has classes shared_gate, shared_up and shared_down."""
+    rows share has classes shared_gate, shared_up and shared_down. With `latent` attention there is one KV head, the
+    latent, and head_dim is its rank; q makes the heads of q, from what q_a gives where that is there, kv_a the latent
+    and the turned row; k and v are the matrices of each head."""
 
     name: str
     hidden: int
@@ -112,6 +138,17 @@ class DecoderModel:
     kinds: tuple[LayerKind, ...]
     activation: str
     embed_scale: float
+    latent: Latent | None = None
+
+    @property
+    def turned(self) -> int:
+        """Elements of a head that rotary turns."""
+        return self.head_dim if self.latent is None else self.latent.turned
+
+    @property
+    def value_dim(self) -> int:
+        """Elements of a head of what o takes."""
+        return self.head_dim if self.latent is None else self.latent.value
 
     @property
     def layer_norms(self) -> tuple[WeightRef, ...]:
@@ -195,12 +232,15 @@ def match(graph: ModelGraph, activations: Collection[str] = ("silu_mul", "gelu_m
         matrices |= _matrices_of(body)
     head = graph.head[2]
     matrices["head"] = Matrix(head.weights["w"], head.weights.get("bias"))
-    attention = _only(layer, "attention")
+    latent = _latent(layer)
+    attention = _only(layer, "attention" if latent is None else "latent_attention")
     norms = [node for node in layer if node.op == "rms_norm"] + [graph.head[1]]
+    if latent is not None:
+        norms = [layer[0], layer[_second_norm(layer)], graph.head[1]]
     head_norms = [node for node in layer if node.op == "head_norm"]
     if len({n.attr("eps", 0) for n in (*norms, *head_norms)}) > 1:
         raise ModelError(f"model {graph.name}: no kernel for norms with different eps; register a kernel for them")
-    scale = attention.attr("scale", 0)
+    scale = attention.attr("scale", 0)  # null is 1 / sqrt(head_dim)
     tables = tuple(dict.fromkeys(ropes[0]))
     before = norms if len(norms) == 3 else [norms[0], norms[2], norms[4]]
     experts = [body for body in bodies if _mixed(body)]
@@ -209,8 +249,8 @@ def match(graph: ModelGraph, activations: Collection[str] = ("silu_mul", "gelu_m
         hidden=graph.hidden,
         inner=matrices["expert_gate" if experts else "gate"].weight.shape[0],
         heads=attention.int_attr("heads", 0),
-        kv_heads=attention.int_attr("kv_heads", 0),
-        head_dim=attention.int_attr("head_dim", 0),
+        kv_heads=attention.int_attr("kv_heads", 0) if latent is None else 1,
+        head_dim=attention.int_attr("head_dim", 0) if latent is None else latent.rank,
         vocab=graph.vocab,
         layers=graph.layers,
         context=graph.context,
@@ -233,6 +273,27 @@ def match(graph: ModelGraph, activations: Collection[str] = ("silu_mul", "gelu_m
         ),
         embed_scale=graph.embed[0].float_attr("scale", 0) if "scale" in graph.embed[0].attrs else 1.0,
         activation=next((node.op for body in bodies for node in body if node.op in activations), ""),
+        latent=latent,
+    )
+
+
+def _latent(body: Sequence[Node]) -> Latent | None:
+    """The latent attention of a layer, where it has one."""
+    if not any(node.op == "latent_attention" for node in body):
+        return None
+    attention, rope = _only(body, "latent_attention"), _only(body, "rope")
+    norms = [node for node in body[1 : _second_norm(body)] if node.op == "rms_norm"]
+    key, value = (node.weights["w"] for node in body if node.op == "head_linear")
+    return Latent(
+        rank=attention.int_attr("latent", 0),
+        plain=key.shape[1],
+        turned=attention.int_attr("rope_dim", 0),
+        value=value.shape[0],
+        q_rank=norms[0].weights["g"].shape[0] if len(norms) == 2 else None,
+        interleaved=bool(rope.attr("interleaved", 0)),
+        q_norm=norms[0].weights["g"] if len(norms) == 2 else None,
+        norm=norms[-1].weights["g"],
+        eps=norms[-1].float_attr("eps", 0),
     )
 
 
@@ -270,7 +331,7 @@ def _attr_faults(body: Iterable[Node]) -> Iterator[str]:
 
 
 def _window(attention: Node, layer: int) -> int | None:
-    window = attention.attr("window", layer)
+    window = attention.attr("window", layer) if attention.op == "attention" else None
     return window if isinstance(window, int) else None
 
 
@@ -290,6 +351,10 @@ def _matrices_of(body: Sequence[Node]) -> dict[str, Matrix]:
             matrices[f"expert_{name}"] = Matrix(experts.weights[name], experts.weights.get(f"{name}_bias"))
         dense = ("shared_gate", "shared_up", "shared_down")
     linears = [node for node in body if node.op == "linear"]
+    heads = [node for node in body if node.op == "head_linear"]
+    if heads:
+        names = ["q", "kv_a", "o"] if body[2].op == "columns" else ["q_a", "q", "kv_a", "o"]
+        matrices |= {name: Matrix(n.weights["w"], None) for name, n in zip("kv", heads, strict=True)}
     names += dense[: len(linears) - len(names)]
     first = {name: Matrix(n.weights["w"], n.weights.get("bias")) for name, n in zip(names, linears, strict=True)}
     return first | matrices

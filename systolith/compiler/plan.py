@@ -38,7 +38,7 @@ def weight_format(profile: Profile, name: str) -> str:
 
 def spans_of(profile: Profile, name: str) -> int:
     """Spans of the matrices of a class; an expert that all rows share has those of a feed-forward."""
-    return profile.spans[name.removeprefix("shared_")]
+    return profile.spans[{"q_a": "q", "kv_a": "k"}.get(name, name.removeprefix("shared_"))]
 
 
 def share(items: int, slices: int, rank: int) -> tuple[int, int]:
@@ -158,6 +158,8 @@ class Plan:
     router: LinearPlan | None
     dense: FeedForward | None
     shared: FeedForward | None
+    q_a: LinearPlan | None = None
+    kv_a: LinearPlan | None = None
 
     # Sizes that many kernels need.
     @property
@@ -188,8 +190,13 @@ class Plan:
         return share(self.units, self.slices, rank)
 
     def head_shares(self, rank: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """First and number of the heads of q, k and v that a rank makes: one run over all heads in that order."""
+        """First and number of the heads of q, k and v that a rank makes: one run over all heads in that order. With
+        latent attention: heads of q, tiles of q_a, tiles of kv_a."""
         h, kv = self.model.heads, self.model.kv_heads
+        if self.kv_a is not None:
+            q_tiles = self.q_a.tiles if self.q_a is not None else 0
+            kv_share = share(self.kv_a.tiles, self.slices, rank)
+            return share(h, self.slices, rank), share(q_tiles, self.slices, rank), kv_share
         first, count = share(h + 2 * kv, self.slices, rank)
         shares = []
         for start, heads in ((0, h), (h, kv), (h + kv, kv)):
@@ -199,7 +206,11 @@ class Plan:
 
     def tile_share(self, linear: LinearPlan, rank: int) -> tuple[int, int]:
         """First tile and number of tiles of a rank; whole heads of q, k and v."""
-        if linear.name in "qkv":
+        if linear.name in ("q", "k", "v") and self.model.latent is not None:
+            tiles = linear.tiles // self.model.heads
+            first, count = share(self.model.heads, self.slices, rank)
+            return first * tiles, count * tiles
+        if linear.name in ("q", "k", "v"):
             first, count = self.head_shares(rank)["qkv".index(linear.name)]
             tiles = self.dp // linear.nt
             return first * tiles, count * tiles
@@ -217,6 +228,27 @@ class Plan:
     def shard(self) -> int:
         """Columns of the residual stream of the slice that has most."""
         return self.most_tiles(self.o) * self.o.nt
+
+    @property
+    def kp(self) -> int:
+        """Elements of a key, padded: a latent one is the latent and the turned row."""
+        return self.dp if self.model.latent is None else self.dp + padded(self.model.latent.turned)
+
+    @property
+    def vp(self) -> int:
+        """Elements of a head of what o takes, padded."""
+        return padded(self.model.value_dim)
+
+    @property
+    def hp(self) -> int:
+        """Columns of a head of q as its matrix gives them, padded."""
+        latent = self.model.latent
+        return self.dp if latent is None else padded(latent.plain) + padded(latent.turned)
+
+    @property
+    def q_width(self) -> int:
+        """Columns between the two matrices of q, padded; 0 where it has one."""
+        return 0 if self.q_a is None else self.q_a.n
 
     @property
     def chunks(self) -> int:
@@ -329,7 +361,8 @@ class Plan:
         """All classes of matrices, in the order of their use."""
         router = (self.router,) if self.router is not None else ()
         parts = [x for part in self.feed_forwards for x in (part.gate, part.up, part.down)]
-        return (self.q, self.k, self.v, self.o, *router, *parts, self.head)
+        low = [x for x in (self.q_a, self.kv_a) if x is not None]
+        return (*low, self.q, self.k, self.v, self.o, *router, *parts, self.head)
 
     @property
     def feed_forwards(self) -> tuple[FeedForward, ...]:
@@ -363,7 +396,10 @@ class Plan:
         return {name: count for name, count in counts.items() if count}
 
     def after_attention(self, experts: bool) -> tuple[LinearPlan, ...]:
-        """The classes whose weights are the first that a layer, with or without experts, needs after attention."""
+        """The classes whose weights are the first that a layer, with or without experts, needs after attention; none
+        where matrices of heads come between."""
+        if self.model.latent is not None:
+            return ()
         if experts:
             return (self.o,) if self.router is None else (self.o, self.router)
         if self.router is None:

@@ -78,6 +78,10 @@ def control_images(plan: Plan, memory: Memory) -> Iterator[Image]:
     words[Constant.ROUTE_TINY] = fp32.to_bits(fp32.round_f32(1e-20))
     words[Constant.MOST] = (1 << 31) - 1
     words[Constant.MINUS_INFINITY] = fp32.to_bits(-math.inf)
+    if m.latent is not None:
+        words[Constant.MEAN_Q] = fp32.to_bits(constants.mean_scale(m.latent.q_rank or 1))
+        words[Constant.MEAN_LATENT] = fp32.to_bits(constants.mean_scale(m.latent.rank))
+        words[Constant.EPS_LOW] = fp32.to_bits(constants.eps_constant(m.latent.eps))
     if m.head_norms is not None:
         words[Constant.MEAN_HEAD] = fp32.to_bits(constants.mean_scale(m.head_dim))
     if m.experts is not None:
@@ -104,7 +108,7 @@ def _rotary(plan: Plan, memory: Memory) -> Iterator[Image]:
     """Rotary tables, the same on every slice."""
     m = plan.model
     for number, (theta, scaling) in enumerate(m.ropes):
-        for name, table in zip(("cos", "sin"), tables(m.head_dim, theta, scaling, plan.options.context), strict=True):
+        for name, table in zip(("cos", "sin"), tables(m.turned, theta, scaling, plan.options.context), strict=True):
             data = np.ascontiguousarray(table, np.float32).tobytes()
             yield Image(-1, memory.dram[name] + number * len(data), data)
 
@@ -133,6 +137,10 @@ def _gains(plan: Plan, memory: Memory, checkpoint: Checkpoint) -> Iterator[Image
     if m.head_norms is not None:
         heads = [checkpoint.tensor(ref.at(layer)) for layer in range(m.layers) for ref in m.head_norms]
         yield Image(-1, memory.dram["g_head"], np.concatenate(heads).tobytes())
+    if m.latent is not None:
+        refs = [ref for ref in (m.latent.q_norm, m.latent.norm) if ref is not None]
+        low = [checkpoint.tensor(ref.at(layer)) for layer in range(m.layers) for ref in refs]
+        yield Image(-1, memory.dram["g_low"], np.concatenate(low).astype(np.float32).tobytes())
 
 
 def _bytes(codes: Bytes, fmt: Format) -> Bytes:
@@ -186,12 +194,40 @@ def _rows_of(plan: Plan, linear: LinearPlan) -> int:
 def _shape_weight(plan: Plan, linear: LinearPlan, weight: Floats) -> Floats:
     """Pad a matrix [N, K] to [n, k]; heads one by one, along N for q, k, v, along K for o."""
     m, dp, d = plan.model, plan.dp, plan.model.head_dim
+    if m.latent is not None:
+        weight = _latent_rows(plan, linear.name, weight)
+        if linear.name == "o":
+            heads = weight.reshape(-1, m.heads, m.value_dim)
+            weight = _padded_to(heads, (weight.shape[0], m.heads, plan.vp)).reshape(weight.shape[0], -1)
+        return _padded_to(weight, (linear.n, linear.k))
     if _rows_of(plan, linear) and dp != d:
         heads = weight.shape[0] // d
         weight = _padded_to(weight.reshape(heads, d, -1), (heads, dp, weight.shape[1])).reshape(heads * dp, -1)
     if linear.name == "o" and dp != d:
         weight = _padded_to(weight.reshape(-1, m.heads, d), (weight.shape[0], m.heads, dp)).reshape(weight.shape[0], -1)
     return _padded_to(weight, (linear.n, linear.k))
+
+
+def _latent_rows(plan: Plan, name: str, rows: Floats) -> Floats:
+    """Rows of a matrix (or entries of a bias) of latent attention in the order of its columns on the chip: plain or
+    latent ones, turned ones, each padded; pairs that lie side by side become two halves (docs/numerics.md, "MLA")."""
+    latent, heads = plan.model.latent, plan.model.heads
+    assert latent is not None
+    if name in ("k", "v"):  # a stack, a matrix for each head
+        each, wide = (latent.rank, plan.dp) if name == "k" else (latent.value, plan.vp)
+        shape = (heads, wide, rows.shape[-1])
+        return _padded_to(rows.reshape(heads, each, -1), shape).reshape(heads * wide, -1)
+    if name not in ("q", "kv_a"):
+        return rows
+    count, first = (heads, latent.plain) if name == "q" else (1, latent.rank)
+    parts = rows.reshape(count, first + latent.turned, *rows.shape[1:])
+    turned = parts[:, first:]
+    if latent.interleaved:
+        turned = np.concatenate([turned[:, 0::2], turned[:, 1::2]], 1)
+    whole = np.zeros((count, padded(first) + padded(latent.turned), *rows.shape[1:]), np.float32)
+    whole[:, :first] = parts[:, :first]
+    whole[:, padded(first) : padded(first) + latent.turned] = turned
+    return whole.reshape(-1, *rows.shape[1:])
 
 
 def _matrices(plan: Plan, memory: Memory, checkpoint: Checkpoint, linear: LinearPlan) -> Iterator[Image]:
@@ -226,11 +262,16 @@ def _quantised(
 ) -> tuple[Bytes, Bytes]:
     """Codes and scales of a matrix, padded; as they lie in the checkpoint where that has them in this format."""
     ref, fmt = plan.model.matrices[linear.name].weight, FORMATS[linear.format]
-    stored = checkpoint.blocks(ref, layer, expert) if linear.format == "E2M1" else None
+    of_heads = ref.experts > 0 and expert is None
+    stored = checkpoint.blocks(ref, layer, expert) if linear.format == "E2M1" and not of_heads else None
     if stored is not None:
         codes, scales = stored
         return _padded_codes(codes, (linear.n, linear.k)), _padded_codes(scales, (linear.n, linear.k // BLOCK))
-    weight = _shape_weight(plan, linear, checkpoint.weight(ref, layer, expert))
+    if of_heads:  # one below the other
+        weight = np.concatenate([checkpoint.weight(ref, layer, head) for head in range(ref.experts)])
+    else:
+        weight = checkpoint.weight(ref, layer, expert)
+    weight = _shape_weight(plan, linear, weight)
     if linear.terms == 2:
         c1, s1, c2, s2 = quantise_two_term(weight, fmt)
         n = weight.shape[0]
@@ -272,6 +313,8 @@ def _biases(plan: Plan, memory: Memory, checkpoint: Checkpoint, linear: LinearPl
 
 def _shape_weight_bias(plan: Plan, linear: LinearPlan, bias: Floats) -> Floats:
     """Pad a bias as the rows of its matrix."""
+    if plan.model.latent is not None:
+        return _padded_to(_latent_rows(plan, linear.name, bias), (linear.n,))
     d, dp = plan.model.head_dim, plan.dp
     if _rows_of(plan, linear) and dp != d:
         bias = _padded_to(bias.reshape(-1, d), (bias.shape[0] // d, dp)).reshape(-1)

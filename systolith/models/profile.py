@@ -161,8 +161,8 @@ class Profile:
     def resolved(self, graph: ModelGraph) -> Profile:
         """The profile for one model: lanes filled in, everything that depends on the model checked.
 
-        Raises ConfigError if a tied table or a latent is to have two formats, or if there are not as many sinks as
-        query heads.
+        Raises ConfigError if a tied table or a latent is to have two formats, a latent a window or a sink, or if there
+        are not as many sinks as query heads.
         """
         faults = []
         if graph.tied and self.head != self.embed:
@@ -173,6 +173,11 @@ class Profile:
             faults.append(
                 f'k="{self.k}" and v="{self.v}" must be equal, {graph.name} keeps one latent that is key and value'
             )
+        faults += [
+            f"attention.{name}={show(value)} must be left out, {graph.name} has latent attention, which knows none"
+            for name, value in (("window", self.window), ("sink", self.sink))
+            if graph.latent and value is not None
+        ]
         if isinstance(self.sink, tuple) and len(self.sink) != graph.heads:
             faults.append(
                 f"attention.sink has {len(self.sink)} values, must have one for each of {graph.heads} query heads"

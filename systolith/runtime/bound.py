@@ -58,7 +58,9 @@ def _matrices(model: DecoderModel) -> list[tuple[str, int, int, int]]:
     result = []
     for name, matrix in model.matrices.items():
         n, k = matrix.weight.shape
-        copies = model.experts.top_k if model.experts is not None and name.startswith("expert_") else 1
+        copies = max(1, matrix.weight.experts)  # of heads
+        if model.experts is not None and name.startswith("expert_"):
+            copies = model.experts.top_k
         result.append((name, n, k, 1 if name == "head" else copies * len(model.layers_of(name))))
     return result
 
@@ -75,11 +77,13 @@ def step_cost(plan: Plan, contexts: Sequence[int]) -> StepCost:
         pair = f"{profile.activations}x{'INT8' if fmt == TWO_TERMS else fmt}"
         macs[pair] += len(contexts) * count * terms * n * k
     d, kv = model.head_dim, 0
+    key = d if model.latent is None else d + model.latent.turned
     for context in contexts:
         seen = sum(context if kind.window is None else min(context, kind.window) for kind in model.kinds)
-        token = _bytes(1, d, profile.k) + -(-d * FORMATS[profile.v].bits // 8) + 1  # V has one scale a token and head
+        token = -(-d * FORMATS[profile.v].bits // 8) + 1  # V has one scale a token and head
+        token += _bytes(1, d if model.latent is None else model.latent.turned, profile.k)  # a latent is K and V
         kv += model.kv_heads * seen * token
-        macs[f"{profile.k}x{profile.k}"] += model.heads * d * seen
+        macs[f"{profile.k}x{profile.k}"] += model.heads * key * seen
         macs[f"{profile.p}x{profile.v}"] += model.heads * d * seen
     return StepCost(total + kv, macs, kv)
 
@@ -99,9 +103,10 @@ def prefill_cost(plan: Plan, length: int) -> StepCost:
         terms = 2 if fmt == TWO_TERMS else 1
         pair = f"{profile.activations}x{'INT8' if fmt == TWO_TERMS else fmt}"
         macs[pair] += (1 if name == "head" else length) * count * terms * n * k
-    each = model.heads * model.head_dim * seen
-    macs[f"{profile.k}x{profile.k}"] += each
-    macs[f"{profile.p}x{profile.v}"] += each
+    each = model.heads * seen
+    turned = 0 if model.latent is None else model.latent.turned
+    macs[f"{profile.k}x{profile.k}"] += each * (model.head_dim + turned)
+    macs[f"{profile.p}x{profile.v}"] += each * model.head_dim
     rows = (length - 1) * _bytes(1, model.hidden, profile.embed)
     return StepCost(cost.bytes - cost.kv_bytes + rows, macs)
 

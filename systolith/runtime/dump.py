@@ -1,8 +1,9 @@
 """Intermediates that a program compiled with `dump` has stored, under the names that the golden traces have.
 
 `NN-name`: NN counts the values of a name in order. x: the embedding, then the stream after attention and after the
-feed-forward of each layer; r: of each norm; q, k after rotary and v [heads, tokens, d]; attention, heads padded to
-whole blocks, and h [tokens, width], but of experts, whose rows are no tokens. FP32.
+feed-forward of each layer; r: of each norm; q, k after rotary and v [heads, tokens, d] (of latent attention: q and k as
+they meet, and the sum of latents); attention, heads padded to whole blocks, and h [tokens, width], but of experts,
+whose rows are no tokens. FP32.
 """
 
 from __future__ import annotations
@@ -46,19 +47,31 @@ def _values(machine: Machine, compiled: Compiled, tokens: int) -> Iterator[tuple
         array = read(name, layer).reshape(tokens, count, dp)[:, :, :d]
         return np.ascontiguousarray(array.transpose(1, 0, 2))
 
+    def latent_heads(name: str, count: int, layer: int) -> Array:
+        """[heads, tokens, rank + turned]: the latent and the turned part, without what pads either."""
+        array = read(name, layer).reshape(tokens, count, plan.kp)
+        both = np.concatenate([array[..., :d], array[..., dp : dp + model.turned]], -1)
+        return np.ascontiguousarray(both.transpose(1, 0, 2))
+
     def columns(name: str, count: int, layer: int) -> Array:
         return np.ascontiguousarray(read(name, layer)[:, :count])
 
+    norms = [name for name in ("r_attention", "r_q", "r_ffn") if name in widths]
     yield "00-x", columns("x0", model.hidden, 0)
     for n in range(model.layers):
-        yield f"{2 * n:02d}-r", columns("r_attention", 1, n)
-        yield f"{n:02d}-q", heads("q", model.heads, n)
-        yield f"{n:02d}-k", heads("k", model.kv_heads, n)
-        yield f"{n:02d}-v", heads("v", model.kv_heads, n)
-        yield f"{n:02d}-attention", columns("attention", model.heads * dp, n)
+        for place, name in enumerate(norms):
+            yield f"{len(norms) * n + place:02d}-r", columns(name, 1, n)
+        if model.latent is None:
+            yield f"{n:02d}-q", heads("q", model.heads, n)
+            yield f"{n:02d}-k", heads("k", model.kv_heads, n)
+            yield f"{n:02d}-v", heads("v", model.kv_heads, n)
+        else:
+            yield f"{n:02d}-q", latent_heads("q", model.heads, n)
+            yield f"{n:02d}-k", latent_heads("k", 1, n)
+            yield f"{n:02d}-latent", heads("latent", model.heads, n)
+        yield f"{n:02d}-attention", columns("attention", model.heads * plan.vp, n)
         yield f"{2 * n + 1:02d}-x", columns("x_attention", model.hidden, n)
-        yield f"{2 * n + 1:02d}-r", columns("r_ffn", 1, n)
         if "h" in widths:
             yield f"{n:02d}-h", columns("h", model.inner, n)
         yield f"{2 * n + 2:02d}-x", columns("x_ffn", model.hidden, n)
-    yield f"{2 * model.layers:02d}-r", columns("r_attention", 1, model.layers)
+    yield f"{len(norms) * model.layers:02d}-r", columns("r_attention", 1, model.layers)

@@ -93,7 +93,7 @@ def test_a_token_meets_as_many_parameters_as_published(name: str) -> None:
     assert active / 1e9 == pytest.approx(ACTIVE[name], rel=0.02)
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "deepseek-r1"])
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_the_compiler_has_kernels_for_it(name: str) -> None:
     decoder = match(build_graph(load_config(packaged_configs()[name])))
     assert (decoder.head_norms is not None) == name.startswith("qwen3")

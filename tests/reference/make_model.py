@@ -176,7 +176,7 @@ def _tensors(
         out[at + "post_attention_layernorm.weight"] = gains(hidden)
         for name, (rows, columns, deviation) in shapes.items():
             out[at + name + ".weight"] = random.normal((rows, columns), float(deviation))
-            if bias and name.startswith("self_attn"):
+            if bias and name.startswith("self_attn") and not name.endswith("_b_proj"):
                 out[at + name + ".bias"] = random.normal((rows,), float(branch) if "o_proj" in name else 0.3)
         if family == "deepseek_v3":
             for name, size in (("q_a", config["q_lora_rank"]), ("kv_a", config["kv_lora_rank"])):

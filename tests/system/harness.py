@@ -202,15 +202,27 @@ def _dumped(ran: Ran, slot: int) -> dict[str, Floats]:
     def heads(values: Floats, count: int) -> Floats:
         return values.reshape(len(rows), count, plan.dp)[..., : model.head_dim].transpose(1, 0, 2)
 
+    def latent_heads(values: Floats, count: int) -> Floats:
+        parts = values.reshape(len(rows), count, plan.kp)
+        both = [parts[..., : model.head_dim], parts[..., plan.dp : plan.dp + model.turned]]
+        return np.concatenate(both, -1).transpose(1, 0, 2)
+
     out = {"00-x": read("x0")[:, : model.hidden]}
+    norms = [name for name in ("r_attention", "r_q", "r_ffn") if name in widths]
     for layer in range(model.layers):
-        for place, (r, x) in enumerate((("r_attention", "x_attention"), ("r_ffn", "x_ffn"))):
-            out[f"{2 * layer + place:02d}-r"] = read(r, layer)
+        for place, r in enumerate(norms):
+            out[f"{len(norms) * layer + place:02d}-r"] = read(r, layer)
+        for place, x in enumerate(("x_attention", "x_ffn")):
             out[f"{2 * layer + place + 1:02d}-x"] = read(x, layer)[:, : model.hidden]
-        for name, count in (("q", model.heads), ("k", model.kv_heads), ("v", model.kv_heads)):
-            out[f"{layer:02d}-{name}"] = heads(read(name, layer), count)
+        if model.latent is not None:
+            for name, count in (("q", model.heads), ("k", 1)):
+                out[f"{layer:02d}-{name}"] = latent_heads(read(name, layer), count)
+            out[f"{layer:02d}-latent"] = heads(read("latent", layer), model.heads)
+        else:
+            for name, count in (("q", model.heads), ("k", model.kv_heads), ("v", model.kv_heads)):
+                out[f"{layer:02d}-{name}"] = heads(read(name, layer), count)
         out[f"{layer:02d}-attention"] = read("attention", layer)
         if model.experts is None:
             out[f"{layer:02d}-h"] = read("h", layer)[:, : model.inner]
-    out[f"{2 * model.layers:02d}-r"] = read("r_attention", model.layers)
+    out[f"{len(norms) * model.layers:02d}-r"] = read("r_attention", model.layers)
     return out

@@ -1,7 +1,8 @@
 """Random models of the families, and of the rotary scalings, have the reference's bits on every kind of chip.
 
 Qwen2 has biases on q, k and v only, Qwen3 norms of the heads of q and k; Mixtral, Qwen3-MoE and gpt-oss choose experts
-on the device; gpt-oss and Gemma 3 have layers that differ. Intermediates are compared too: a later quantisation hides
+on the device; gpt-oss and Gemma 3 have layers that differ, some of Qwen3-MoE have no experts; DeepSeek has latent
+attention, groups of experts and one that all rows share. Intermediates are compared too: a later quantisation hides
 an ulp.
 """
 
@@ -76,6 +77,36 @@ CASES = {
         {"family": "gpt_oss", "head_dim": 32, "experts": 6, "top_k": 4, "mxfp4": True, "layers": 4, "intermediate": 96},
         {"experts": "E2M1", "weights": "INT8x2"},
     ),
+    "deepseek": Case({"family": "deepseek_v3", "head_dim": 16, "experts": 9, "top_k": 3, "layers": 3}),
+    "deepseek_late": Case(
+        {
+            "family": "deepseek_v3",
+            "head_dim": 32,
+            "experts": 6,
+            "top_k": 2,
+            "attention_bias": True,
+            "tied": False,
+            "extra": {
+                "kv_lora_rank": 96,
+                "qk_nope_head_dim": 32,
+                "v_head_dim": 64,
+                "rope_interleave": False,
+                "n_group": 2,
+                "topk_group": 1,
+            },
+        },
+        {"deferred_norm": False, "spans": {"q": 2, "k": 2, "v": 3, "gate": 2, "o": 2}},
+    ),
+    "deepseek_e4m3": Case(
+        {
+            "family": "deepseek_v3",
+            "head_dim": 48,
+            "experts": 6,
+            "top_k": 2,
+            "extra": {"q_lora_rank": None, "norm_topk_prob": False, "n_group": 1, "topk_group": 1},
+        },
+        {"weights": "E2M1", "activations": "E4M3", "k": "E4M3", "v": "E4M3"},
+    ),
     "gemma3": Case({"family": "gemma3_text", "head_dim": 32, "layers": 5}),
     "gemma3_late": Case({"family": "gemma3_text", "head_dim": 48, "layers": 2}, {"deferred_norm": False}),
 }
@@ -108,17 +139,10 @@ def test_logits_and_intermediates_are_the_references(name: str, subjects: dict[s
 @pytest.mark.parametrize(
     "name",
     [
-        "llama3_rope",
-        "qwen2_yarn",
-        "qwen3",
-        "qwen3_wide",
-        "mixtral",
-        "qwen3_moe",
-        "qwen3_moe_mixed",
-        "gpt_oss",
-        "gemma3",
+        "llama3_rope", "qwen2_yarn", "qwen3", "qwen3_wide", "mixtral", "qwen3_moe", "qwen3_moe_mixed", "gpt_oss",
+        "deepseek", "gemma3",
     ],
-)
+)  # fmt: skip
 def test_a_batch_and_decoding_change_nothing(name: str, subjects: dict[str, Subject]) -> None:
     """Two prompts, the longer one of two chunks of attention, then tokens made on the device."""
     subject = subjects[name]
@@ -136,7 +160,8 @@ def test_a_batch_and_decoding_change_nothing(name: str, subjects: dict[str, Subj
     [
         ("qwen2", "nano"), ("qwen3_biases", "nano"), ("qwen3_yarn", "mini"), ("qwen3", "three"),
         ("mixtral_late", "three"), ("qwen3_moe", "nano"), ("qwen3_moe_mixed", "three"), ("gpt_oss", "mini"),
-        ("gemma3", "three"), ("gemma3_late", "nano"),
+        ("gemma3", "three"), ("gemma3_late", "nano"), ("deepseek", "three"), ("deepseek_late", "nano"),
+        ("deepseek_e4m3", "mini"),
     ],
 )  # fmt: skip
 def test_the_sanitizer_finds_nothing(name: str, where: str, subjects: dict[str, Subject]) -> None:

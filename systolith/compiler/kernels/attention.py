@@ -228,11 +228,12 @@ def _finish(ctx: Context, tile: Tile, result: Partial) -> None:
         ctx.load_ring(stage, ctx.stage(fmt, (tokens, g, dp), (g * dp, dp, 1), scales=True), ctx.r_stage)
         b.extent_r(stage, 0, tile.tokens)
         if tap(ctx):
+            name = "attention" if model.latent is None else "latent"
             view = ctx.spad("dump_head", "FP32", (tokens, g, d), (g * dp, dp, 1), step=0)
             b.load(wide, view)
             b.vec(wide, a, inverse, op1=Op1.MUL)
             with tile.unit.head() as head, tile.segment.row() as row:
-                store_rows(ctx, "attention", view, step=g * dp, index=head, row=row, tile=tile.first,
+                store_rows(ctx, name, view, step=g * dp, index=head, row=row, tile=tile.first,
                            extent=tile.tokens)  # fmt: skip
             b.extent_r(wide, 0, tile.tokens)
             b.vec(stage, wide, wait="stage_free", post="stage_full")

@@ -55,15 +55,17 @@ def _append_unit(ctx: Context, segment: Segment, unit: Unit) -> None:
 def _append_rows(ctx: Context, segment: Segment, unit: Unit, position: int, row: int, place: int, take: int) -> None:
     """Copy R[take] rows from row R[row] of the step on to the page of R[position], from R[place] of the page on."""
     b, plan = ctx.b, ctx.plan
-    rows, dp, kv = plan.rows, plan.dp, plan.model.kv_heads
+    rows, kv = plan.rows, plan.model.kv_heads
     pool = plan.pool_pages * plan.page_tokens
     layer = plan.units_local * pool
     bits = plan.page_tokens.bit_length() - 1
     with page_list(ctx, segment) as pages, b.descriptors(2) as (a, d):
         pages.advance(position)
         for name, fmt, width, scaled in (
-            ("k", plan.profile.k, dp, True), ("v", plan.profile.v, dp, False), ("vscale", "E8M0", 1, False),
+            ("k", plan.profile.k, plan.kp, True), ("v", plan.profile.v, plan.dp, False), ("vscale", "E8M0", 1, False),
         ):  # fmt: skip
+            if name == "v" and plan.model.latent is not None:
+                continue  # the latent is key and value
             inner = 1 if width > 1 else 0
             b.load(
                 a,

@@ -36,7 +36,9 @@ def attend_chunk(ctx: Context, tile: Tile, current: Partial, start: int) -> None
         b.alu_r(AluFn.CEILDIV, parts, total, parts)
         if plan.whole_chunks:
             what = (_keys(ctx), _scales_of(ctx), _values_of(ctx, 1))
-            _load(ctx, tile, *what, position=start, start=start, total=total)
+            _load(
+                ctx, tile, *(what if plan.model.latent is None else what[:2]), position=start, start=start, total=total
+            )
         _scores(ctx, tile, start, total, parts)
         _probabilities(ctx, tile, start, total, parts)
         _values(ctx, tile, start, total, parts)
@@ -64,8 +66,9 @@ def _sums(ctx: Context) -> Descriptor:
 def _scores(ctx: Context, tile: Tile, start: int, total: int, parts: int) -> None:
     """scores [tokens, G, columns] = fix(q k^T * c), masked; and the largest of each row."""
     b, plan = ctx.b, ctx.plan
-    g, dp, part, fmt = plan.group_queries, plan.dp, plan.part_tokens, plan.profile.k
+    g, dp, part, fmt = plan.group_queries, plan.kp, plan.part_tokens, plan.profile.k
     rows, heads = plan.rows, plan.model.heads
+    kept = _kept(ctx)
     with b.registers(3) as (position, window, high), b.descriptors(5) as (q, weights, acc, out, scale):
         b.move(position, start)
         # Positions that the tile's first token sees: its own and those before.
@@ -85,10 +88,12 @@ def _scores(ctx: Context, tile: Tile, start: int, total: int, parts: int) -> Non
             b.advance_r(q, 0, tile.first)
             b.extent_r(q, 0, tile.tokens)
             ctx.load_ring(weights, _keys(ctx).ring, ctx.r_kv)
-            ctx.bump(ctx.r_kv)
+            if not kept:
+                ctx.bump(ctx.r_kv)
             ctx.load_ring(acc, ctx.acc(plan.tile_tokens, part, group=g), ctx.r_acc)
             ctx.bump(ctx.r_acc)
-            b.matmul(acc, q, weights, zero=1, wait="kv_full acc_free", post="kv_free acc_full")
+            b.matmul(acc, q, weights, zero=1, wait="kv_full acc_free",
+                     post="acc_full" if kept else "kv_free acc_full")  # fmt: skip
             b.extent_r(acc, 0, tile.tokens)
             b.load(out, _tile_view(ctx, "scores", "INT32", part, CHUNK_TOKENS, step=1))
             with b.registers(1) as (column,):
@@ -126,6 +131,11 @@ def _probabilities(ctx: Context, tile: Tile, start: int, total: int, parts: int)
         ctx.bump(ctx.r_load)
 
 
+def _kept(ctx: Context) -> bool:
+    """Whether a chunk of K stays in its entry and is V too: a latent that came whole."""
+    return ctx.plan.model.latent is not None and ctx.plan.whole_chunks
+
+
 def _values(ctx: Context, tile: Tile, start: int, total: int, parts: int) -> None:
     """acc [tokens, G, dp] = P times V, blocks ascending."""
     b, plan = ctx.b, ctx.plan
@@ -141,7 +151,7 @@ def _values(ctx: Context, tile: Tile, start: int, total: int, parts: int) -> Non
                 _load(ctx, tile, _values_of(ctx), position=position, start=start, total=total)
             ctx.load_ring(weights, _values_of(ctx).ring, ctx.r_kv)
             ctx.bump(ctx.r_kv)
-            b.matmul(acc, p, weights, zero=2, by_rows=True, wait="kv_full", post="kv_free")
+            b.matmul(acc, p, weights, zero=2, by_rows=True, wait="" if _kept(ctx) else "kv_full", post="kv_free")
             b.advance(p, 2, part)
             b.alu(AluFn.ADD, position, position, part)
     b.sync(Queue.M, post="acc_full p_free")
@@ -229,7 +239,7 @@ class Cached:
 def _keys(ctx: Context) -> Cached:
     """A part of K."""
     plan, fmt = ctx.plan, ctx.plan.profile.k
-    part, dp, pool = plan.part_tokens, plan.dp, _unit_rows(ctx)
+    part, dp, pool = plan.part_tokens, plan.kp, _unit_rows(ctx)
     return Cached(
         ctx.dram("k_cache", fmt, (part, 1, dp), (dp, pool * dp, 1), scales="k_scales",
                  step=plan.units_local * pool * dp),
@@ -240,13 +250,15 @@ def _keys(ctx: Context) -> Cached:
 
 
 def _values_of(ctx: Context, ahead: int = 0) -> Cached:
-    """A part of V."""
+    """A part of V; of a latent the first columns of K."""
     plan, fmt = ctx.plan, ctx.plan.profile.v
     part, dp, pool = plan.part_tokens, plan.dp, _unit_rows(ctx)
+    name, pitch = ("v", dp) if plan.model.latent is None else ("k", plan.kp)
     return Cached(
-        ctx.dram("v_cache", fmt, (part, 1, dp), (dp, pool * dp, 1), step=plan.units_local * pool * dp),
-        _fresh(ctx, "v", fmt, dp),
-        ctx.ring("kv_ring", fmt, kv_bytes(plan), (part, 1, dp), (dp, 0, 1), entries=plan.kv_entries),
+        ctx.dram(f"{name}_cache", fmt, (part, 1, dp), (pitch, pool * pitch, 1), step=plan.units_local * pool * pitch),
+        _fresh(ctx, name, fmt, dp, pitch=pitch),
+        ctx.ring("kv_ring", fmt, kv_bytes(plan), (part, 1, dp), (pitch if _kept(ctx) else dp, 0, 1),
+                 entries=plan.kv_entries),
         ctx.r_kv, part, "" if plan.whole_chunks else "kv_free", "kv_full", ahead,
     )  # fmt: skip
 
@@ -255,6 +267,12 @@ def _scale_ring(ctx: Context, ext: tuple[int, int, int], stride: tuple[int, int,
     """Describe the ring of V's scales. Where chunks come whole it goes with the ring of K and V, entry by entry."""
     entries = ctx.plan.kv_entries if ctx.plan.whole_chunks else ctx.plan.load_entries
     return ctx.words("vscale_ring", "E8M0", CHUNK_TOKENS, ext, stride, entries=entries)
+
+
+def _scales_wait(ctx: Context) -> str:
+    if _kept(ctx):
+        return ""  # they have the entry of K, which is there
+    return "kv_free" if ctx.plan.whole_chunks else "load_free"
 
 
 def _scales_of(ctx: Context) -> Cached:
@@ -266,7 +284,7 @@ def _scales_of(ctx: Context) -> Cached:
         ctx.dram("v_scales", "E8M0", (CHUNK_TOKENS, 1, 1), (1, pool, 0), step=ctx.plan.units_local * pool),
         _fresh(ctx, "vscale", "E8M0", 1),
         _scale_ring(ctx, (CHUNK_TOKENS, 1, 1), (1, 0, 0)),
-        ctx.r_kv if whole else ctx.r_load, CHUNK_TOKENS, "kv_free" if whole else "load_free", "load_full", int(whole),
+        ctx.r_kv if whole else ctx.r_load, CHUNK_TOKENS, _scales_wait(ctx), "load_full", int(whole and not _kept(ctx)),
     )  # fmt: skip
 
 
@@ -354,8 +372,9 @@ def _load_fresh(ctx: Context, tile: Tile, cached: Cached, position: int, old: in
         b.copy(Queue.L, d, a, post=cached.post, free=True)
 
 
-def _fresh(ctx: Context, name: str, fmt: str, width: int, *, scaled: bool = False) -> Descriptor:
-    """Rows of this step as the gather put them: [rows, 1, width], heads along dimension 1."""
-    rows, kv = ctx.rows, ctx.plan.model.kv_heads
-    return ctx.spad(name, fmt, (rows, 1, width), (width, rows * width, 1 if width > 1 else 0),
+def _fresh(ctx: Context, name: str, fmt: str, width: int, *, scaled: bool = False, pitch: int = 0) -> Descriptor:
+    """Rows of this step as the gather put them: [rows, 1, width], heads along dimension 1; pitch: of rows that are
+    wider."""
+    rows, kv, pitch = ctx.rows, ctx.plan.model.kv_heads, pitch or width
+    return ctx.spad(name, fmt, (rows, 1, width), (pitch, rows * pitch, 1 if width > 1 else 0),
                     scales=kv * rows * width if scaled else None)  # fmt: skip

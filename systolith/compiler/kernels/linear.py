@@ -57,11 +57,20 @@ def operand(ctx: Context, name: str, width: int, fmt: str, rows: int, xe: int) -
 
 
 def product(
-    ctx: Context, linear: LinearPlan, source: Descriptor, rows: int, xe: int, *, first: int = 0, count: int = 0
+    ctx: Context,
+    linear: LinearPlan,
+    source: Descriptor,
+    rows: int,
+    xe: int,
+    *,
+    first: int = 0,
+    count: int = 0,
+    turn: int = 0,
 ) -> None:
     """Multiply the operand by the next tile of a class: weights on W, sums into the next accumulator half on M.
 
-    first, count: registers of the first row and the number of rows, where these are not all of the step. What
+    first, count: registers of the first row and the number of rows, where these are not all of the step; turn: register
+    that moves the operand along its step. What
     `Plan.ahead` says has been fetched before (`fetch_ahead`).
     """
     b = ctx.b
@@ -76,6 +85,8 @@ def product(
             b.load(a, _columns(source, start, linear.kt, fmt))
             if first:
                 b.advance_r(a, 0, first)
+            if turn:
+                b.advance_r(a, 3, turn)
             if count:
                 b.extent_r(a, 0, count)
             slots = length // linear.kt

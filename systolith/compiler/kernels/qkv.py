@@ -16,7 +16,7 @@ from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn
 from systolith.isa.vector import Op1, Op2, Red
 
-__all__ = ["qkv"]
+__all__ = ["qkv", "rotate"]
 
 _CELLS = {
     "q": (Cell.Q_FIRST, Cell.Q_HEADS),
@@ -76,21 +76,22 @@ def _project_head(ctx: Context, linear: LinearPlan) -> None:
             b.alu(AluFn.ADD, tile, tile, 1)
 
 
-def _rotate(ctx: Context) -> None:
-    """head_tile = its rotation by the rows' positions: y1 = x1 cos - x2 sin, y2 = x2 cos + x1 sin."""
-    b, plan = ctx.b, ctx.plan
-    rows, xe, dp, half = ctx.rows, Cell.ROWS, plan.dp, plan.model.head_dim // 2
+def rotate(ctx: Context, name: str, pitch: int, start: int = 0) -> None:
+    """Turn columns from `start` on of a buffer [rows, pitch] by the rows' positions: y1 = x1 cos - x2 sin,
+    y2 = x2 cos + x1 sin."""
+    b, rows, half = ctx.b, ctx.rows, ctx.plan.model.turned // 2
     with b.descriptors(4) as (x, table, turned, y):
         # turned [rows, 2, half] = (x2, x1) * sin
-        b.load(x, ctx.spad("head_tile", "FP32", (rows, 2, half), (dp, -half, 1), offset=4 * half, xe=xe))
+        b.load(x, ctx.spad(name, "FP32", (rows, 2, half), (pitch, -half, 1), offset=4 * (start + half), xe=Cell.ROWS))
         b.load(table, _turns(ctx, "sin", 2))
-        b.load(turned, ctx.spad("head_turned", "FP32", (rows, 2, half), (dp, half, 1)))
+        b.load(turned, ctx.spad("head_turned", "FP32", (rows, 2, half), (2 * half, half, 1)))
         b.vec(turned, x, table, op1=Op1.MUL)
         b.load(table, _turns(ctx, "cos"))
         for number, op2 in ((0, Op2.SUB), (1, Op2.ADD)):
-            b.load(x, _half(ctx, number))
-            b.load(y, _half(ctx, number, every=True))
-            b.load(turned, ctx.spad("head_turned", "FP32", (rows, 1, half), (dp, 0, 1), offset=4 * half * number))
+            place = 4 * (start + half * number)
+            b.load(x, ctx.spad(name, "FP32", (rows, 1, half), (pitch, 0, 1), offset=place, xe=Cell.ROWS))
+            b.load(y, ctx.spad(name, "FP32", (rows, 1, half), (pitch, 0, 1), offset=place))
+            b.load(turned, ctx.spad("head_turned", "FP32", (rows, 1, half), (2 * half, 0, 1), offset=4 * half * number))
             b.vec(y, x, table, turned, op1=Op1.MUL, op2=op2)
 
 
@@ -112,15 +113,14 @@ def _rotate_and_quantise(ctx: Context, stage: int) -> None:
 
 def _turns(ctx: Context, name: str, times: int = 1) -> Descriptor:
     """Cosines or sines of the rows' positions, of the layer's rotary table: [rows, times, d / 2]."""
-    rows, half = ctx.rows, ctx.plan.model.head_dim // 2
+    rows, half = ctx.rows, ctx.plan.model.turned // 2
     return ctx.spad(name, "FP32", (rows, times, half), (half, 0, 1), offset=4 * ctx.kind.rope * rows * half)
 
 
-def _half(ctx: Context, number: int, *, every: bool = False) -> Descriptor:
-    """A half of head_tile's columns [rows, 1, d / 2]; `every`: as a result, whose rows the source counts."""
+def _half(ctx: Context, number: int) -> Descriptor:
+    """A half of head_tile's columns [rows, 1, d / 2]."""
     dp, half = ctx.plan.dp, ctx.plan.model.head_dim // 2
-    return ctx.spad("head_tile", "FP32", (ctx.rows, 1, half), (dp, 0, 1), offset=4 * half * number,
-                    xe=0 if every else Cell.ROWS)  # fmt: skip
+    return ctx.spad("head_tile", "FP32", (ctx.rows, 1, half), (dp, 0, 1), offset=4 * half * number, xe=Cell.ROWS)
 
 
 def _send_codes(ctx: Context, name: str, first: Cell, head: int) -> None:
@@ -133,7 +133,7 @@ def _send_codes(ctx: Context, name: str, first: Cell, head: int) -> None:
         view = ctx.stage(fmt, (rows, 1, dp), (dp, 0, 1), scales=True, xe=xe)
         ctx.load_ring(stage, view, ctx.r_stage)
         if plan.turn_whole:
-            _rotate(ctx)
+            rotate(ctx, "head_tile", dp)
             if tap(ctx):
                 _store(ctx, name, first, head)
             b.load(x, ctx.spad("head_tile", "FP32", (rows, 1, d), (dp, 0, 1), xe=xe))

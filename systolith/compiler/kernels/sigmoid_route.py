@@ -78,13 +78,19 @@ def _best_groups(ctx: Context) -> None:
     size = experts.count // groups
     starts = {"two": 0, "places": 2, "score": 4, "flag": 5}
 
-    def part(name: str, fmt: str, width: int, *, first: int = 0, every: int = 1) -> Descriptor:
-        """Words of the work buffer: [rows, groups, 2] for "two" and "places", else [rows, 1, width]."""
-        start = rows * groups * starts[name]
-        if width == 2 and name in ("two", "places"):
-            return ctx.spad("route_groups", fmt, (rows, groups, 2), (2 * groups, 2, 1), offset=4 * start, xe=xe)
-        pitch = 2 * groups if name == "two" else groups
-        return ctx.spad("route_groups", fmt, (rows, 1, width), (pitch, 0, every), offset=4 * (start + first), xe=xe)
+    def pairs(name: str, fmt: str) -> Descriptor:
+        """The two best of each group, "two" (values) or "places": [rows, groups, 2]."""
+        start = 4 * rows * groups * starts[name]
+        return ctx.spad("route_groups", fmt, (rows, groups, 2), (2 * groups, 2, 1), offset=start, xe=xe)
+
+    def half(number: int) -> Descriptor:
+        """One of the two values of each group: [rows, 1, groups]."""
+        return ctx.spad("route_groups", "FP32", (rows, 1, groups), (2 * groups, 0, 2), offset=4 * number, xe=xe)
+
+    def part(name: str, fmt: str) -> Descriptor:
+        """A word for each group, "score" or "flag": [rows, 1, groups]."""
+        start = 4 * rows * groups * starts[name]
+        return ctx.spad("route_groups", fmt, (rows, 1, groups), (groups, 0, 1), offset=start, xe=xe)
 
     def chosen(number: int, fmt: str) -> Descriptor:
         """Numbers (0) and scores (1) of the best groups: [rows, 1, best]."""
@@ -95,19 +101,19 @@ def _best_groups(ctx: Context) -> None:
         count = experts.count
         members = ctx.spad("route", "FP32", (rows, groups, size), (count, size, 1), xe=xe)
         b.load(a, members)
-        b.load(d, part("places", "INT32", 2))
-        b.load(d + 1, part("two", "FP32", 2))
+        b.load(d, pairs("places", "INT32"))
+        b.load(d + 1, pairs("two", "FP32"))
         b.topk(d, a)
-        b.load(x, part("two", "FP32", groups, every=2))
-        b.load(y, part("two", "FP32", groups, first=1, every=2))
-        b.load(a, part("score", "FP32", groups))
+        b.load(x, half(0))
+        b.load(y, half(1))
+        b.load(a, part("score", "FP32"))
         b.vec(a, x, y, op1=Op1.ADD)
         b.load(d, chosen(0, "INT32"))
         b.load(d + 1, chosen(1, "FP32"))
         b.topk(d, a)
         # flag: 1 where the group is among the best; then the exponent 0 there, and that of a masked element elsewhere.
         b.load(a, ctx.spad("route_numbers", "INT32", (rows, 1, groups), (0, 0, 1), offset=4 * rows, xe=xe))
-        b.load(flag, part("flag", "INT32", groups))
+        b.load(flag, part("flag", "INT32"))
         for number in range(best):
             b.load(x, ctx.spad("route_groups", "INT32", (rows, 1, groups), (best, 0, 0),
                                offset=4 * (rows * 6 * groups + number)))  # fmt: skip
@@ -116,7 +122,7 @@ def _best_groups(ctx: Context) -> None:
         b.load(y, ctx.constant(Constant.MOST, "INT32"))
         b.vec(flag, flag, x, y, op1=Op1.IEQ, op2=Op2.IADD)  # 2^31 - 1, or wrapped to -2^31
         b.vec(flag, flag, x, op1=Op1.IMIN)
-        b.load(a, part("score", "INT32", groups))
+        b.load(a, part("score", "INT32"))
         b.load(y, ctx.constant(Constant.MINUS_INFINITY, "INT32"))
         b.vec(a, flag, y, op1=Op1.IMAX)  # the words of +0 and -infinity
         # A value outside of the best groups, NaN too, becomes +0 and then -infinity; the others keep theirs.

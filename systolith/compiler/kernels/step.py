@@ -16,6 +16,7 @@ from systolith.compiler.kernels.experts import experts_down, experts_up
 from systolith.compiler.kernels.ffn import ffn
 from systolith.compiler.kernels.head import head
 from systolith.compiler.kernels.head_norm import rewind_head_gains
+from systolith.compiler.kernels.latent import latent_qk, latent_values, rewind_low_gains
 from systolith.compiler.kernels.linear import fetch_ahead, open_streams, rewind
 from systolith.compiler.kernels.mail import end_of_step, fill_rows, next_message, start_mail
 from systolith.compiler.kernels.norm import make_r
@@ -74,6 +75,8 @@ def write_program(ctx: Context) -> None:
         rewind_head_gains(ctx)
     b.load(ctx.streams["g"], ctx.dram("g", "FP32", (1, 1, ctx.shard), (0, 0, 1), step=ctx.shard))
     b.set(ctx.r_layer, 0)
+    if plan.model.latent is not None:
+        rewind_low_gains(ctx)
     if "correction" in ctx.streams:
         rewind_correction(ctx)
     embed(ctx)
@@ -136,11 +139,16 @@ def _layer(ctx: Context, kind: LayerKind) -> None:
     """One layer of the decoder."""
     b, plan = ctx.b, ctx.plan
     ctx.kind = kind
-    qkv(ctx)
+    if plan.model.latent is None:
+        qkv(ctx)
+    else:
+        latent_qk(ctx)
     fetch_ahead(ctx)
     append(ctx)
     attention(ctx)
-    project(ctx, plan.o, "attention", "b")
+    if plan.model.latent is not None:
+        latent_values(ctx)
+    project(ctx, plan.o, "attention" if plan.model.latent is None else "attended", "b")
     if kind.experts:
         route(ctx)
         experts_up(ctx)
@@ -157,7 +165,7 @@ def _start(ctx: Context) -> None:
     b.tensor_name = "start"
     b.load(ctx.nothing, tensor(Space.SPAD, "INT8", 0, (0, 0, 0), (0, 0, 0)))
     open_streams(ctx)
-    for name in ("g", "record", "g_head", "correction"):
+    for name in ("g", "record", "g_head", "g_low", "correction"):
         if name in ("g", "record") or name in ctx.memory.dram:
             ctx.streams[name] = b.descriptor()
     tables = [
@@ -230,7 +238,7 @@ def _next_decode(ctx: Context) -> None:
 
 def _position_tables(ctx: Context) -> None:
     """Gather cosines and sines of the rows' positions."""
-    b, rows, half = ctx.b, ctx.rows, ctx.plan.model.head_dim // 2
+    b, rows, half = ctx.b, ctx.rows, ctx.plan.model.turned // 2
     with b.descriptors(3) as (index, d, a):
         b.load(index, ctx.spad("record", "INT32", (rows, 1, 1), (1, 0, 0), offset=4 * ctx.memory.record.positions))
         last = len(ctx.plan.model.ropes) - 1
