@@ -36,7 +36,11 @@ def test_a_config_alone_is_enough(run: Runner, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
     asked = ("--chip", "server", "--context", 300, "--weights", "MXFP4", "--no-prefill", "--no-sensitivity", "--json")
     by_folder, by_file = (run("estimate", path, *asked).json for path in (tmp_path, tmp_path / "config.json"))
+    asked_for = [result["manifest"].pop("options") for result in (by_folder, by_file)]
+    for result in (by_folder, by_file):
+        result["manifest"].pop("inputs")
     assert by_folder == by_file
+    assert asked_for[0] != asked_for[1]  # they name different paths
     assert by_folder["fractions"]["decode_of_stated_rate"]["value"] <= 1
 
 
