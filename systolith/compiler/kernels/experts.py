@@ -10,7 +10,7 @@ from __future__ import annotations
 from systolith.compiler.context import Cell, Constant, Context, Counter, Norm
 from systolith.compiler.kernels.activation import Tile, clamp, gelu_tanh, silu, swiglu_clamped
 from systolith.compiler.kernels.dump import store_rows, tap
-from systolith.compiler.kernels.linear import bias_tile, load_stream, operand, product, sums
+from systolith.compiler.kernels.linear import bias_tile, finish, load_stream, operand, product, sums
 from systolith.compiler.kernels.norm import (
     finish_norm,
     load_gains,
@@ -70,16 +70,9 @@ def _tile(ctx: Context, name: str, fmt: str = "FP32") -> Descriptor:
 
 def _finish_sums(ctx: Context, linear: LinearPlan, entry: Entry, out: int) -> None:
     """D[out] = sums * r + bias, rows of the entry."""
-    b, deferred = ctx.b, ctx.plan.profile.deferred_norm
-    with b.descriptors(1) as (r,), sums(ctx, linear, ctx.rows, 0, count=entry.count) as s:
-        b.load(r, ctx.spad("r", "FP32", (ctx.rows, 1, 1), (1, 0, 0), via=entry.rows))
-        op1, left = (Op1.MUL, r) if deferred else (Op1.NONE, 0)
-        if ctx.plan.model.bias(linear.name):
-            with bias_tile(ctx, linear) as bias:
-                b.vec(out, s.d, left, bias, op1=op1, op2=Op2.ADD, wait=f"{s.wait} load_full",
-                      post=f"{s.post} load_free")  # fmt: skip
-        else:
-            b.vec(out, s.d, left, op1=op1, wait=s.wait, post=s.post)
+    with ctx.b.descriptors(1) as (r,), sums(ctx, linear, ctx.rows, 0, count=entry.count) as s:
+        ctx.b.load(r, ctx.spad("r", "FP32", (ctx.rows, 1, 1), (1, 0, 0), via=entry.rows))
+        finish(ctx, linear, s, out, r if ctx.plan.profile.deferred_norm else 0)
 
 
 def _gate(ctx: Context, entry: Entry) -> None:

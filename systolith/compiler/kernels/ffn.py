@@ -5,7 +5,7 @@ from __future__ import annotations
 from systolith.compiler.context import Cell, Constant, Context, Counter
 from systolith.compiler.kernels.activation import Tile, activations
 from systolith.compiler.kernels.dump import store_rows, tap
-from systolith.compiler.kernels.linear import Sums, bias_tile, ffn_cells, operand, product, sums
+from systolith.compiler.kernels.linear import Sums, ffn_cells, finish, operand, product, sums
 from systolith.compiler.kernels.norm import make_r
 from systolith.compiler.plan import FeedForward, LinearPlan
 from systolith.isa.descriptor import Descriptor
@@ -60,7 +60,7 @@ def _activate_gate(ctx: Context, part: FeedForward) -> None:
             _silu_of_sums(ctx, part, s)
             return
         b.load(gate, _tile(ctx, part, "gate_tile", xe=xe))
-        _finish_sums(ctx, part.gate, gate, s.d, s.wait, s.post, r)
+        _finish_sums(ctx, part.gate, s, gate, r)
     activations()[plan.model.activation].emit(Tile(ctx, columns=part.gate.nt))
 
 
@@ -98,7 +98,7 @@ def _times_up(
         tapped = tap(ctx) and plan.model.experts is None
         if tapped or plan.model.bias(part.up.name):
             b.load(up, _tile(ctx, part, "gate_tile", xe=xe))
-            _finish_sums(ctx, part.up, up, s.d, s.wait, s.post, r)
+            _finish_sums(ctx, part.up, s, up, r)
             b.vec(up, up, silu, op1=Op1.MUL)
             if tapped:
                 store_rows(ctx, "h", _tile(ctx, part, "gate_tile", xe=xe), first=first, step=nt, index=tile)
@@ -116,14 +116,9 @@ def _times_up(
     ctx.bump(ctx.r_stage)
 
 
-def _finish_sums(ctx: Context, linear: LinearPlan, out: int, source: int, wait: str, post: str, r: int) -> None:
+def _finish_sums(ctx: Context, linear: LinearPlan, s: Sums, out: int, r: int) -> None:
     """D[out] = sums * r + bias; `r` is a free descriptor register."""
-    b, deferred = ctx.b, ctx.plan.profile.deferred_norm
-    op1, left = (Op1.MUL, r) if deferred else (Op1.NONE, 0)
+    deferred = ctx.plan.profile.deferred_norm
     if deferred:
-        b.load(r, ctx.spad("r", "FP32", (ctx.rows, 1, 1), (1, 0, 0)))
-    if ctx.plan.model.bias(linear.name):
-        with bias_tile(ctx, linear) as bias:
-            b.vec(out, source, left, bias, op1=op1, op2=Op2.ADD, wait=f"{wait} load_full", post=f"{post} load_free")
-    else:
-        b.vec(out, source, left, op1=op1, wait=wait, post=post)
+        ctx.b.load(r, ctx.spad("r", "FP32", (ctx.rows, 1, 1), (1, 0, 0)))
+    finish(ctx, linear, s, out, r if deferred else 0)

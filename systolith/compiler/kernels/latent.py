@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from systolith.compiler.context import SCRATCH, Cell, Constant, Context, Counter
 from systolith.compiler.kernels.dump import store_rows, tap
-from systolith.compiler.kernels.linear import bias_tile, operand, product, sums
+from systolith.compiler.kernels.linear import finish, operand, product, sums
 from systolith.compiler.kernels.norm import make_r
 from systolith.compiler.kernels.qkv import rotate
 from systolith.compiler.memory import low_gains
@@ -96,18 +96,11 @@ def _low(ctx: Context) -> None:
 
 def _finish_sums(ctx: Context, linear: LinearPlan, out: int, r: str, *, send: bool = False) -> None:
     """D[out] = sums, times the factor of each row in buffer r where one is named, plus bias. send: it is staged."""
-    b = ctx.b
     free, full = ("stage_free", "stage_full") if send else ("", "")
-    with b.descriptors(1) as (factor,), sums(ctx, linear, ctx.rows, Cell.ROWS) as s:
-        op1, left = (Op1.MUL, factor) if r else (Op1.NONE, 0)
+    with ctx.b.descriptors(1) as (factor,), sums(ctx, linear, ctx.rows, Cell.ROWS) as s:
         if r:
-            b.load(factor, ctx.spad(r, "FP32", (ctx.rows, 1, 1), (1, 0, 0)))
-        if ctx.plan.model.bias(linear.name):
-            with bias_tile(ctx, linear) as bias:
-                b.vec(out, s.d, left, bias, op1=op1, op2=Op2.ADD, wait=f"{s.wait} load_full {free}",
-                      post=f"{s.post} load_free {full}")  # fmt: skip
-        else:
-            b.vec(out, s.d, left, op1=op1, wait=f"{s.wait} {free}", post=f"{s.post} {full}")
+            ctx.b.load(factor, ctx.spad(r, "FP32", (ctx.rows, 1, 1), (1, 0, 0)))
+        finish(ctx, linear, s, out, factor if r else 0, wait=free, post=full)
 
 
 def _r(ctx: Context, start: int, width: int, mean: Constant, place: int) -> None:

@@ -15,9 +15,12 @@ from systolith.compiler.plan import LinearPlan
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn
-from systolith.isa.vector import Op1
+from systolith.isa.vector import Op1, Op2
 
-__all__ = ["Sums", "bias_tile", "fetch_ahead", "ffn_cells", "load_stream", "open_streams", "operand", "product", "sums"]
+__all__ = [
+    "Sums", "bias_tile", "fetch_ahead", "ffn_cells", "finish", "load_stream", "open_streams", "operand", "product",
+    "sums",
+]  # fmt: skip
 
 
 def open_streams(ctx: Context) -> None:
@@ -70,8 +73,7 @@ def product(
     """Multiply the operand by the next tile of a class: weights on W, sums into the next accumulator half on M.
 
     first, count: registers of the first row and the number of rows, where these are not all of the step; turn: register
-    that moves the operand along its step. What
-    `Plan.ahead` says has been fetched before (`fetch_ahead`).
+    that moves the operand along its step. What `Plan.ahead` says has been fetched before (`fetch_ahead`).
     """
     b = ctx.b
     fetched = ctx.plan.ahead.get(linear.name, 0)
@@ -81,8 +83,7 @@ def product(
         for number, (start, length) in enumerate(linear.spans):
             ctx.load_ring(slot, ctx.slot(linear), ctx.r_slot)
             ctx.load_ring(acc, ctx.acc(rows, linear.nt, span=number, xe=xe), ctx.r_acc)
-            fmt = source.format.name
-            b.load(a, _columns(source, start, linear.kt, fmt))
+            b.load(a, _columns(source, start, linear.kt))
             if first:
                 b.advance_r(a, 0, first)
             if turn:
@@ -139,7 +140,7 @@ def ffn_cells(ctx: Context, gate: LinearPlan) -> tuple[Cell, Cell]:
     return (Cell.SHARED_FIRST, Cell.SHARED_TILES) if shared else (Cell.FFN_FIRST, Cell.FFN_TILES)
 
 
-def _columns(source: Descriptor, start: int, count: int, fmt: str) -> Descriptor:
+def _columns(source: Descriptor, start: int, count: int) -> Descriptor:
     """The first `count` columns of an operand from column `start` on."""
     moved = source.advance(2, start)
     return moved.with_ext(2, count)
@@ -176,6 +177,20 @@ def sums(ctx: Context, linear: LinearPlan, rows: int, xe: int, *, count: int = 0
             b.extent_r(d, 0, count)
         ctx.bump(ctx.r_acc)
         yield Sums(d, wait, post)
+
+
+def finish(ctx: Context, linear: LinearPlan, s: Sums, out: int, r: int = 0, *, wait: str = "", post: str = "") -> None:
+    """D[out] = the sums, times D[r] where one is given, plus the bias of a class that has one.
+
+    wait, post: semaphores beside those of the sums and of the bias.
+    """
+    b, op1 = ctx.b, Op1.MUL if r else Op1.NONE
+    if ctx.plan.model.bias(linear.name):
+        with bias_tile(ctx, linear) as bias:
+            b.vec(out, s.d, r, bias, op1=op1, op2=Op2.ADD, wait=f"{s.wait} load_full {wait}",
+                  post=f"{s.post} load_free {post}")  # fmt: skip
+    else:
+        b.vec(out, s.d, r, op1=op1, wait=f"{s.wait} {wait}", post=f"{s.post} {post}")
 
 
 def _joined(ctx: Context, linear: LinearPlan, rows: int, xe: int, index: int) -> Descriptor:

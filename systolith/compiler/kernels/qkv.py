@@ -8,7 +8,7 @@ from __future__ import annotations
 from systolith.compiler.context import Cell, Context, Counter
 from systolith.compiler.kernels.dump import store_rows, tap
 from systolith.compiler.kernels.head_norm import give_back_head_gains, load_head_gains, norm_head
-from systolith.compiler.kernels.linear import bias_tile, operand, product, sums
+from systolith.compiler.kernels.linear import finish, operand, product, sums
 from systolith.compiler.kernels.norm import make_r
 from systolith.compiler.plan import LinearPlan
 from systolith.isa.descriptor import Descriptor
@@ -56,7 +56,6 @@ def _project_head(ctx: Context, linear: LinearPlan) -> None:
     """head_tile [rows, dp] = (a times w) * r + bias, FP32."""
     b, plan = ctx.b, ctx.plan
     rows, xe, dp = ctx.rows, Cell.ROWS, plan.dp
-    biased = plan.model.bias(linear.name)
     with b.registers(1) as (tile,), b.descriptors(2) as (out, r):
         b.set(tile, 0)
         with b.loop(dp // linear.nt):
@@ -65,14 +64,7 @@ def _project_head(ctx: Context, linear: LinearPlan) -> None:
             b.advance_r(out, 3, tile)
             b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
             with sums(ctx, linear, rows, xe) as s:
-                op1 = Op1.MUL if plan.profile.deferred_norm else Op1.NONE
-                left = r if plan.profile.deferred_norm else 0
-                if biased:
-                    with bias_tile(ctx, linear) as bias:
-                        b.vec(out, s.d, left, bias, op1=op1, op2=Op2.ADD, wait=f"{s.wait} load_full",
-                              post=f"{s.post} load_free")  # fmt: skip
-                else:
-                    b.vec(out, s.d, left, op1=op1, wait=s.wait, post=s.post)
+                finish(ctx, linear, s, out, r if plan.profile.deferred_norm else 0)
             b.alu(AluFn.ADD, tile, tile, 1)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from systolith.compiler.context import SCRATCH, Cell, Constant, Context, Counter
 from systolith.compiler.kernels.ffn import gated
-from systolith.compiler.kernels.linear import bias_tile, operand, product, sums
+from systolith.compiler.kernels.linear import finish, operand, product, sums
 from systolith.compiler.kernels.norm import make_r
 from systolith.compiler.kernels.sigmoid_route import (
     choice_values,
@@ -76,19 +76,12 @@ def _logits(ctx: Context) -> None:
     b, plan, router = ctx.b, ctx.plan, ctx.plan.router
     assert router is not None
     rows, xe, nt = ctx.rows, Cell.ROWS, router.nt
-    deferred = plan.profile.deferred_norm
     with ctx.cell_loop(Cell.ROUTER_TILES) as tile, b.descriptors(3) as (stage, r, out):
         product(ctx, router, operand(ctx, "b", ctx.hidden, plan.profile.activations, rows, xe), rows, xe)
         with sums(ctx, router, rows, xe) as s:
             ctx.load_ring(stage, ctx.stage("FP32", (rows, 1, nt), (nt, 0, 1), xe=xe), ctx.r_stage)
             b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
-            op1, left = (Op1.MUL, r) if deferred else (Op1.NONE, 0)
-            if plan.model.bias("router"):
-                with bias_tile(ctx, router) as bias:
-                    b.vec(stage, s.d, left, bias, op1=op1, op2=Op2.ADD, wait=f"{s.wait} load_full stage_free",
-                          post=f"{s.post} load_free stage_full")  # fmt: skip
-            else:
-                b.vec(stage, s.d, left, op1=op1, wait=f"{s.wait} stage_free", post=f"{s.post} stage_full")
+            finish(ctx, router, s, stage, r if plan.profile.deferred_norm else 0, wait="stage_free", post="stage_full")
         width = experts_of(ctx).count
         b.load(out, ctx.spad("route", "FP32", (rows, 1, nt), (width, 0, 1), step=nt, xb=Cell.ROUTER_FIRST, xe=xe))
         b.advance_r(out, 3, tile)
