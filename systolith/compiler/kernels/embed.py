@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from systolith.compiler.context import Cell, Constant, Context, Norm
-from systolith.compiler.kernels.dump import store_rows, tap
-from systolith.compiler.kernels.norm import finish_norm, load_gains, residual, send_tile, store_residual
+from systolith.compiler.kernels.norm import finish_norm, load_gains, residual, send_tile, store_residual, tap_residual
 from systolith.compiler.memory import ring_bytes
 from systolith.isa.instruction import Queue
 from systolith.isa.vector import Op1
@@ -41,12 +40,8 @@ def embed(ctx: Context) -> None:
         if scaled:
             b.load(ids, ctx.constant(Constant.EMBED_SCALE))
         b.vec(x, codes, ids if scaled else 0, op1=Op1.MUL if scaled else Op1.NONE, wait="load_full", post="load_free")
-        if tap(ctx):
-            stride = ctx.shard if plan.x_resident else nt
-            view = ctx.spad("x", "FP32", (rows, 1, nt), (stride, 0, 1), step=nt, xe=Cell.ROWS)
-            store_rows(ctx, "x0", view, first=Cell.O_FIRST, step=nt, index=tile, advance=tile if plan.x_resident else 0)
+        tap_residual(ctx, "x0", tile)
         send_tile(ctx, "a", tile)
-        if not plan.x_resident:
-            store_residual(ctx, tile)
+        store_residual(ctx, tile)
     finish_norm(ctx, "a")
     b.tensor_name = ""

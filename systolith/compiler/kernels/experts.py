@@ -8,8 +8,7 @@ order; what `down` gives goes back to the place of the pair, where the tree over
 from __future__ import annotations
 
 from systolith.compiler.context import Cell, Constant, Context, Counter, Norm
-from systolith.compiler.kernels.activation import Tile, clamp, gelu_tanh, silu, swiglu_clamped
-from systolith.compiler.kernels.dump import store_rows, tap
+from systolith.compiler.kernels.activation import Tile, clamp, silu, swiglu_clamped
 from systolith.compiler.kernels.linear import bias_tile, finish, load_stream, operand, product, sums
 from systolith.compiler.kernels.norm import (
     finish_norm,
@@ -18,6 +17,7 @@ from systolith.compiler.kernels.norm import (
     residual,
     send_tile,
     store_residual,
+    tap_residual,
 )
 from systolith.compiler.kernels.route import Entry, each_entry, experts_of
 from systolith.compiler.plan import LinearPlan
@@ -80,7 +80,7 @@ def _gate(ctx: Context, entry: Entry) -> None:
     with ctx.b.descriptors(1) as (gate,):
         ctx.b.load(gate, _tile(ctx, "gate_tile"))
         _finish_sums(ctx, ctx.plan.gate, entry, gate)
-    emit = {"silu": silu, "gelu_tanh": gelu_tanh, "swiglu_clamped": swiglu_clamped}[experts_of(ctx).activation]
+    emit = {"silu": silu, "swiglu_clamped": swiglu_clamped}[experts_of(ctx).activation]
     emit(Tile(ctx, entry.count, ctx.plan.gate.nt))
 
 
@@ -115,7 +115,7 @@ def _send_h(ctx: Context, entry: Entry, tile: int) -> None:
 def experts_down(ctx: Context) -> None:
     """x = RNE(x + sum of weight * (h times w) over a row's experts), tile by tile, each sent on to the next norm."""
     b, plan = ctx.b, ctx.plan
-    rows, nt, xe = ctx.rows, plan.down.nt, Cell.ROWS
+    rows, xe = ctx.rows, Cell.ROWS
     b.tensor_name = "expert down"
     load_gains(ctx, Norm.NEXT)
     b.sync(Queue.M, wait="operand")
@@ -125,18 +125,11 @@ def experts_down(ctx: Context) -> None:
         if plan.shared is not None:
             source = operand(ctx, "h_shared", plan.shared.down.k, plan.profile.activations, rows, xe)
             product(ctx, plan.shared.down, source, rows, xe)
-        if not plan.x_resident:
-            load_residual(ctx, tile)
-            b.sync(Queue.V, wait="load_full")
+        load_residual(ctx, tile)
         _add_choices(ctx, tile)
-        if tap(ctx):
-            stride = ctx.shard if plan.x_resident else plan.o.nt
-            view = ctx.spad("x", "FP32", (rows, 1, nt), (stride, 0, 1), step=nt, xe=xe)
-            store_rows(ctx, "x_ffn", view, first=Cell.O_FIRST, step=nt, index=tile,
-                       advance=tile if plan.x_resident else 0)  # fmt: skip
+        tap_residual(ctx, "x_ffn", tile)
         send_tile(ctx, "a", tile)
-        if not plan.x_resident:
-            store_residual(ctx, tile)
+        store_residual(ctx, tile)
     finish_norm(ctx, "a", ahead=1)
     b.tensor_name = ""
 

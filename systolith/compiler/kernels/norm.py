@@ -16,7 +16,7 @@ from systolith.spec.limits import BLOCK
 
 __all__ = [
     "branch", "finish_norm", "load_gains", "load_residual", "make_r", "norm_branch", "residual", "send_tile",
-    "store_residual",
+    "store_residual", "tap_residual",
 ]  # fmt: skip
 
 
@@ -69,6 +69,15 @@ def residual(ctx: Context, d: int, tile: int, *, blocks: bool = False) -> None:
     ctx.b.load(d, ctx.spad("x", "FP32", ext, strides, step=nt, xe=Cell.ROWS))
     if ctx.plan.x_resident:
         ctx.b.advance_r(d, 3, tile)
+
+
+def tap_residual(ctx: Context, name: str, tile: int) -> None:
+    """Store the residual tile as intermediate `name`, where the program stores any."""
+    if not tap(ctx):
+        return
+    nt, rows, resident = ctx.plan.o.nt, ctx.rows, ctx.plan.x_resident
+    view = ctx.spad("x", "FP32", (rows, 1, nt), (ctx.shard if resident else nt, 0, 1), step=nt, xe=Cell.ROWS)
+    store_rows(ctx, name, view, first=Cell.O_FIRST, step=nt, index=tile, advance=tile if resident else 0)
 
 
 def send_tile(ctx: Context, which: str, tile: int, *, late: bool = False) -> None:
@@ -188,9 +197,7 @@ def finish_norm(ctx: Context, which: str, *, ahead: int = 0) -> None:
             ctx.arrive(arrivals["partials"])
         make_r(ctx, which, ahead=ahead)
         with ctx.cell_loop(Cell.O_TILES) as tile:
-            if not ctx.plan.x_resident:
-                load_residual(ctx, tile)
-                b.sync(Queue.V, wait="load_full")
+            load_residual(ctx, tile)
             send_tile(ctx, which, tile, late=True)
             if not ctx.plan.x_resident:
                 # The tile is unchanged; it only gives its buffer back.
@@ -224,17 +231,23 @@ def make_r(ctx: Context, which: str, *, ahead: int = 0) -> None:
 
 
 def load_residual(ctx: Context, tile: int) -> None:
-    """Load a residual tile that lives in DRAM; V waits for load_full, and `residual` comes back when it is stored."""
+    """Load a residual tile where the stream lives in DRAM; V waits for it, and `residual` comes back when it is
+    stored."""
+    if ctx.plan.x_resident:
+        return
     b, nt, rows = ctx.b, ctx.plan.o.nt, ctx.rows
     with b.descriptors(2) as (d, source):
         b.load(d, ctx.spad("x", "FP32", (rows, 1, nt), (nt, 0, 1), xe=Cell.ROWS))
         b.load(source, ctx.dram("x", "FP32", (rows, 1, nt), (nt, 0, 1), step=rows * nt, xe=Cell.ROWS))
         b.advance_r(source, 3, tile)
         b.copy(Queue.L, d, source, wait="residual", post="load_full")
+    b.sync(Queue.V, wait="load_full")
 
 
 def store_residual(ctx: Context, tile: int) -> None:
-    """Store the residual tile that V has just finished."""
+    """Store the residual tile that V has just finished, where the stream lives in DRAM."""
+    if ctx.plan.x_resident:
+        return
     b, nt, rows = ctx.b, ctx.plan.o.nt, ctx.rows
     b.sync(Queue.V, post="store_full")
     with b.descriptors(2) as (d, source):

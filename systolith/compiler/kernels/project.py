@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from systolith.compiler.context import Cell, Context, Norm
-from systolith.compiler.kernels.dump import store_rows, tap
 from systolith.compiler.kernels.linear import bias_tile, operand, product, sums
 from systolith.compiler.kernels.norm import (
     branch,
@@ -14,6 +13,7 @@ from systolith.compiler.kernels.norm import (
     residual,
     send_tile,
     store_residual,
+    tap_residual,
 )
 from systolith.compiler.plan import LinearPlan
 from systolith.isa.instruction import Queue
@@ -40,9 +40,7 @@ def project(ctx: Context, linear: LinearPlan, source: str, which: str) -> None:
     with ctx.cell_loop(Cell.O_TILES) as tile, b.descriptors(2) as (x, y):
         if not apart:
             product(ctx, linear, operand(ctx, source, linear.k, plan.profile.activations, rows, xe), rows, xe)
-        if not plan.x_resident:
-            load_residual(ctx, tile)
-            b.sync(Queue.V, wait="load_full")
+        load_residual(ctx, tile)
         residual(ctx, x, tile)
         if apart:
             b.load(y, branch(ctx))
@@ -50,15 +48,9 @@ def project(ctx: Context, linear: LinearPlan, source: str, which: str) -> None:
             b.vec(x, x, y, op1=Op1.ADD)
         else:
             _finish(ctx, linear, x, x)
-        if tap(ctx):
-            name = "x_attention" if linear.name == "o" else "x_ffn"
-            nt = plan.o.nt
-            stride = ctx.shard if plan.x_resident else nt
-            view = ctx.spad("x", "FP32", (rows, 1, nt), (stride, 0, 1), step=nt, xe=xe)
-            store_rows(ctx, name, view, first=Cell.O_FIRST, step=nt, index=tile, advance=tile if plan.x_resident else 0)
+        tap_residual(ctx, "x_attention" if linear.name == "o" else "x_ffn", tile)
         send_tile(ctx, which, tile)
-        if not plan.x_resident:
-            store_residual(ctx, tile)
+        store_residual(ctx, tile)
     finish_norm(ctx, which, ahead=int(which == "a"))
     b.tensor_name = ""
 
