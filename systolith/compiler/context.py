@@ -12,6 +12,7 @@ from enum import IntEnum
 
 from systolith.compiler.builder import Builder, Label, tensor
 from systolith.compiler.memory import Memory, stage_bytes
+from systolith.compiler.model import Experts
 from systolith.compiler.plan import LinearPlan, Plan, padded
 from systolith.isa.descriptor import Descriptor, Space
 from systolith.isa.instruction import Queue
@@ -297,6 +298,13 @@ class Context:
                 b.alu(fn, r, r, value)
 
     # ---- sizes -----------------------------------------------------------------------------------------------------
+
+    @property
+    def experts(self) -> Experts:
+        """The mixture of a model that has one."""
+        experts = self.plan.model.experts
+        assert experts is not None
+        return experts
 
     @property
     def rows(self) -> int:

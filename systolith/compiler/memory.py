@@ -203,7 +203,7 @@ def scratchpad(plan: Plan) -> list[Buffer]:
     stored = (Q, A, O_, F) if plan.gains_resident else (Q, A, O_)
     table: list[Buffer] = [
         ("consts", 4 * CONST_WORDS, ALL),
-        ("pages", 4 * o.batch * plan.chunks * plan.pages_per_chunk, ALL),
+        ("pages", 4 * o.batch * slot_pages(plan), ALL),
         ("state", 4 * STATE_WORDS * o.batch, ALL),
         ("params", 4 * PARAM_WORDS * o.batch, ALL),
         ("stops", 4 * STOPS * o.batch, ALL),
@@ -427,7 +427,7 @@ def _dram(plan: Plan, memory: Memory) -> None:
     reserve = memory.reserve
     reserve("ranks", 4 * 32)
     reserve("consts", 4 * CONST_WORDS)
-    reserve("pages", 4 * o.batch * plan.chunks * plan.pages_per_chunk)
+    reserve("pages", 4 * o.batch * slot_pages(plan))
     reserve("state", 4 * STATE_WORDS * o.batch)
     reserve("params", 4 * PARAM_WORDS * o.batch)
     reserve("stops", 4 * STOPS * o.batch)

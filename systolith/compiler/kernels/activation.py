@@ -13,6 +13,7 @@ from importlib import metadata
 
 from systolith.compiler.context import Cell, Constant, Context
 from systolith.compiler.model import KERNELS
+from systolith.isa.descriptor import Descriptor
 from systolith.isa.vector import Func, Op1, Op2
 from systolith.spec.errors import ModelError
 
@@ -44,11 +45,14 @@ class Tile:
     count: int = 0
     columns: int = 0
 
-    def load(self, d: int, name: str, fmt: str = "FP32") -> None:
-        """D[d] = a buffer, [rows, 1, columns]; FP32 or INT32 (the same words)."""
+    def view(self, name: str, fmt: str = "FP32") -> Descriptor:
+        """Describe a buffer, [rows, 1, columns]; FP32 or INT32 (the same words)."""
         plan, n = self.ctx.plan, self.columns or self.ctx.plan.gate.nt
-        xe = 0 if self.count else Cell.ROWS
-        self.ctx.b.load(d, self.ctx.spad(name, fmt, (plan.rows, 1, n), (n, 0, 1), xe=xe))
+        return self.ctx.spad(name, fmt, (plan.rows, 1, n), (n, 0, 1), xe=0 if self.count else Cell.ROWS)
+
+    def load(self, d: int, name: str, fmt: str = "FP32") -> None:
+        """D[d] = a buffer, as many rows as there are."""
+        self.ctx.b.load(d, self.view(name, fmt))
         if self.count:
             self.ctx.b.extent_r(d, 0, self.count)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from systolith.compiler.context import SCRATCH, Constant, Context
 from systolith.compiler.kernels.partial import Partial
 from systolith.compiler.kernels.segment import Segment, Tile
-from systolith.compiler.memory import kv_bytes
+from systolith.compiler.memory import kv_bytes, slot_pages
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
@@ -210,8 +210,8 @@ class PageList:
 @contextmanager
 def page_list(ctx: Context, segment: Segment) -> Iterator[PageList]:
     """Take the page list of a segment's request slot."""
-    b, plan = ctx.b, ctx.plan
-    pages = plan.chunks * plan.pages_per_chunk
+    b = ctx.b
+    pages = slot_pages(ctx.plan)
     with b.descriptors(1) as (d,):
         b.load(d, ctx.spad("pages", "INT32", (pages, 1, 1), (1, 0, 0), step=pages))
         with segment.slot() as slot:

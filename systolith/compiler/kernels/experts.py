@@ -19,7 +19,7 @@ from systolith.compiler.kernels.norm import (
     store_residual,
     tap_residual,
 )
-from systolith.compiler.kernels.route import Entry, each_entry, experts_of
+from systolith.compiler.kernels.route import Entry, each_entry
 from systolith.compiler.plan import LinearPlan
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
@@ -63,11 +63,6 @@ def _product_of_rows(ctx: Context, linear: LinearPlan, entry: Entry) -> None:
     product(ctx, linear, source, rows, 0, count=entry.count)
 
 
-def _tile(ctx: Context, name: str, fmt: str = "FP32") -> Descriptor:
-    n = ctx.plan.gate.nt
-    return ctx.spad(name, fmt, (ctx.rows, 1, n), (n, 0, 1))
-
-
 def _finish_sums(ctx: Context, linear: LinearPlan, entry: Entry, out: int) -> None:
     """D[out] = sums * r + bias, rows of the entry."""
     with ctx.b.descriptors(1) as (r,), sums(ctx, linear, ctx.rows, 0, count=entry.count) as s:
@@ -77,26 +72,27 @@ def _finish_sums(ctx: Context, linear: LinearPlan, entry: Entry, out: int) -> No
 
 def _gate(ctx: Context, entry: Entry) -> None:
     """exp_tile = the factor of the gate of the entry's rows."""
+    work = Tile(ctx, entry.count, ctx.plan.gate.nt)
     with ctx.b.descriptors(1) as (gate,):
-        ctx.b.load(gate, _tile(ctx, "gate_tile"))
+        ctx.b.load(gate, work.view("gate_tile"))
         _finish_sums(ctx, ctx.plan.gate, entry, gate)
-    emit = {"silu": silu, "swiglu_clamped": swiglu_clamped}[experts_of(ctx).activation]
-    emit(Tile(ctx, entry.count, ctx.plan.gate.nt))
+    emit = {"silu": silu, "swiglu_clamped": swiglu_clamped}[ctx.experts.activation]
+    emit(work)
 
 
 def _send_h(ctx: Context, entry: Entry, tile: int) -> None:
     """Send quantise(up' * exp_tile) to the rows of the entry in h."""
     b, plan = ctx.b, ctx.plan
     rows, nt, fmt = ctx.rows, plan.up.nt, plan.profile.activations
-    clamped = experts_of(ctx).activation == "swiglu_clamped"
+    clamped, work = ctx.experts.activation == "swiglu_clamped", Tile(ctx, entry.count, nt)
     with b.descriptors(5) as (stage, exp, up, x, out):
         ctx.load_ring(stage, ctx.stage(fmt, (rows, 1, nt), (nt, 0, 1), scales=True), ctx.r_stage)
-        b.load(exp, _tile(ctx, "exp_tile"))
-        b.load(up, _tile(ctx, "gate_tile"))
+        b.load(exp, work.view("exp_tile"))
+        b.load(up, work.view("gate_tile"))
         _finish_sums(ctx, plan.up, entry, up)
         b.extent_r(up, 0, entry.count)
         if clamped:
-            clamp(Tile(ctx, entry.count, nt))
+            clamp(work)
             b.load(x, ctx.constant(Constant.ONE))
             b.vec(stage, up, x, exp, op1=Op1.ADD, op2=Op2.MUL, wait="stage_free", post="stage_full")
         else:
@@ -154,7 +150,7 @@ def _down(ctx: Context, entry: Entry, tile: int) -> None:
 
 def _add_choices(ctx: Context, tile: int) -> None:
     """x += the tree over the choices of a row. A level adds in place; an odd last one stays for the next level."""
-    b, rows, nt, k = ctx.b, ctx.rows, ctx.plan.down.nt, experts_of(ctx).top_k
+    b, rows, nt, k = ctx.b, ctx.rows, ctx.plan.down.nt, ctx.experts.top_k
 
     def choices(first: int, every: int, count: int) -> Descriptor:
         return ctx.spad("y", "FP32", (rows, count, nt), (k * nt, every * nt, 1), offset=4 * first * nt, xe=Cell.ROWS)

@@ -8,7 +8,6 @@ from systolith.compiler.kernels.dump import store_rows, tap
 from systolith.compiler.kernels.linear import Sums, ffn_cells, finish, operand, product, sums
 from systolith.compiler.kernels.norm import make_r
 from systolith.compiler.plan import FeedForward, LinearPlan
-from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.vector import Func, Op1, Op2
 
@@ -46,30 +45,26 @@ def gated(ctx: Context, part: FeedForward, name: str, arrival: tuple[str, int] |
         _times_up(ctx, part, name, first, tile, arrival)
 
 
-def _tile(ctx: Context, part: FeedForward, name: str, fmt: str = "FP32", xe: int = 0) -> Descriptor:
-    n = part.gate.nt
-    return ctx.spad(name, fmt, (ctx.rows, 1, n), (n, 0, 1), xe=xe)
-
-
 def _activate_gate(ctx: Context, part: FeedForward) -> None:
     """exp_tile = the factor of g = sums * r + bias."""
     b, plan = ctx.b, ctx.plan
     rows, xe = ctx.rows, Cell.ROWS
+    tile = Tile(ctx, columns=part.gate.nt)
     with b.descriptors(2) as (gate, r), sums(ctx, part.gate, rows, xe) as s:
         if not plan.gate_apart:
-            _silu_of_sums(ctx, part, s)
+            _silu_of_sums(tile, s)
             return
-        b.load(gate, _tile(ctx, part, "gate_tile", xe=xe))
+        tile.load(gate, "gate_tile")
         _finish_sums(ctx, part.gate, s, gate, r)
-    activations()[plan.model.activation].emit(Tile(ctx, columns=part.gate.nt))
+    activations()[plan.model.activation].emit(tile)
 
 
-def _silu_of_sums(ctx: Context, part: FeedForward, s: Sums) -> None:
+def _silu_of_sums(tile: Tile, s: Sums) -> None:
     """exp_tile = silu(g), g = sums * r: read from the accumulator twice, so that it need not be stored."""
-    b, rows, xe = ctx.b, ctx.rows, Cell.ROWS
+    ctx, b, rows = tile.ctx, tile.ctx.b, tile.ctx.rows
     deferred = ctx.plan.profile.deferred_norm
     with b.descriptors(5) as (exp, minus, one, r, zero):
-        b.load(exp, _tile(ctx, part, "exp_tile", "INT32", xe))
+        tile.load(exp, "exp_tile", "INT32")
         b.load(minus, ctx.constant(Constant.MINUS_LOG2E))
         if deferred:
             b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
@@ -78,7 +73,7 @@ def _silu_of_sums(ctx: Context, part: FeedForward, s: Sums) -> None:
             b.vec(exp, s.d, minus, op1=Op1.MUL, func=Func.FIX, wait=s.wait)
         b.load(zero, ctx.constant(Constant.ZERO, "INT32"))
         b.load(one, ctx.constant(Constant.ONE))
-        b.load(minus, _tile(ctx, part, "exp_tile", xe=xe))
+        tile.load(minus, "exp_tile")
         b.vec(minus, exp, zero, one, op1=Op1.EXP2, op2=Op2.ADD, func=Func.RCP)
         if deferred:
             b.vec(minus, s.d, r, minus, op1=Op1.MUL, op2=Op2.MUL, post=s.post)
@@ -92,16 +87,17 @@ def _times_up(
     """Send quantise(silu * u), u = sums * r + bias."""
     b, plan = ctx.b, ctx.plan
     rows, xe, nt, fmt = ctx.rows, Cell.ROWS, part.up.nt, plan.profile.activations
+    work = Tile(ctx, columns=part.gate.nt)
     with b.descriptors(5) as (stage, silu, r, up, out), sums(ctx, part.up, rows, xe) as s:
         ctx.load_ring(stage, ctx.stage(fmt, (rows, 1, nt), (nt, 0, 1), scales=True, xe=xe), ctx.r_stage)
-        b.load(silu, _tile(ctx, part, "exp_tile", xe=xe))
+        work.load(silu, "exp_tile")
         tapped = tap(ctx) and plan.model.experts is None
         if tapped or plan.model.bias(part.up.name):
-            b.load(up, _tile(ctx, part, "gate_tile", xe=xe))
+            work.load(up, "gate_tile")
             _finish_sums(ctx, part.up, s, up, r)
             b.vec(up, up, silu, op1=Op1.MUL)
             if tapped:
-                store_rows(ctx, "h", _tile(ctx, part, "gate_tile", xe=xe), first=first, step=nt, index=tile)
+                store_rows(ctx, "h", work.view("gate_tile"), first=first, step=nt, index=tile)
             b.vec(stage, up, wait="stage_free", post="stage_full")
         elif plan.profile.deferred_norm:
             b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))

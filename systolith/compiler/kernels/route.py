@@ -15,18 +15,13 @@ from systolith.compiler.context import SCRATCH, Cell, Constant, Context, Counter
 from systolith.compiler.kernels.ffn import gated
 from systolith.compiler.kernels.linear import finish, operand, product, sums
 from systolith.compiler.kernels.norm import make_r
-from systolith.compiler.kernels.sigmoid_route import (
-    choice_values,
-    experts_of,
-    rewind_correction,
-    sigmoid_weights,
-)
+from systolith.compiler.kernels.sigmoid_route import choice_values, chosen, scores, sigmoid_weights
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
 from systolith.isa.vector import Func, Op1, Op2, Red
 
-__all__ = ["ENTRY_WORDS", "Entry", "each_entry", "experts_of", "rewind_correction", "route"]
+__all__ = ["ENTRY_WORDS", "Entry", "each_entry", "route"]
 
 ENTRY_WORDS = 4
 """What GROUP tells of an expert: its number, its first pair in the order, pairs, 0."""
@@ -46,22 +41,22 @@ def route(ctx: Context) -> None:
         # While the logits travel: what all rows share needs no choice.
         gated(ctx, plan.shared, "h_shared")
         b.tensor_name = "router"
-    sigmoid = experts_of(ctx).score == "sigmoid"
+    sigmoid = ctx.experts.score == "sigmoid"
     b.sync(Queue.V, wait="partials")
     if sigmoid:
         choice_values(ctx)
     with b.pair() as d, b.descriptors(2) as (a, count):
-        b.load(a, _logits_view(ctx))
-        b.load(d, _chosen(ctx, "chosen", "INT32"))
-        b.load(d + 1, _chosen(ctx, "route_w", "FP32"))
+        b.load(a, scores(ctx, "route"))
+        b.load(d, chosen(ctx, "chosen", "INT32"))
+        b.load(d + 1, chosen(ctx, "route_w", "FP32"))
         b.topk(d, a)
         if sigmoid:
             sigmoid_weights(ctx)
         else:
             _weights(ctx)
         # The pairs by expert: their order, and an entry for each expert that somebody has chosen.
-        pairs, experts = plan.pairs, experts_of(ctx).count
-        b.load(a, _chosen(ctx, "chosen", "INT32", xe=Cell.ROWS))
+        pairs, experts = plan.pairs, ctx.experts.count
+        b.load(a, chosen(ctx, "chosen", "INT32"))
         b.load(d, ctx.spad("order", "INT32", (2, 1, pairs), (pairs, 0, 1)))
         b.load(d + 1, ctx.spad("entries", "INT32", (experts, 1, ENTRY_WORDS), (ENTRY_WORDS, 0, 1)))
         b.load(count, ctx.cell(Cell.ENTRIES))
@@ -82,23 +77,12 @@ def _logits(ctx: Context) -> None:
             ctx.load_ring(stage, ctx.stage("FP32", (rows, 1, nt), (nt, 0, 1), xe=xe), ctx.r_stage)
             b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
             finish(ctx, router, s, stage, r if plan.profile.deferred_norm else 0, wait="stage_free", post="stage_full")
-        width = experts_of(ctx).count
+        width = ctx.experts.count
         b.load(out, ctx.spad("route", "FP32", (rows, 1, nt), (width, 0, 1), step=nt, xb=Cell.ROUTER_FIRST, xe=xe))
         b.advance_r(out, 3, tile)
         b.put(out, stage, wait="stage_full", post="stage_free")
         ctx.bump(ctx.r_stage)
     ctx.arrive(("partials", Counter.ROUTES))
-
-
-def _logits_view(ctx: Context, name: str = "route", fmt: str = "FP32") -> Descriptor:
-    width = experts_of(ctx).count
-    return ctx.spad(name, fmt, (ctx.rows, 1, width), (width, 0, 1), xe=Cell.ROWS)
-
-
-def _chosen(ctx: Context, name: str, fmt: str, *, xe: int = Cell.ROWS) -> Descriptor:
-    """Describe one word for each row and choice, [rows, 1, k]."""
-    k = experts_of(ctx).top_k
-    return ctx.spad(name, fmt, (ctx.rows, 1, k), (k, 0, 1), xe=xe)
 
 
 def _row_words(ctx: Context, name: str, fmt: str, *, xe: int = 0) -> Descriptor:
@@ -108,27 +92,27 @@ def _row_words(ctx: Context, name: str, fmt: str, *, xe: int = 0) -> Descriptor:
 
 def _weights(ctx: Context) -> None:
     """route_w = the weights of the chosen, from their logits: a softmax over them, or over all experts."""
-    b, experts = ctx.b, experts_of(ctx)
+    b, experts = ctx.b, ctx.experts
     over_all = experts.score == "softmax_all"
     with b.pair() as d, b.descriptors(4) as (values, fixed, top, other):
         b.load(other, ctx.constant(Constant.LOG2E))
         if over_all:
-            b.load(values, _logits_view(ctx))
-            b.load(fixed, _logits_view(ctx, "route_all", "INT32"))
+            b.load(values, scores(ctx, "route"))
+            b.load(fixed, scores(ctx, "route_all", "INT32"))
             b.vec(fixed, values, other, op1=Op1.MUL, func=Func.FIX)
             b.load(SCRATCH, _row_words(ctx, "route_max", "INT32"))
             b.vec(0, fixed, red=Red.CEILMAX)
             b.load(top, _row_words(ctx, "route_max", "INT32"))
             b.load(SCRATCH, _row_words(ctx, "route_sum", "FP32"))
             b.vec(0, fixed, top, op1=Op1.EXP2, red=Red.SUM)
-        b.load(values, _chosen(ctx, "route_w", "FP32"))
-        b.load(fixed, _chosen(ctx, "route_f", "INT32"))
+        b.load(values, chosen(ctx, "route_w", "FP32"))
+        b.load(fixed, chosen(ctx, "route_f", "INT32"))
         b.vec(fixed, values, other, op1=Op1.MUL, func=Func.FIX)
         if not over_all:
             b.load(SCRATCH, _row_words(ctx, "route_max", "INT32"))
             b.vec(0, fixed, red=Red.CEILMAX)
             b.load(top, _row_words(ctx, "route_max", "INT32"))
-        b.load(d, _chosen(ctx, "route_w", "FP32"))
+        b.load(d, chosen(ctx, "route_w", "FP32"))
         b.load(d + 1, _row_words(ctx, "route_sum", "FP32"))
         if over_all:
             b.vec(d, fixed, top, op1=Op1.EXP2)
@@ -182,7 +166,7 @@ def each_entry(ctx: Context, *, wait: str = "") -> Iterator[Entry]:
         b.place(body)
         with b.registers(1) as (base,):
             ctx.mixtures_before(base)
-            b.alu(AluFn.MUL, base, base, experts_of(ctx).count)
+            b.alu(AluFn.MUL, base, base, ctx.experts.count)
             b.alu_r(AluFn.ADD, matrix, matrix, base)
         b.load(rows, ctx.spad("order", "INT32", (pairs, 1, 1), (1, 0, 0), offset=4 * pairs))
         b.load(order, ctx.spad("order", "INT32", (pairs, 1, 1), (1, 0, 0)))

@@ -7,52 +7,50 @@ all groups but the best; the weights are the g of the chosen, found through a li
 from __future__ import annotations
 
 from systolith.compiler.context import SCRATCH, Cell, Constant, Context
-from systolith.compiler.model import Experts
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn
 from systolith.isa.vector import Func, Op1, Op2, Red
 
-__all__ = ["choice_values", "experts_of", "rewind_correction", "sigmoid_weights"]
-
-
-def experts_of(ctx: Context) -> Experts:
-    """The mixture of the model."""
-    experts = ctx.plan.model.experts
-    assert experts is not None
-    return experts
+__all__ = ["choice_values", "chosen", "rewind_correction", "scores", "sigmoid_weights"]
 
 
 def rewind_correction(ctx: Context) -> None:
     """Point the stream of corrections at the first layer with experts: once a step."""
-    count = experts_of(ctx).count
+    count = ctx.experts.count
     ctx.b.load(ctx.streams["correction"], ctx.dram("correction", "FP32", (1, 1, count), (0, 0, 1), step=count))
 
 
-def _scores(ctx: Context, name: str, fmt: str = "FP32") -> Descriptor:
-    """Describe one word for each row and expert."""
-    count = experts_of(ctx).count
+def scores(ctx: Context, name: str, fmt: str = "FP32") -> Descriptor:
+    """Describe one word for each row and expert, [rows, 1, experts]."""
+    count = ctx.experts.count
     return ctx.spad(name, fmt, (ctx.rows, 1, count), (count, 0, 1), xe=Cell.ROWS)
+
+
+def chosen(ctx: Context, name: str, fmt: str) -> Descriptor:
+    """Describe one word for each row and choice, [rows, 1, k]."""
+    k = ctx.experts.top_k
+    return ctx.spad(name, fmt, (ctx.rows, 1, k), (k, 0, 1), xe=Cell.ROWS)
 
 
 def choice_values(ctx: Context) -> None:
     """route_all = g; route, which holds the logits, = what is chosen by."""
-    b, experts = ctx.b, experts_of(ctx)
+    b, experts = ctx.b, ctx.experts
     corrected = experts.correction is not None
     if corrected:
         _load_correction(ctx)
     with b.descriptors(4) as (a, d, x, y):
-        b.load(a, _scores(ctx, "route"))
-        b.load(d, _scores(ctx, "route_all", "INT32"))
+        b.load(a, scores(ctx, "route"))
+        b.load(d, scores(ctx, "route_all", "INT32"))
         b.load(x, ctx.constant(Constant.MINUS_LOG2E))
         b.vec(d, a, x, op1=Op1.MUL, func=Func.FIX)
-        b.load(a, _scores(ctx, "route_all"))
+        b.load(a, scores(ctx, "route_all"))
         b.load(x, ctx.constant(Constant.ZERO, "INT32"))
         b.load(y, ctx.constant(Constant.ONE))
         b.vec(a, d, x, y, op1=Op1.EXP2, op2=Op2.ADD, func=Func.RCP)
-        b.load(d, _scores(ctx, "route"))
-        b.load(x, ctx.spad("correction" if corrected else "consts", "FP32", (ctx.rows, 1, experts.count), (0, 0, 1)))
+        b.load(d, scores(ctx, "route"))
         if corrected:
+            b.load(x, ctx.spad("correction", "FP32", (ctx.rows, 1, experts.count), (0, 0, 1)))
             b.vec(d, a, x, op1=Op1.ADD, wait="load_full", post="load_free")
         else:
             b.vec(d, a)
@@ -65,7 +63,7 @@ def _load_correction(ctx: Context) -> None:
     the choice of this one."""
     b, stream = ctx.b, ctx.streams["correction"]
     with b.descriptors(1) as (d,):
-        b.load(d, ctx.spad("correction", "FP32", (1, 1, experts_of(ctx).count), (0, 0, 1)))
+        b.load(d, ctx.spad("correction", "FP32", (1, 1, ctx.experts.count), (0, 0, 1)))
         b.copy(Queue.L, d, stream, wait="load_free", post="load_full")
         b.advance(stream, 3, 1)
 
@@ -73,7 +71,7 @@ def _load_correction(ctx: Context) -> None:
 def _best_groups(ctx: Context) -> None:
     """route = -infinity outside of the best groups; a group counts as its two best values."""
     b, rows, xe = ctx.b, ctx.rows, Cell.ROWS
-    experts = experts_of(ctx)
+    experts = ctx.experts
     groups, best = experts.groups, experts.top_groups
     size = experts.count // groups
     starts = {"two": 0, "places": 2, "score": 4, "flag": 5}
@@ -92,7 +90,7 @@ def _best_groups(ctx: Context) -> None:
         start = 4 * rows * groups * starts[name]
         return ctx.spad("route_groups", fmt, (rows, 1, groups), (groups, 0, 1), offset=start, xe=xe)
 
-    def chosen(number: int, fmt: str) -> Descriptor:
+    def winners(number: int, fmt: str) -> Descriptor:
         """Numbers (0) and scores (1) of the best groups: [rows, 1, best]."""
         start = rows * (6 * groups + number * best)
         return ctx.spad("route_groups", fmt, (rows, 1, best), (best, 0, 1), offset=4 * start, xe=xe)
@@ -108,8 +106,8 @@ def _best_groups(ctx: Context) -> None:
         b.load(y, half(1))
         b.load(a, part("score", "FP32"))
         b.vec(a, x, y, op1=Op1.ADD)
-        b.load(d, chosen(0, "INT32"))
-        b.load(d + 1, chosen(1, "FP32"))
+        b.load(d, winners(0, "INT32"))
+        b.load(d + 1, winners(1, "FP32"))
         b.topk(d, a)
         # flag: 1 where the group is among the best; then the exponent 0 there, and that of a masked element elsewhere.
         b.load(a, ctx.spad("route_numbers", "INT32", (rows, 1, groups), (0, 0, 1), offset=4 * rows, xe=xe))
@@ -137,15 +135,12 @@ def _best_groups(ctx: Context) -> None:
 
 def sigmoid_weights(ctx: Context) -> None:
     """route_w = g of the chosen, over their sum where they are normalised, times the model's scale."""
-    b, rows, experts = ctx.b, ctx.rows, experts_of(ctx)
+    b, rows, experts = ctx.b, ctx.rows, ctx.experts
     k = experts.top_k
 
-    def words(name: str, fmt: str) -> Descriptor:
-        return ctx.spad(name, fmt, (rows, 1, k), (k, 0, 1), xe=Cell.ROWS)
-
     with b.pair() as d, b.descriptors(4) as (places, x, a, total), b.registers(1) as (pairs,):
-        b.load(places, words("route_places", "INT32"))
-        b.load(x, words("chosen", "INT32"))
+        b.load(places, chosen(ctx, "route_places", "INT32"))
+        b.load(x, chosen(ctx, "chosen", "INT32"))
         b.load(a, ctx.spad("route_numbers", "INT32", (rows, 1, k), (1, 0, 0)))
         b.vec(places, x, a, op1=Op1.IADD)
         b.read(pairs, Cell.ROWS)
@@ -155,7 +150,7 @@ def sigmoid_weights(ctx: Context) -> None:
         b.extent_r(a, 0, pairs)
         b.load(d, ctx.spad("route_w", "FP32", (rows * k, 1, 1), (1, 0, 0)))
         b.vec(d, a)
-        b.load(x, words("route_w", "FP32"))
+        b.load(x, chosen(ctx, "route_w", "FP32"))
         scaled = experts.scale != 1.0
         if scaled:
             b.load(a, ctx.constant(Constant.ROUTE_SCALE))

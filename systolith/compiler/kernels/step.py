@@ -22,8 +22,9 @@ from systolith.compiler.kernels.mail import end_of_step, fill_rows, next_message
 from systolith.compiler.kernels.norm import make_r
 from systolith.compiler.kernels.project import project
 from systolith.compiler.kernels.qkv import qkv
-from systolith.compiler.kernels.route import rewind_correction, route
+from systolith.compiler.kernels.route import route
 from systolith.compiler.kernels.sample import sample
+from systolith.compiler.kernels.sigmoid_route import rewind_correction
 from systolith.compiler.memory import (
     CONST_WORDS,
     HEADER_WORDS,
