@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from systolith.models._text import did_you_mean, read_json_object, show
 from systolith.models.config import Field, ModelConfig, check_fields
 from systolith.models.graph import ModelGraph, require
 from systolith.models.layout import Stored
+from systolith.models.plugins import plugins
 from systolith.spec.errors import ModelError
 
 __all__ = ["ENTRY_POINTS", "Family", "build_graph", "families", "load_config", "packaged_configs", "parse_config"]
@@ -63,23 +63,10 @@ def families() -> Mapping[str, Family]:
 
     known = (DEEPSEEK_V3, GEMMA3, GEMMA3_TEXT, GPT_OSS, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE)
     found = {family.model_type: family for family in known}
-    for point in metadata.entry_points(group=ENTRY_POINTS):
-        try:
-            family = point.load()
-        except Exception as error:  # whatever a stranger's module raises
-            raise ModelError(
-                f"entry point {point.name}={point.value} of {ENTRY_POINTS} cannot be loaded "
-                f"({type(error).__name__}: {error}); repair or uninstall its package"
-            ) from error
-        if not isinstance(family, Family):
-            raise ModelError(
-                f"entry point {point.name}={point.value} of {ENTRY_POINTS} must be a Family, is of type "
-                f"{type(family).__name__}; repair or uninstall its package"
-            )
+    for where, family in plugins(ENTRY_POINTS, Family):
         if found.setdefault(family.model_type, family) is not family:
             raise ModelError(
-                f"entry point {point.name}={point.value} of {ENTRY_POINTS} declares the family {family.model_type}, "
-                "which exists already; give it another model_type"
+                f"{where} declares the family {family.model_type}, which exists already; give it another model_type"
             )
     return found
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 
 from systolith.compiler.context import Cell, Constant, Context
 from systolith.compiler.model import KERNELS
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.vector import Func, Op1, Op2
+from systolith.models.plugins import plugins
 from systolith.spec.errors import ModelError
 
 __all__ = [
@@ -69,23 +69,11 @@ class Activation:
 def activations() -> Mapping[str, Activation]:
     """All activations by operation. Raises ModelError for an entry point that cannot be loaded or is none."""
     found = {a.op: a for a in (Activation("silu_mul", silu), Activation("gelu_mul", gelu_tanh))}
-    for point in metadata.entry_points(group=ENTRY_POINTS):
-        try:
-            activation = point.load()
-        except Exception as error:  # whatever a stranger's module raises
-            raise ModelError(
-                f"entry point {point.name}={point.value} of {ENTRY_POINTS} cannot be loaded "
-                f"({type(error).__name__}: {error}); repair or uninstall its package"
-            ) from error
-        if not isinstance(activation, Activation):
-            raise ModelError(
-                f"entry point {point.name}={point.value} of {ENTRY_POINTS} must be an Activation, is of type "
-                f"{type(activation).__name__}; repair or uninstall its package"
-            )
+    for where, activation in plugins(ENTRY_POINTS, Activation):
         if activation.op in KERNELS or found.setdefault(activation.op, activation) is not activation:
             raise ModelError(
-                f"entry point {point.name}={point.value} of {ENTRY_POINTS} serves the operation {activation.op}, which "
-                "has a kernel already; give it another operation, or uninstall one of the two"
+                f"{where} serves the operation {activation.op}, which has a kernel already; give it another operation, "
+                "or uninstall one of the two"
             )
     return found
 
