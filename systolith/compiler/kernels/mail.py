@@ -17,7 +17,7 @@ from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
 from systolith.spec.limits import RANK_REGISTER
 
-__all__ = ["end_of_step", "fill_rows", "next_message", "start_mail"]
+__all__ = ["end_of_step", "fill_rows", "head_into_cells", "next_message", "start_mail"]
 
 
 def start_mail(ctx: Context) -> None:
@@ -145,6 +145,13 @@ def _load_record(ctx: Context, offset: int) -> None:
         b.load(a, _part(ctx, words, offset))
         b.advance_r(a, 3, ctx.r_taken)
         b.copy(Queue.L, d, a)
+    head_into_cells(ctx)
+
+
+def head_into_cells(ctx: Context) -> None:
+    """Copy the head of the record that was loaded last into cells, and wait for it."""
+    b = ctx.b
+    with b.descriptors(2) as (d, a):
         b.load(d, ctx.cell(Cell.ROWS, HEADER_WORDS))
         b.load(a, ctx.spad("record", "INT32", (1, 1, HEADER_WORDS), (0, 0, 1)))
         b.copy(Queue.L, d, a, post="loaded")

@@ -18,7 +18,7 @@ from systolith.compiler.kernels.head import head
 from systolith.compiler.kernels.head_norm import rewind_head_gains
 from systolith.compiler.kernels.latent import latent_qk, latent_values, rewind_low_gains
 from systolith.compiler.kernels.linear import fetch_ahead, open_streams, rewind
-from systolith.compiler.kernels.mail import end_of_step, fill_rows, next_message, start_mail
+from systolith.compiler.kernels.mail import end_of_step, fill_rows, head_into_cells, next_message, start_mail
 from systolith.compiler.kernels.norm import make_r
 from systolith.compiler.kernels.project import project
 from systolith.compiler.kernels.qkv import qkv
@@ -27,7 +27,6 @@ from systolith.compiler.kernels.sample import sample
 from systolith.compiler.kernels.sigmoid_route import rewind_correction
 from systolith.compiler.memory import (
     CONST_WORDS,
-    HEADER_WORDS,
     PARAM_WORDS,
     RANK_WORDS,
     STATE_WORDS,
@@ -215,15 +214,11 @@ def _load_record(ctx: Context, wait: str) -> None:
     """Load the next step record and its head into cells."""
     b = ctx.b
     words = ctx.memory.record.words
-    with b.descriptors(2) as (d, a):
+    with b.descriptors(1) as (d,):
         b.load(d, ctx.spad("record", "INT32", (1, 1, words), (0, 0, 1)))
         b.copy(Queue.L, d, ctx.streams["record"], wait=wait)
         b.advance(ctx.streams["record"], 3, 1)
-        b.load(d, ctx.cell(Cell.ROWS, HEADER_WORDS))
-        b.load(a, ctx.spad("record", "INT32", (1, 1, HEADER_WORDS), (0, 0, 1)))
-        b.copy(Queue.L, d, a, post="loaded")
-    with b.registers(1) as (rows,):
-        b.read(rows, Cell.ROWS, wait="loaded")
+    head_into_cells(ctx)
 
 
 def _next_decode(ctx: Context) -> None:
