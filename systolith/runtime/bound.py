@@ -17,6 +17,7 @@ from systolith.compiler.model import DecoderModel
 from systolith.compiler.plan import Plan, weight_format
 from systolith.models.profile import TWO_TERMS
 from systolith.numerics.formats import FORMATS
+from systolith.spec.chip import Chip
 from systolith.spec.limits import BLOCK
 
 __all__ = ["Bound", "StepCost", "bound", "prefill_cost", "step_cost"]
@@ -30,6 +31,11 @@ class StepCost:
     bytes: int
     macs: Counter[str]
     kv_bytes: int = 0
+
+    def seconds(self, chip: Chip) -> tuple[Fraction, Fraction]:
+        """Of the memory at its pin rate, and of the arrays at the peak of each pair of formats."""
+        compute = sum((n / chip.peak_macs_per_s(pair) for pair, n in self.macs.items()), Fraction(0))
+        return self.bytes / chip.chip_dram_bytes_per_s, compute
 
 
 @dataclass(frozen=True)
@@ -65,50 +71,50 @@ def _matrices(model: DecoderModel) -> list[tuple[str, int, int, int]]:
     return result
 
 
-def step_cost(plan: Plan, contexts: Sequence[int]) -> StepCost:
-    """Cost of a decode step whose requests see `contexts` tokens each."""
+def _weight_bytes(plan: Plan) -> int:
+    """Bytes of all matrices, each once."""
+    return sum(count * _bytes(n, k, weight_format(plan.profile, name)) for name, n, k, count in _matrices(plan.model))
+
+
+def _macs(plan: Plan, rows: int, out_rows: int, seen: int) -> Counter[str]:
+    """Multiply-adds of `rows` rows, `out_rows` of which have logits, that see `seen` positions, summed over rows and
+    layers."""
     model, profile = plan.model, plan.profile
     macs: Counter[str] = Counter()
-    total = len(contexts) * _bytes(1, model.hidden, profile.embed)
     for name, n, k, count in _matrices(model):
         fmt = weight_format(profile, name)
-        total += count * _bytes(n, k, fmt)
-        terms = 2 if fmt == TWO_TERMS else 1
-        pair = f"{profile.activations}x{'INT8' if fmt == TWO_TERMS else fmt}"
-        macs[pair] += len(contexts) * count * terms * n * k
-    d, kv = model.head_dim, 0
-    key = d if model.latent is None else d + model.latent.turned
-    for context in contexts:
-        seen = sum(context if kind.window is None else min(context, kind.window) for kind in model.kinds)
-        token = -(-d * FORMATS[profile.v].bits // 8) + 1  # V has one scale a token and head
-        token += _bytes(1, d if model.latent is None else model.latent.turned, profile.k)  # a latent is K and V
-        kv += model.kv_heads * seen * token
-        macs[f"{profile.k}x{profile.k}"] += model.heads * key * seen
-        macs[f"{profile.p}x{profile.v}"] += model.heads * d * seen
-    return StepCost(total + kv, macs, kv)
+        terms, stored = (2, "INT8") if fmt == TWO_TERMS else (1, fmt)
+        macs[f"{profile.activations}x{stored}"] += (out_rows if name == "head" else rows) * count * terms * n * k
+    turned = 0 if model.latent is None else model.latent.turned
+    macs[f"{profile.k}x{profile.k}"] += model.heads * seen * (model.head_dim + turned)
+    macs[f"{profile.p}x{profile.v}"] += model.heads * seen * model.head_dim
+    return macs
+
+
+def step_cost(plan: Plan, contexts: Sequence[int]) -> StepCost:
+    """Cost of a decode step whose requests see `contexts` tokens each."""
+    model, profile, rows = plan.model, plan.profile, len(contexts)
+    seen = sum(
+        context if kind.window is None else min(context, kind.window) for context in contexts for kind in model.kinds
+    )
+    d = model.head_dim
+    token = -(-d * FORMATS[profile.v].bits // 8) + 1  # V has one scale a token and head
+    token += _bytes(1, d if model.latent is None else model.latent.turned, profile.k)  # a latent is K and V
+    kv = model.kv_heads * seen * token
+    embed = rows * _bytes(1, model.hidden, profile.embed)
+    return StepCost(_weight_bytes(plan) + embed + kv, _macs(plan, rows, rows, seen), kv)
 
 
 def prefill_cost(plan: Plan, length: int) -> StepCost:
     """Cost of a prompt of `length` tokens up to its first token: every matrix read once, every row through all of them
     but the head, which takes the last; each position meets itself and what it sees before. The prompt's own keys and
     values need not leave the chip."""
-    model, profile = plan.model, plan.profile
-    cost = step_cost(plan, [1])
-    seen = sum(
-        sum(i if kind.window is None else min(i, kind.window) for i in range(1, length + 1)) for kind in model.kinds
-    )
-    macs: Counter[str] = Counter()
-    for name, n, k, count in _matrices(model):
-        fmt = weight_format(profile, name)
-        terms = 2 if fmt == TWO_TERMS else 1
-        pair = f"{profile.activations}x{'INT8' if fmt == TWO_TERMS else fmt}"
-        macs[pair] += (1 if name == "head" else length) * count * terms * n * k
-    each = model.heads * seen
-    turned = 0 if model.latent is None else model.latent.turned
-    macs[f"{profile.k}x{profile.k}"] += each * (model.head_dim + turned)
-    macs[f"{profile.p}x{profile.v}"] += each * model.head_dim
-    rows = (length - 1) * _bytes(1, model.hidden, profile.embed)
-    return StepCost(cost.bytes - cost.kv_bytes + rows, macs)
+    model, seen = plan.model, 0
+    for kind in model.kinds:
+        window = length if kind.window is None else min(length, kind.window)
+        seen += window * (window + 1) // 2 + (length - window) * window
+    embed = length * _bytes(1, model.hidden, plan.profile.embed)
+    return StepCost(_weight_bytes(plan) + embed, _macs(plan, length, 1, seen))
 
 
 def bound(plan: Plan, steps: Iterable[Sequence[int]]) -> Bound:
@@ -116,12 +122,9 @@ def bound(plan: Plan, steps: Iterable[Sequence[int]]) -> Bound:
 
     steps : for each step, the tokens that each request with a generated token sees. No steps: a bound of 0.
     """
-    chip = plan.chip
     tokens, total, memory_sum, compute_sum = 0, Fraction(0), Fraction(0), Fraction(0)
     for contexts in steps:
-        cost = step_cost(plan, contexts)
-        memory = cost.bytes / chip.chip_dram_bytes_per_s
-        compute = sum((n / chip.peak_macs_per_s(pair) for pair, n in cost.macs.items()), Fraction(0))
+        memory, compute = step_cost(plan, contexts).seconds(plan.chip)
         tokens += len(contexts)
         total += len(contexts) * max(memory, compute)
         memory_sum += len(contexts) * memory

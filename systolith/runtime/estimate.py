@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from systolith.compiler import Compiled, Options
-from systolith.compiler.compile import compile_graph
+from systolith.compiler.compile import compile_graph, plan_graph
 from systolith.compiler.plan import padded
 from systolith.models.family import build_graph, load_config, packaged_configs
 from systolith.models.graph import ModelGraph
@@ -168,20 +168,13 @@ class Estimate:
         """Time to the first token of one prompt on an idle chip; None where it was not asked for."""
         return self.first.cycles / self.chip.clock_hz if self.first else None
 
-    def bounds(self, cost: StepCost) -> tuple[Fraction, Fraction]:
-        """Memory and compute seconds of a cost, at the pin rate and at the peak of each pair."""
-        chip = self.chip
-        compute = sum((n / chip.peak_macs_per_s(pair) for pair, n in cost.macs.items()), Fraction(0))
-        return cost.bytes / chip.chip_dram_bytes_per_s, compute
-
     def to_dict(self, made_of: dict[str, Any] | None = None) -> dict[str, Any]:
         """The object of `--json`. made_of: the manifest of a command; left out, that of the question."""
         chip, plan, middle = self.chip, self.compiled.plan, self.decodes[len(self.decodes) // 2]
         cost = middle.cost
-        memory, compute = self.bounds(cost)
+        memory, compute = cost.seconds(chip)
         step_s = middle.cycles / chip.clock_hz
-        prefill = prefill_cost(plan, self.question.prompt)
-        prefill_memory, prefill_compute = self.bounds(prefill)
+        prefill_memory, prefill_compute = prefill_cost(plan, self.question.prompt).seconds(chip)
         share = chip.dram_efficiency
         prefill_fractions: dict[str, Any] = {}
         if self.ttft_s is not None:
@@ -284,11 +277,10 @@ def compile_for(
         batch=question.batch, context=min(padded(question.most, CONTEXT_STEP), graph.context),
         page_tokens=question.page_tokens, steps=2,
     )  # fmt: skip
-    compiled = compile_graph(graph, chip, profile, options, source=source, sha256=sha256)
-    steps = len(
-        pack([Request((0,) * question.prompt)], compiled.plan.rows, compiled.memory.record.max_segments)
-    )  # room for the records of the prefill
-    options = replace(options, steps=padded(steps + 1, 8), rows=compiled.plan.rows)
+    plan, memory = plan_graph(graph, chip, profile, options, source=source)
+    # Room for the records of the prefill.
+    steps = len(pack([Request((0,) * question.prompt)], plan.rows, memory.record.max_segments))
+    options = replace(options, steps=padded(steps + 1, 8), rows=plan.rows)
     return compile_graph(graph, chip, profile, options, source=source, sha256=sha256)
 
 
