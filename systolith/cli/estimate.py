@@ -111,7 +111,7 @@ def waterfall(
         text = picture(found["waterfall"], title, notes)
         write_whole(svg, lambda file: file.write(text.encode()))
     if as_json:
-        print_json(timed.to_dict(_made_of(ctx, timed)))
+        print_json(found | {"manifest": _made_of(ctx, timed)})  # knows the picture, which is written by now
         return
     write(f"{title}\n\n{bars(found['waterfall'])}\n\n")
     print_table(
