@@ -51,7 +51,7 @@ def compiled(function: _F, types: Mapping[str, Any], stamp: str, inner: bool) ->
 
 
 STAMP: Final = stamp_of(
-    Path(__file__).parent / f"{name}.py" for name in ("compiled", "cycles", "facts", "resolved", "runs")
+    Path(__file__).parent / f"{name}.py" for name in ("compiled", "cycles", "facts", "issue", "resolved", "runs")
 )
 
 

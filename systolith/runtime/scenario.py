@@ -15,7 +15,6 @@ import numpy as np
 from systolith.compiler import Compiled
 from systolith.compiler.builder import SEMAPHORE
 from systolith.isa.instruction import Queue
-from systolith.isa.resolved import COLS
 from systolith.isa.sequencer import Sync
 from systolith.runtime.job import Layout, Request, Step, pack, write_job
 from systolith.spec.errors import ConfigError, ProgramError
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Scenario", "Timed", "decode_at", "prefill_of", "run_scenario"]
 
-_ROWS = 512
-"""Resolved rows of each slice asked for at once."""
+_ISSUES = 512
+"""Issues of each slice asked for at once."""
 
 OnWindow = Callable[["TimingMachine", "Waterfall"], None]
 
@@ -120,7 +119,6 @@ def run_scenario(
     timing = LayerMachine(chip, program, loop[:2] if loop else None)
     layers = max(1, compiled.plan.model.layers // loop[2]) if loop else 0  # of an iteration
     timing.on_window = on_window
-    buffer = np.zeros((compiled.plan.slices, _ROWS, COLS), np.int64)
     ends, steps, seen, finished = _step_ends(compiled), [], 0, False
 
     def take_ends() -> None:
@@ -131,10 +129,10 @@ def run_scenario(
 
     timing.on_records = take_ends
     while not finished:
-        counts = machine.run_resolved(buffer)
+        ops, counts = machine.run_issues(_ISSUES)
         finished = False
         if counts.any() or not machine.at_cut:
-            finished = timing.feed(buffer, counts, cuts=machine.cuts)
+            finished = timing.feed_issues(ops, counts, cuts=machine.cuts)
         if machine.at_cut:
             timing.cut(machine.periods)
             times, period = machine.repeats(chip.dram_burst_bytes, chip.bank_size_bytes)

@@ -108,14 +108,12 @@ _SCRATCH = f"{F32}, {I32}, {F32}, {I32}, {F32}, {I32}, {F32}, {I32}, {U8}, {I64}
 _TILES = f"{I16}, {I32}, {I16}, {I32}, {F64}, {F64}, {F64}"
 
 
-@kernel(f"void({I64_2D}, int64, int64, {I64_2D}, {I64_2D}, {I64}, int64, int64, int64, int64)")
+@kernel(f"void({I64_2D}, int64, int64, {I64_2D}, {I64_2D}, int64, int64, int64, int64, int64)")
 def write_row(
-    words: Array, s: Scalar, pc: Scalar, o: Array, rows: Array, fill: Array, zero: Scalar, taken: Scalar,
+    words: Array, s: Scalar, pc: Scalar, o: Array, rows: Array, at: Scalar, zero: Scalar, taken: Scalar,
     first: Scalar, count: Scalar,
 ) -> None:  # fmt: skip
-    """Append the resolved row of the word in hand to the rows of its slice; columns as in `isa.resolved`."""
-    at = s * fill[1] + fill[2 + s]
-    fill[2 + s] += 1
+    """Write the resolved row of the word in hand as row `at`; columns as in `isa.resolved`."""
     for i in range(R_COLS):
         rows[at, i] = 0
     rows[at, R_SLICE] = s
@@ -160,24 +158,30 @@ def move_tokens(st: Array, s: Scalar, mask: Scalar, by: Scalar) -> Scalar:
     return 0
 
 
-@kernel(f"int64({I64_2D}, int64, {I64_2D}, int64, {I64_2D}, {I64}, {I64_2D}, {I64}, {I32})")
-def note(
-    st: Array, s: Scalar, words: Array, pc: Scalar, o: Array, cfg: Array, rows: Array, fill: Array, m32: Array
-) -> Scalar:
-    """Write the resolved row of a word that is about to run."""
+@kernel(f"int64({I64_2D}, int64, {I64_2D}, int64)")
+def taken_of(st: Array, s: Scalar, words: Array, pc: Scalar) -> Scalar:
+    """1 where a BR is about to jump, the count of a LOOP, 0 of all else."""
     op = words[pc, W_OP]
-    zero = zero_of(st, s, words, pc) if op == MATMUL else 0
-    taken = first = count = 0
     if op == BR:
         y = words[pc, W_F + 2] & MASK32 if words[pc, W_F + 1] != 0 else st[s, REGS + words[pc, W_B]]
-        taken = 1 if holds(words[pc, W_F], st[s, REGS + words[pc, W_A]], y) else 0
-    elif op == LOOP:
-        taken = st[s, REGS + words[pc, W_F + 1]] if words[pc, W_F] != 0 else words[pc, W_F + 2]
-    elif op == PUT:
+        return 1 if holds(words[pc, W_F], st[s, REGS + words[pc, W_A]], y) else 0
+    if op == LOOP:
+        return st[s, REGS + words[pc, W_F + 1]] if words[pc, W_F] != 0 else words[pc, W_F + 2]
+    return 0
+
+
+@kernel(f"void({I64_2D}, int64, {I64_2D}, int64, {I64_2D}, {I64}, {I64_2D}, int64, {I32})")
+def note(
+    st: Array, s: Scalar, words: Array, pc: Scalar, o: Array, cfg: Array, rows: Array, at: Scalar, m32: Array
+) -> None:
+    """Write the resolved row of a word that is about to run as row `at`."""
+    op = words[pc, W_OP]
+    zero = zero_of(st, s, words, pc) if op == MATMUL else 0
+    first = count = 0
+    if op == PUT:
         first = first_of(s, words, pc, cfg, m32)
         count = count_of(words, pc, cfg, first)
-    write_row(words, s, pc, o, rows, fill, zero, taken, first, count)
-    return 0
+    write_row(words, s, pc, o, rows, at, zero, taken_of(st, s, words, pc), first, count)
 
 
 @kernel(f"int64({I64_2D}, {I64}, int64, int64)")
@@ -233,7 +237,8 @@ def run(
             op = words[pc, W_OP]
             code = resolve_all(st, s, words, pc, o, cfg, m32) if op >= COPY else 0
             if code == 0 and fill[0] != 0:
-                note(st, s, words, pc, o, cfg, rows, fill, m32)
+                note(st, s, words, pc, o, cfg, rows, s * fill[1] + fill[2 + s], m32)
+                fill[2 + s] += 1
             if wait != 0:
                 move_tokens(st, s, wait, -1)
             then = pc + 1

@@ -8,6 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from systolith.isa import issue
+from systolith.isa.resolved import BASE as R_BASE
+from systolith.isa.resolved import OPERAND_COLS as R_OPERAND_COLS
+from systolith.isa.resolved import SBASE as R_SBASE
+from systolith.isa.resolved import SPACE as R_SPACE
+from systolith.isa.resolved import D as R_OPERANDS
 from systolith.spec.limits import SEMAPHORE_MAX
 
 from ._choose import group, takes
@@ -24,6 +30,7 @@ from ._interpreter import (
     move_tokens,
     note,
     round_over,
+    taken_of,
 )
 from ._jit import F32, F64, I16, I32, I64, I64_2D, U8, Array, Scalar, kernel
 from ._operands import bits_of, check, row0
@@ -79,7 +86,22 @@ from ._traps import T_END, T_FULL, T_POST, T_SHAPE
 from .collective import put
 from .dma import copy
 from .host import ring
-from .sequencer import COPY, GROUP, HALT, MASK32, PICK, PUT, READX, RING, TOPK, VEC, close_loops, control, resolve_all
+from .sequencer import (
+    COPY,
+    GROUP,
+    HALT,
+    LOOP,
+    MASK32,
+    PICK,
+    PUT,
+    READX,
+    RING,
+    TOPK,
+    VEC,
+    close_loops,
+    control,
+    resolve_all,
+)
 from .vector import vec
 
 _GRAIN = 5
@@ -179,17 +201,58 @@ def note_full(st: Array, s: Scalar, words: Array, pc: Scalar, told: Array) -> No
             told[pc, 2] |= 1 << st[s, DESCS + d * D_FIELDS + D_VIA]
 
 
+@kernel(
+    f"void({I64_2D}, int64, {I64_2D}, int64, {I64_2D}, {I64}, {I32}, {I64_2D}, {I64}, {I64}, int64, {I64_2D}, "
+    f"{I64_2D}, {I64_2D}, {I64_2D})"
+)
+def note_issue(
+    st: Array, s: Scalar, words: Array, pc: Scalar, o: Array, cfg: Array, m32: Array, rows: Array, fill: Array,
+    facts: Array, mark: Scalar, carry: Array, ops: Array, bases: Array, heads: Array,
+) -> None:  # fmt: skip
+    """Take a word that is about to run into what is issued (`isa.issue`), in place of a row of the resolved stream.
+
+    rows : [1, COLS], scratch    carry : of each slice    ops : issues, as rows in `note`
+    bases, heads : of each issue the addresses of its operands [12], and its word, operation and operands' spaces [8]
+    """
+    op, queue, wait = words[pc, W_OP], words[pc, W_QUEUE], words[pc, W_WAIT]
+    first = s * fill[1]
+    n = issue.at_word(carry[s], mark, pc, ops, first + fill[2 + s])
+    if n > first + fill[2 + s]:
+        for i in range(2 * OPERANDS):
+            bases[n - 1, i] = 0
+        for i in range(2 + OPERANDS):
+            heads[n - 1, i] = -1
+    taken = taken_of(st, s, words, pc)
+    if issue.is_issue(op, queue, wait):
+        note(st, s, words, pc, o, cfg, rows, 0, m32)
+        issue.decode(facts, rows[0], carry[s], ops[n])
+        heads[n, 0], heads[n, 1] = pc, op
+        for k in range(OPERANDS):
+            at = R_OPERANDS + k * R_OPERAND_COLS
+            heads[n, 2 + k] = rows[0, at + R_SPACE]
+            bases[n, 2 * k], bases[n, 2 * k + 1] = rows[0, at + R_BASE], rows[0, at + R_SBASE]
+        n += 1
+    else:
+        carry[s, issue.C_BEFORE] += issue.sequencer_cycles(facts, op, taken)
+        carry[s, issue.C_WORDS] += 1
+    fill[2 + s] = n - first
+    length = words[pc, W_F + 3] if op == LOOP else 0
+    issue.after_word(facts, carry[s], mark, pc, op, length, taken)
+
+
 _SCRATCH = f"{F32}, {I32}, {F32}, {I32}, {F32}, {I32}, {F32}, {I32}, {U8}, {I64}"
 
 
 @kernel(
     f"int64(int64, {I64_2D}, {I64_2D}, {I64_2D}, {I64_2D}, {I64}, {I64}, {I64}, {I64_2D}, {I64}, "
-    f"{U8}, {I64}, int64, int64, int64, {I64}, {I64_2D}, {U8}, {I32}, {I16}, {I32}, {F64}, {F64}, {_SCRATCH})"
+    f"{U8}, {I64}, int64, int64, int64, {I64}, {I64_2D}, int64, {I64}, {I64_2D}, {I64_2D}, {I64_2D}, "
+    f"{I64_2D}, {U8}, {I32}, {I16}, {I32}, {F64}, {F64}, {_SCRATCH})"
 )
 def run(
     limit: Scalar, st: Array, words: Array, constants: Array, o: Array, cfg: Array, ran: Array, records: Array,
     rows: Array, fill: Array, marks: Array, turns: Array, seed: Scalar,
     cut: Scalar, bank: Scalar, passed: Array, told: Array,
+    mark: Scalar, facts: Array, carry: Array, ops: Array, bases: Array, heads: Array,
     m8: Array, m32: Array, units: Array, e4m3: Array, powers: Array, exp2_table: Array,
     v: Array, vi: Array, b: Array, bi: Array, c: Array, ci: Array, t: Array, ti: Array, masked: Array, sums64: Array,
 ) -> Scalar:  # fmt: skip
@@ -199,6 +262,7 @@ def run(
     bank : bytes of a bank of the scratchpad
     cut, passed : a slice stops before word `cut` unless it is in `passed`, once
     told : for each word whether it has run in full, which operands moved in a ring, and index lists of the former
+    fill[0] : 0 nothing is noted, 1 rows, 2 issues (`note_issue`), of which a word makes up to two
     PICK picks token 0. TOPK chooses by `seed` where its result is marked.
     """
     while True:
@@ -219,13 +283,20 @@ def run(
             if st[s, DONE] == limit:
                 why = LIMIT
                 break
-            if fill[0] != 0 and fill[2 + s] == fill[1]:
+            if fill[0] != 0 and fill[2 + s] + fill[0] > fill[1]:
                 why = ROWS_FULL
                 break
             op = words[pc, W_OP]
             code = resolve_all(st, s, words, pc, o, cfg, m32) if op >= COPY else 0
-            if code == 0 and fill[0] != 0:
-                note(st, s, words, pc, o, cfg, rows, fill, m32)
+            if code == 0 and fill[0] == 2 and op == RING:
+                count = o[OA, O_EXT] * o[OA, O_EXT + 1] * o[OA, O_EXT + 2]
+                if cfg[C_RINGS] + 2 + count > len(records):
+                    return RANG
+            if code == 0 and fill[0] == 2:
+                note_issue(st, s, words, pc, o, cfg, m32, rows, fill, facts, mark, carry, ops, bases, heads)
+            elif code == 0 and fill[0] != 0:
+                note(st, s, words, pc, o, cfg, rows, s * fill[1] + fill[2 + s], m32)
+                fill[2 + s] += 1
             if wait != 0:
                 move_tokens(st, s, wait, -1)
             if op >= COPY and cut >= 0:

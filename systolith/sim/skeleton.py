@@ -7,24 +7,23 @@ at each iteration and says how many more must go as the last ones went (`repeats
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from systolith.isa.descriptor import Descriptor
+from systolith.isa.facts import SLICES, facts
+from systolith.isa.issue import C_LOOP, C_LOOPS, CARRY_COLS, OP_COLS
 from systolith.isa.program import Program
-from systolith.isa.resolved import BASE as R_BASE
-from systolith.isa.resolved import OP, SPACE
-from systolith.isa.resolved import OPERANDS as R_OPERANDS
-from systolith.isa.resolved import PC as R_PC
-from systolith.isa.resolved import SBASE as R_SBASE
+from systolith.isa.resolved import COLS
 from systolith.isa.sequencer import Desc
 from systolith.spec import CELLS, DESCRIPTORS, REGISTERS, Chip, ProgramError
 
 from . import _skeleton as loop
 from . import _state as S
+from ._interpreter import LIMIT, RANG, STOPPED
 from .machine import FastMachine, Ints
 from .repeat import Words
 from .sequencer import COPY, GROUP, PICK, TOPK, VEC
@@ -35,8 +34,8 @@ _PERIODS = 3
 """Most iterations after which control is looked for as it was."""
 _MOST_ROWS = 1 << 20
 """Rows of all slices that are kept to compare with, some 120 MB; a program of longer iterations is run whole."""
-_COLUMNS = [column + field for column in R_OPERANDS.values() for field in (R_BASE, R_SBASE)]
-_HEADS = [R_PC, OP, *(column + SPACE for column in R_OPERANDS.values())]
+_ISSUE_TABLES = (OP_COLS, 12, 8)
+"""Columns of issues, of their operands' addresses (base, scales), and of word, operation and operands' spaces."""
 _ADDRESSES = (S.D_BASE, S.D_SBASE)
 _REST = [field for field in range(S.D_FIELDS) if field not in _ADDRESSES]
 
@@ -85,6 +84,11 @@ class Skeleton(FastMachine):
         self._turns = np.zeros(program.requires.slices, np.int64)
         cut = -1 if body is None else body[0]
         self._scenario = (marks, self._turns, seed, cut, chip.bank_size_bytes, self._passed, self._told)
+        known = facts(chip).copy()
+        known[SLICES] = program.requires.slices
+        self._carry = np.zeros((program.requires.slices, CARRY_COLS), np.int64)
+        self._issue = (cut, known, self._carry)
+        self._issues = [np.zeros((1, columns), np.int64) for columns in _ISSUE_TABLES]
         self._tables = np.flatnonzero(marks)
         self.at_cut = False
         """Whether all slices stand at the start of an iteration."""
@@ -92,40 +96,76 @@ class Skeleton(FastMachine):
         self._tries = self._kept = 0
         self._periods = _PERIODS
         self._before = np.zeros(0, np.int64)
+        self._row = np.zeros((1, COLS), np.int64)
         self._rows: list[list[Ints]] = [[] for _ in range(program.requires.slices)]
         self._heads: list[list[Ints]] = [[] for _ in range(program.requires.slices)]
 
     def _call(self, only: int, limit: int, rows: Ints) -> int:
         assert not only, "a skeleton runs whole slices"
         memory, words, _, *rest = self._tail
+        ops, bases, heads = self._issues
         why = int(
-            loop.run(limit, *self._head, self._records, rows, self._fill, *self._scenario, memory, words, *rest[:14])
-        )
+            loop.run(
+                limit, *self._head, self._records, rows, self._fill, *self._scenario, *self._issue, ops, bases, heads,
+                memory, words, *rest[:14],
+            )
+        )  # fmt: skip
         return self._after(why)
 
     def run_resolved(self, buffer: Ints) -> Ints:
-        """As FastMachine; it also returns when all slices stand at a cut (`at_cut`), and goes on from there."""
+        """As FastMachine; it also returns when all slices stand at a cut (`at_cut`), and goes on from there.
+
+        `repeats` knows nothing of what has run in this way.
+        """
+        self._cuts.clear()
+        return self._until_cut(lambda: super(Skeleton, self).run_resolved(buffer))
+
+    def run_issues(self, most: int) -> tuple[Ints, Ints]:
+        """Run until a slice that can go on has `most` issues (`isa.issue`), all stand at a cut, or all have halted.
+
+        The marked word is the first of the body. Gives the issues [slices, most, OP_COLS], which are valid until the
+        next call, and the count of each slice. Raises as `run_resolved`.
+        """
+        slices = len(self._state)
+        if self._issues[0].shape[0] != slices * most:
+            self._issues = [np.zeros((slices * most, columns), np.int64) for columns in _ISSUE_TABLES]
+        counts = self._until_cut(lambda: self._run_issues(most))
+        ops, bases, heads = (table.reshape(slices, most, -1) for table in self._issues)
+        if self._body is not None and self._tries < 3 * self._periods:
+            for s, count in enumerate(counts.tolist()):
+                self._rows[s].append(bases[s, :count].copy())
+                self._heads[s].append(heads[s, :count].astype(np.int16))
+            self._kept += int(counts.sum())
+            if self._kept > _MOST_ROWS:
+                self._give_up()
+        return ops, counts
+
+    def _run_issues(self, most: int) -> Ints:
+        self._fill[:] = 0
+        self._fill[0], self._fill[1] = 2, most
+        self._begin(False)
+        while True:
+            why = self._call(0, 1 << 62, self._row)
+            self._drain(None)
+            if why in (STOPPED, LIMIT):
+                return self._fill[2:].copy()
+            if why != RANG:
+                raise self._fault(why)
+
+    def _until_cut(self, run: Callable[[], Ints]) -> Ints:
+        """Go on from a cut, or to the next one."""
         if self.at_cut:
             self._passed[:] = 1
             self.at_cut = False
         try:
-            counts = super().run_resolved(buffer)
+            return run()
         except ProgramError:
             running = self._state[:, S.STATUS] != S.HALTED
             waits = (self._state[:, S.PC] == self._scenario[3]) & (self._passed == 0)
             if self._body is None or not running.any() or not waits[running].all():
                 raise
             self.at_cut = True
-            counts = self._fill[2:].copy()
-        if self._body is not None and self._tries < 3 * self._periods:
-            for s in range(len(counts)):
-                rows = buffer[s, : counts[s]]
-                self._rows[s].append(rows[:, _COLUMNS])
-                self._heads[s].append(rows[:, _HEADS].astype(np.int16))
-            self._kept += int(counts.sum())
-            if self._kept > _MOST_ROWS:
-                self._give_up()
-        return counts
+            return self._fill[2:].copy()
 
     def _give_up(self) -> None:
         """Stop nowhere any more: an iteration is too long to be kept twice."""
@@ -332,6 +372,10 @@ class Skeleton(FastMachine):
         loops = after[:, S.LOOPS : S.DESCS].reshape(len(after), -1, S.LOOP_FIELDS)
         assert self._body is not None
         loops[:, :, S.LOOP_LEFT] -= times * period * (loops[:, :, S.LOOP_END] == self._body[1])
+        for carry in self._carry:
+            for i in range(int(carry[C_LOOPS])):
+                if carry[C_LOOP + 2 * i] == self._body[1]:
+                    carry[C_LOOP + 2 * i + 1] -= times * period
         self._cuts.clear()
         self._tries = 0
         self._before = self._left(after) + 1

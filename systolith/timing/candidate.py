@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from systolith.isa import cycles, facts
+from systolith.isa.issue import OP_WAIT
 
 from .state import (
     AT_ONCE,
@@ -10,7 +11,6 @@ from .state import (
     E_TIME,
     HEAD,
     INF,
-    OP_WAIT,
     ORDER,
     P_BEGIN,
     P_HEAD,

@@ -7,6 +7,7 @@ taken the last one, so that the network holds no more than is on its wires. A sl
 from __future__ import annotations
 
 from systolith.isa import cycles, facts
+from systolith.isa.issue import OP_ARRIVE, OP_COUNT, OP_COUNTER, OP_EXPECT, OP_FIRST, OP_SEM
 
 from .candidate import consider, post
 from .records import finish
@@ -26,12 +27,6 @@ from .state import (
     F_TAIL,
     G_STATUS,
     NETWORK_PORT,
-    OP_ARRIVE,
-    OP_COUNT,
-    OP_COUNTER,
-    OP_EXPECT,
-    OP_FIRST,
-    OP_SEM,
     OVERFLOW,
     P_HEAD,
     P_TAIL,

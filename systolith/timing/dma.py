@@ -9,6 +9,7 @@ As many instructions as the queue is deep may be in flight; they end in order.
 from __future__ import annotations
 
 from systolith.isa import cycles, facts
+from systolith.isa.issue import OP_CODE, OP_POST
 
 from .candidate import consider, port_of, post
 from .collective import arrive
@@ -35,8 +36,6 @@ from .state import (
     G_STATUS,
     INF,
     NETWORK_PORT,
-    OP_CODE,
-    OP_POST,
     OVERFLOW,
     P_ASKED,
     P_ASKED_LEAST,

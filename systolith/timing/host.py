@@ -53,8 +53,8 @@ def ring(st: State, s: int, number: int, end: int) -> None:
 
 
 @kernel
-def halt(st: State, s: int, pc: int) -> bool:
-    """Stop a slice if all its queues are empty and all their writes visible; say whether."""
+def halt(st: State, s: int, pc: int, now: int) -> bool:
+    """Stop a slice at `now` at the earliest, if all its queues are empty and all their writes visible; say whether."""
     for q in range(QUEUES):
         if st.qu[s, q, Q_HEAD] != st.qu[s, q, Q_TAIL]:
             return False
@@ -62,7 +62,7 @@ def halt(st: State, s: int, pc: int) -> bool:
         if st.po[s, port, P_HEAD] != st.po[s, port, P_TAIL] or st.po[s, port, P_PENDING]:
             return False
     sl = st.sl[s]
-    at = max(sl[S_TIME] + 1, sl[S_END])
+    at = max(now + 1, sl[S_END])
     rec = st.rec[slot_of(st, new_record(st, s))]
     rec[R_QUEUE], rec[R_PC], rec[R_KIND], rec[R_DISPATCH], rec[R_PREVIOUS] = QUEUES, pc, _SEQUENCER, at, -1
     rec[R_START] = rec[R_BEGIN] = rec[R_FIRST] = rec[R_OWN_END] = rec[R_END] = at

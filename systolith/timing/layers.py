@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from systolith.isa import Program, facts
+from systolith.isa.issue import OP_COLS, OP_MARK
 from systolith.isa.sequencer import Loop
 from systolith.spec import Chip
 
@@ -51,7 +52,6 @@ _SLICE_TIMES: Final = [
 ]  # fmt: skip
 _SLICE_COUNTS: Final = [
     at.S_STALL_FULL, at.S_STALL_WAIT, at.S_ISSUED, at.S_BUS_BUSY,
-    *(at.S_LOOP + 2 * i + 1 for i in range(at.S_COUNTER // 2 - at.S_LOOP // 2)),
 ]  # fmt: skip
 _QUEUE_TIMES: Final = [at.Q_START, at.Q_END, at.Q_CAND, at.Q_TABLE]
 _QUEUE_COUNTS: Final = [at.Q_BUSY, at.Q_COUNT, at.Q_BYTES, at.Q_WAIT_SEM, at.Q_WAIT_EMPTY, at.Q_WAIT_UNIT]
@@ -118,7 +118,6 @@ class LayerMachine(TimingMachine):
         self._moments: list[_Moment] = []
         self._out = np.zeros(1 << 16, np.int64)
         self._fed = [0] * self.slices
-        self._last = [-1] * self.slices
         self._begun = [0] * self.slices
         self._paused = self._exhausted = self._plain = False
         self._matched: tuple[_Moment, _Moment] | None = None
@@ -129,26 +128,40 @@ class LayerMachine(TimingMachine):
         self._pieces: list[list[Ints]] = [[] for _ in range(self.slices)]
         self._iterations: list[list[list[Ints]]] = []
         if body is not None:
-            self.state.g[at.G_MARK] = body[0]
+            self._marked = body[0]
+            self.state.g[at.G_MARK] = 0
 
     # --- the stream ---
 
-    def feed(self, buffer: Ints, counts: Ints, *, cuts: bool = False) -> bool:
-        """Take rows [slices, rows, COLS]; True: all slices have halted. No rows at all: run with what there is.
+    def feed(self, buffer: Ints, counts: Ints) -> bool:
+        """Take rows [slices, rows, COLS]; True: all slices have halted. No rows at all: run with what there is."""
+        if self._body is None:
+            return super().feed(buffer, counts)
+        self._take_issues([self._decode(s, buffer[s, : counts[s]]) for s in range(self.slices)], False)
+        return self._advance()
+
+    def feed_issues(self, ops: Ints, counts: Ints, *, cuts: bool = False) -> bool:
+        """As `feed`, with what `isa.issue` makes of rows: [slices, n, OP_COLS]. The marked word is the body's first.
 
         cuts : `cut` will tell where an iteration ends.
         """
         if self._body is None:
-            return super().feed(buffer, counts)
-        for s in range(self.slices):
-            if counts[s]:
-                ops = self._decode(buffer[s, : counts[s]])
-                self._measure(s, ops[:, at.OP_PC])
+            self._make_room(int(counts.max(initial=0)))
+            for s in range(self.slices):
+                push(self.state, s, ops[s, : counts[s]])
+            return self._go_on()
+        self._take_issues([ops[s, : counts[s]].copy() for s in range(self.slices)], cuts)
+        return self._advance()
+
+    def _take_issues(self, fed: list[Ints], cuts: bool) -> None:
+        """Put what is fed behind what is pending."""
+        for s, ops in enumerate(fed):
+            if len(ops):
+                self._measure(s, ops[:, OP_MARK])
                 if cuts:
                     self._pieces[s].append(ops)
                 self._pending[s].append(_Stretch(ops, 0, len(ops)))
-        self._exhausted = not counts.any()
-        return self._advance()
+        self._exhausted = not any(len(ops) for ops in fed)
 
     def cut(self, keep: int) -> None:
         """All that is fed from here on belongs to another iteration of the executor; keep the last `keep` of them."""
@@ -228,7 +241,7 @@ class LayerMachine(TimingMachine):
             return
         tail = int(self.state.sl[s, at.S_OPS_TAIL])
         starts = self._starts[s]
-        found = np.flatnonzero(ops[:, at.OP_PC] == self._body[0]) + tail
+        found = np.flatnonzero(ops[:, OP_MARK]) + tail
         starts += found.tolist()
         self._fed[s] += len(found)
         del starts[: -4 * _PERIODS]
@@ -237,15 +250,13 @@ class LayerMachine(TimingMachine):
             self._make_room(len(ops), keep)
         push(self.state, s, ops)
 
-    def _measure(self, s: int, pcs: Ints) -> None:
+    def _measure(self, s: int, marks: Ints) -> None:
         """Find the longest layer: from a start to the next, unless the loop begins anew in between."""
-        assert self._body is not None
-        for i in np.flatnonzero(pcs == self._body[0]).tolist():
-            if (pcs[i - 1] if i else self._last[s]) != self._body[0] - 1:
+        for i in np.flatnonzero(marks).tolist():
+            if marks[i] == 1:
                 self._longest = max(self._longest, i - self._begun[s])
             self._begun[s] = i
-        self._begun[s] -= len(pcs)
-        self._last[s] = int(pcs[-1])
+        self._begun[s] -= len(marks)
 
     def _give_up(self) -> None:
         """Skip nothing any more: layers are too long to be kept."""
@@ -300,7 +311,7 @@ class LayerMachine(TimingMachine):
         heads, tails = st.sl[:, at.S_OPS_HEAD].copy(), st.sl[:, at.S_OPS_TAIL]
         if (heads == tails).any():
             return None
-        if st.ops[0, (heads[0] - 1) & (st.ops.shape[1] - 1), at.OP_PC] == self._body[0] - 1:
+        if st.ops[0, heads[0] & (st.ops.shape[1] - 1), OP_MARK] > 1:
             self._moments.clear()  # the loop begins: what came before is another step's
         places = []
         for s in range(self.slices):
@@ -314,10 +325,10 @@ class LayerMachine(TimingMachine):
         waiting = st.qu[:, :, at.Q_TAIL] - st.qu[:, :, at.Q_HEAD]
         flights = st.po[:, :, at.P_TAIL] - st.po[:, :, at.P_HEAD] + 1
         tokens = st.tok[:, :, at.TOKENS + 1, 0] - st.tok[:, :, at.TOKENS, 0]
-        need = 1024 * self.slices + int((at.OP_COLS + 1) * waiting.sum() + 13 * flights.sum() + 2 * tokens.sum())
+        need = 1024 * self.slices + int((OP_COLS + 1) * waiting.sum() + 13 * flights.sum() + 2 * tokens.sum())
         if len(self._out) < need:
             self._out = np.zeros(2 * need, np.int64)
-        n = signature(st, moment, self._body[1], self._out)
+        n = signature(st, moment, self._out)
         assert n <= need
         return _Moment(
             moment, layer, self._out[:n].copy(), heads, [(number - layer, offset) for number, offset in places],
@@ -376,8 +387,7 @@ class LayerMachine(TimingMachine):
         ended = np.array(self._other) | self._exhausted
         if not ended.any() or int(whole.min()) < int(whole[ended].min()):
             return False
-        # The last iteration of the loop ends otherwise: it must be run.
-        times = min(int(whole.min()), (self._left() - 1) // (now.layer - before.layer))
+        times = int(whole.min())
         if self._since + sum(r.skipped for r in self._repeats) > before.moment:
             times = 0  # a window was closed in this period
         if times:
@@ -391,14 +401,6 @@ class LayerMachine(TimingMachine):
             if left:
                 self._pending[s].appendleft(_Stretch(template, 0, left))
         return True
-
-    def _left(self) -> int:
-        """Iterations that the slice furthest ahead has left, the running one too; 1 where one is not in the loop."""
-        assert self._body is not None
-        loops = self.state.sl[:, at.S_LOOP : at.S_COUNTER].reshape(self.slices, -1, 2)
-        deep = np.arange(loops.shape[1]) < self.state.sl[:, at.S_LOOPS, None]
-        here = deep & (loops[:, :, 0] == self._body[1])
-        return int(np.where(here.any(axis=1), (loops[:, :, 1] * here).max(axis=1), 1).min())
 
     def _jump(self, before: _Moment, now: _Moment, times: int) -> None:
         """Move the state on by `times` periods."""

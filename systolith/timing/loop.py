@@ -8,6 +8,7 @@ the stream was cut into buffers.
 from __future__ import annotations
 
 from systolith.isa import cycles, facts
+from systolith.isa.issue import OP_PC, OP_POST, OP_WAIT
 
 from .candidate import consider, port_of, post, take_tokens
 from .collective import start_put
@@ -34,9 +35,6 @@ from .state import (
     HALTED,
     INF,
     NEEDS_FEED,
-    OP_PC,
-    OP_POST,
-    OP_WAIT,
     OVERFLOW,
     Q_BYTES,
     Q_CAND,

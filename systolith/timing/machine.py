@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from systolith.isa import Program, facts
+from systolith.isa.issue import C_BEFORE, C_WORDS, CARRY_COLS, OP_COLS, OP_PC, issues
 from systolith.isa.resolved import COLS
 from systolith.spec import QUEUES, Chip, ProgramError
 
 from . import state as at
 from .loop import go_on
-from .sequencer import decode_rows, push
+from .sequencer import push
 from .state import State, make_state
 from .waterfall import Repeat, Waterfall, waterfall
 
@@ -82,6 +83,9 @@ class TimingMachine:
         self._limit = 1 << 26 if keep_all else _MAX_RECORDS
         self._keep_all = keep_all
         self.state: State = make_state(chip, self.slices, tuple(program.sem_init), 1 << 15, 1024)
+        self._carry = np.zeros((self.slices, CARRY_COLS), np.int64)
+        self._marked = -1
+        """Word that begins an issue always."""
         self.finished = False
         self.rings: list[RingEvent] = []
         self.windows: list[Waterfall] = []
@@ -124,20 +128,18 @@ class TimingMachine:
             return True
         self._make_room(int(counts.max(initial=0)))
         for s in range(self.slices):
-            push(self.state, s, self._decode(buffer[s, : counts[s]]))
+            push(self.state, s, self._decode(s, buffer[s, : counts[s]]))
         return self._go_on()
 
-    def _decode(self, rows: Ints) -> Ints:
-        """Turn rows [n, COLS] into instructions [n, OP_COLS]."""
-        rows = np.ascontiguousarray(rows)
-        ops = np.empty((len(rows), at.OP_COLS), np.int64)
-        decode_rows(self.state.f, rows, ops)
-        return ops
+    def _decode(self, s: int, rows: Ints) -> Ints:
+        """Turn the next rows [n, COLS] of a slice into issues [m, OP_COLS]."""
+        ops = np.empty((2 * len(rows), OP_COLS), np.int64)
+        return ops[: issues(self.state.f, np.ascontiguousarray(rows), self._carry[s], self._marked, ops)]
 
     @property
     def sequencer(self) -> int:
         """Cycle at which the last slice that has used up its stream may issue its next word."""
-        return int(self.state.sl[:, at.S_TIME].max())
+        return int((self.state.sl[:, at.S_TIME] + self._carry[:, C_BEFORE]).max())
 
     def wait_until(self, cycle: int) -> None:
         """Let no slice that has used up its stream issue anything before a cycle; what is under way goes on till then.
@@ -146,7 +148,9 @@ class TimingMachine:
         """
         sl = self.state.sl
         dry = sl[:, at.S_OPS_HEAD] == sl[:, at.S_OPS_TAIL]
-        sl[dry, at.S_TIME] = np.maximum(sl[dry, at.S_TIME], cycle)
+        sl[dry, at.S_TIME] = np.maximum(sl[dry, at.S_TIME] + self._carry[dry, C_BEFORE], cycle)
+        sl[dry, at.S_ISSUED] += self._carry[dry, C_WORDS]
+        self._carry[dry, C_BEFORE] = self._carry[dry, C_WORDS] = 0
         self._go_on()
 
     def _go_on(self) -> bool:
@@ -225,7 +229,7 @@ class TimingMachine:
         new = size
         while new < need:
             new *= 2
-        ops = np.zeros((self.slices, new, at.OP_COLS), np.int64)
+        ops = np.zeros((self.slices, new, OP_COLS), np.int64)
         for s in range(self.slices):
             numbers = np.arange(heads[s], tails[s])
             ops[s, numbers & (new - 1)] = st.ops[s, numbers & (size - 1)]
@@ -244,7 +248,7 @@ class TimingMachine:
         for i, queue in enumerate(QUEUES):
             qu = st.qu[s, i]
             if qu[at.Q_HEAD] != qu[at.Q_TAIL]:
-                pc = int(st.qe[s, i, qu[at.Q_HEAD] % at.DEPTH_MAX, at.OP_PC])
+                pc = int(st.qe[s, i, qu[at.Q_HEAD] % at.DEPTH_MAX, OP_PC])
                 heads.append(f"{queue} at word {pc} {self.program.line(pc)}".strip())
         return ProgramError(
             f"timing: slice {s} cannot go on after cycle {self.now}: its queues wait "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from systolith.isa import cycles, facts
 from systolith.isa.compiled import Ints
+from systolith.isa.issue import OP_BEFORE, OP_KEPT
 from systolith.spec import SEMAPHORES
 
 from .state import (
@@ -39,7 +40,6 @@ from .state import (
     HALTED,
     INF,
     NETWORK_PORT,
-    OP_COLS,
     P_ASKED,
     P_ASKED_LEAST,
     P_BEGIN,
@@ -77,8 +77,6 @@ from .state import (
     S_END,
     S_INGRESS,
     S_LOADER,
-    S_LOOP,
-    S_LOOPS,
     S_NEXT,
     S_OPS_HEAD,
     S_OPS_TAIL,
@@ -100,7 +98,10 @@ _NONE = -INF
 @kernel
 def floor_of(st: State, s: int) -> int:
     """Cycle before which a slice starts nothing any more: nothing is dispatched, and nothing waits, from earlier."""
-    least = st.sl[s, S_TIME]
+    sl = st.sl[s]
+    least = sl[S_TIME]
+    if sl[S_OPS_HEAD] != sl[S_OPS_TAIL]:
+        least += st.ops[s, sl[S_OPS_HEAD] & (st.ops.shape[1] - 1), OP_BEFORE]
     for q in range(QUEUES):
         for i in range(st.qu[s, q, Q_HEAD], st.qu[s, q, Q_TAIL]):
             least = min(least, st.qe[s, q, i % DEPTH_MAX, E_TIME])
@@ -114,11 +115,8 @@ def since(time: int, floor: int, moment: int) -> int:
 
 
 @entry
-def signature(st: State, moment: int, loop_end: int, out: Ints) -> int:
-    """Write the state relative to cycle `moment`; give the number of entries.
-
-    loop_end : word after the marked loop's body: its count of iterations is left out.
-    """
+def signature(st: State, moment: int, out: Ints) -> int:
+    """Write the state relative to cycle `moment`; give the number of entries."""
     n, records, units = 0, st.g[G_RECORDS], st.f[facts.UNITS_PER_CYCLE]
     all_floor = INF
     for s in range(st.sl.shape[0]):
@@ -141,12 +139,7 @@ def signature(st: State, moment: int, loop_end: int, out: Ints) -> int:
         out[n + 8] = since(sl[S_END], floor, moment)
         out[n + 9] = since(sl[S_NEXT], all_floor, moment)
         out[n + 10] = sl[S_BUS_LAST]
-        out[n + 11] = sl[S_LOOPS]
-        n += 12
-        for i in range(sl[S_LOOPS]):
-            out[n] = sl[S_LOOP + 2 * i]
-            out[n + 1] = 0 if out[n] == loop_end else sl[S_LOOP + 2 * i + 1]
-            n += 2
+        n += 11
         for i in range(16):
             at = S_COUNTER + 3 * i
             out[n] = sl[at]
@@ -178,9 +171,9 @@ def signature(st: State, moment: int, loop_end: int, out: Ints) -> int:
             n += 8
             for i in range(head, tail):
                 op = st.qe[s, q, i % DEPTH_MAX]
-                for j in range(OP_COLS):
+                for j in range(OP_KEPT):
                     out[n + j] = op[j]
-                n += OP_COLS
+                n += OP_KEPT
                 out[n] = op[E_TIME] - moment
                 n += 1
             for i in range(max(0, tail - st.f[facts.DEPTH + q]), head):

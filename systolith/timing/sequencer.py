@@ -2,13 +2,25 @@
 
 A word is in its queue from the cycle after its dispatch; an entry is free two cycles after its instruction started (the
 queue's level is registered). A taken branch and the end of a loop cost branch_cycles, the way back in a loop nothing.
+`isa.issue` has added the words between two instructions of queues into one number, OP_BEFORE of the second.
 """
 
 from __future__ import annotations
 
-from systolith.isa import cycles, facts
+from systolith.isa import facts
 from systolith.isa.compiled import Rows
-from systolith.isa.resolved import COUNT, FIELDS, FIRST, OP, PC, POST, QUEUE, TAKEN, WAIT
+from systolith.isa.issue import (
+    OP_BEFORE,
+    OP_CODE,
+    OP_COLS,
+    OP_ISSUE,
+    OP_KEPT,
+    OP_MARK,
+    OP_PC,
+    OP_QUEUE,
+    OP_WAIT,
+    OP_WORDS,
+)
 
 from .candidate import consider, take_tokens, tokens_ready
 from .host import halt
@@ -28,29 +40,12 @@ from .state import (
     G_STATUS,
     HALTED,
     INF,
-    OP_ARRIVE,
-    OP_CODE,
-    OP_COLS,
-    OP_COUNT,
-    OP_COUNTER,
-    OP_EXPECT,
-    OP_FIRST,
-    OP_ISSUE,
-    OP_LENGTH,
-    OP_PC,
-    OP_POST,
-    OP_QUEUE,
-    OP_SEM,
-    OP_TAKEN,
-    OP_WAIT,
     Q_HEAD,
     Q_TAIL,
     QUEUES,
     RUN,
     S_BLOCKED,
     S_ISSUED,
-    S_LOOP,
-    S_LOOPS,
     S_OPS_HEAD,
     S_OPS_TAIL,
     S_RUN,
@@ -62,51 +57,14 @@ from .state import (
     S_TIME,
     SEMAPHORE,
     WAITING,
-    Row,
     State,
     entry,
     kernel,
 )
 
-__all__ = ["decode_rows", "dispatch", "push"]
+__all__ = ["dispatch", "push"]
 
-_LOOP, _BR, _READX, _HALT = 5, 6, 7, 8
-
-
-@kernel
-def decode(f: Row, row: Row, out: Row) -> None:
-    """Make an instruction [OP_COLS] of a row [COLS]."""
-    cycles.work_row(f, row, out)
-    fields, op = row[FIELDS], row[OP]
-    out[OP_CODE], out[OP_QUEUE], out[OP_WAIT], out[OP_POST], out[OP_PC] = (
-        op,
-        row[QUEUE],
-        row[WAIT],
-        row[POST],
-        row[PC],
-    )
-    out[OP_FIRST], out[OP_COUNT], out[OP_TAKEN] = row[FIRST], row[COUNT], row[TAKEN]
-    out[OP_SEM] = fields >> f[facts.PUT_SEM] & 31
-    out[OP_COUNTER] = fields >> f[facts.PUT_COUNTER] & 15
-    out[OP_EXPECT] = fields >> f[facts.PUT_EXPECT] & 2047
-    if out[OP_EXPECT] == 0:
-        out[OP_EXPECT] = f[facts.SLICES]
-    out[OP_ARRIVE] = fields >> f[facts.PUT_ARRIVE] & 1
-    out[OP_LENGTH] = fields >> f[facts.LOOP_LEN] & 4095
-    out[OP_ISSUE] = f[facts.ISSUE]
-    if (op == _BR and row[TAKEN] != 0) or (op == _LOOP and row[TAKEN] == 0):
-        out[OP_ISSUE] += f[facts.BRANCH]
-    elif op == _READX:
-        out[OP_ISSUE] += f[facts.BANK]
-    elif row[QUEUE] < QUEUES:
-        out[OP_ISSUE] = max(f[facts.ISSUE], out[cycles.COPIES])
-
-
-@entry
-def decode_rows(f: Row, rows: Rows, ops: Rows) -> None:
-    """Make instructions [n, OP_COLS] of rows [n, COLS]."""
-    for i in range(rows.shape[0]):
-        decode(f, rows[i], ops[i])
+_READX, _HALT = 7, 8
 
 
 @entry
@@ -118,32 +76,6 @@ def push(st: State, s: int, ops: Rows) -> None:
         st.sl[s, S_OPS_TAIL] += 1
         for j in range(OP_COLS):
             out[j] = ops[i, j]
-
-
-@kernel
-def end_of_word(st: State, s: int, pc: int, op: int, length: int, taken: int) -> None:
-    """Follow the loops: the last word of a body ends an iteration, unless it is a branch that jumps."""
-    sl = st.sl
-    if op == _LOOP:
-        if taken > 0:
-            at = S_LOOP + 2 * sl[s, S_LOOPS]
-            sl[s, at], sl[s, at + 1] = pc + 1 + length, taken
-            sl[s, S_LOOPS] += 1
-        else:
-            pc += length
-    elif op == _BR and taken != 0:
-        return
-    if op == _LOOP and taken > 0:
-        return
-    while sl[s, S_LOOPS] > 0:
-        at = S_LOOP + 2 * (sl[s, S_LOOPS] - 1)
-        if sl[s, at] != pc + 1:
-            return
-        sl[s, at + 1] -= 1
-        if sl[s, at + 1] > 0:
-            return
-        sl[s, S_LOOPS] -= 1
-        sl[s, S_TIME] += st.f[facts.BRANCH]
 
 
 @kernel
@@ -162,11 +94,11 @@ def dispatch(st: State, s: int) -> None:
             sl[s, S_STATE] = DRY
             return
         op = st.ops[s, sl[s, S_OPS_HEAD] & (capacity - 1)]
-        marked = s == 0 and op[OP_PC] == st.g[G_MARK]
+        marked = s == 0 and op[OP_MARK] != 0 and st.g[G_MARK] >= 0
         if marked and st.g[G_PASSED] == 0:
             st.g[G_STATUS] = AT_MARK
             return
-        now = sl[s, S_TIME]
+        now = sl[s, S_TIME] + op[OP_BEFORE]
         q = op[OP_QUEUE]
         if q < QUEUES:
             qu, depth = st.qu[s, q], f[facts.DEPTH + q]
@@ -182,7 +114,7 @@ def dispatch(st: State, s: int) -> None:
                     at = free
                     sl[s, S_RUN], sl[s, S_RUN_CAUSE], sl[s, S_RUN_REF] = at, FULL, st.qs[s, q, old, 1]
             entry = st.qe[s, q, qu[Q_TAIL] % DEPTH_MAX]
-            for i in range(OP_COLS):
+            for i in range(OP_KEPT):
                 entry[i] = op[i]
             entry[E_TIME] = at
             entry[E_RUN], entry[E_RUN_CAUSE], entry[E_RUN_REF] = sl[s, S_RUN], sl[s, S_RUN_CAUSE], sl[s, S_RUN_REF]
@@ -202,17 +134,17 @@ def dispatch(st: State, s: int) -> None:
                 now = ready
             sl[s, S_TIME] = now + op[OP_ISSUE]
         elif op[OP_CODE] == _HALT:
-            if not halt(st, s, op[OP_PC]):
+            if not halt(st, s, op[OP_PC], now):
                 sl[s, S_STATE] = DRAINING
                 return
+            sl[s, S_ISSUED] += op[OP_WORDS]
             sl[s, S_OPS_HEAD] += 1
             sl[s, S_STATE] = HALTED
             return
         else:
             sl[s, S_TIME] = now + op[OP_ISSUE]
         sl[s, S_STATE] = RUN
-        sl[s, S_ISSUED] += 1
+        sl[s, S_ISSUED] += op[OP_WORDS]
         sl[s, S_OPS_HEAD] += 1
         if marked:
             st.g[G_PASSED] = 0
-        end_of_word(st, s, op[OP_PC], op[OP_CODE], op[OP_LENGTH], op[OP_TAKEN])

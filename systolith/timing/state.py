@@ -12,24 +12,20 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 import numba
 import numpy as np
 
-from systolith.isa import cycles, facts
+from systolith.isa import facts
 from systolith.isa.compiled import STAMP, TYPES, compiled, stamp_of
-from systolith.spec import LOOP_DEPTH, SEMAPHORE_MAX, SEMAPHORES, Chip
+from systolith.isa.issue import OP_COLS, OP_KEPT
+from systolith.spec import SEMAPHORE_MAX, SEMAPHORES, Chip
 
-__all__ = ["INF", "OP_COLS", "RECORD", "REC_COLS", "State", "kernel", "make_state"]
+__all__ = ["INF", "RECORD", "REC_COLS", "State", "kernel", "make_state"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 INF: Final = 1 << 60
 
-# A decoded instruction: the work of isa.cycles, then:
-W: Final = cycles.WORK_COLS
-(OP_CODE, OP_QUEUE, OP_WAIT, OP_POST, OP_PC, OP_ISSUE, OP_FIRST, OP_COUNT, OP_SEM, OP_COUNTER, OP_EXPECT, OP_ARRIVE,
- OP_LENGTH, OP_TAKEN) = range(W, W + 14)  # fmt: skip
-OP_COLS: Final = W + 14
-# In a queue, beside it: when it was dispatched, and since when, why and by whom the sequencer has been running.
-E_TIME, E_RUN, E_RUN_CAUSE, E_RUN_REF = range(OP_COLS, OP_COLS + 4)
-ENTRY_COLS: Final = OP_COLS + 4
+# In a queue, beside an issue: when it was dispatched, and since when, why and by whom the sequencer has been running.
+E_TIME, E_RUN, E_RUN_CAUSE, E_RUN_REF = range(OP_KEPT, OP_KEPT + 4)
+ENTRY_COLS: Final = OP_KEPT + 4
 
 DEPTH_MAX: Final = 64
 QUEUES: Final = 6
@@ -50,12 +46,10 @@ AT_ONCE, SEMAPHORE, UNIT, TABLE, ORDER, HEAD, FULL = range(7)
 # ORDER: the ones before it had to end. HEAD: the one before it started a cycle ago. FULL (sequencer): no free entry.
 
 # A slice.
-(S_TIME, S_STATE, S_BLOCKED, S_RUN, S_RUN_CAUSE, S_RUN_REF, S_LOOPS, S_ARRAY, S_LOADER, S_VECTOR, S_EGRESS, S_INGRESS,
+(S_TIME, S_STATE, S_BLOCKED, S_RUN, S_RUN_CAUSE, S_RUN_REF, S_ARRAY, S_LOADER, S_VECTOR, S_EGRESS, S_INGRESS,
  S_BUS, S_BUS_LAST, S_END, S_END_REF, S_HALT, S_NEXT, S_OPS_HEAD, S_OPS_TAIL, S_STALL_FULL, S_STALL_WAIT, S_ISSUED,
- S_BUS_BUSY) = range(24)  # fmt: skip
-S_LOOP: Final = 24
-"""Pairs (word after the body, iterations left)."""
-S_COUNTER: Final = S_LOOP + 2 * LOOP_DEPTH
+ S_BUS_BUSY) = range(23)  # fmt: skip
+S_COUNTER: Final = 23
 """Arrival counters: (arrivals, time of the latest, its record)."""
 SLICE_COLS: Final = S_COUNTER + 3 * 16
 
@@ -79,7 +73,8 @@ FLIGHT_COLS: Final = 17
 
 # The run.
 (G_RECORDS, G_STATUS, G_SLICE, G_WHERE, G_RINGS, G_NEW_RINGS, G_DONE, G_NOW, G_MARK, G_PASSED) = range(10)
-# G_MARK: word at which slice 0's sequencer stops the loop (AT_MARK), -1: none; G_PASSED: it has, and may go on.
+# G_MARK: 0: slice 0's sequencer stops the loop before a marked word (AT_MARK), -1: never. G_PASSED: it has, and may go
+# on.
 GLOBAL_COLS: Final = 10
 GOING, NEEDS_FEED, FINISHED, DEADLOCK, OVERFLOW, RINGS_FULL, RECORDS_FULL, AT_MARK = range(8)
 
@@ -94,7 +89,7 @@ class State(NamedTuple):
     sl: Any
     """[slices, SLICE_COLS]"""
     ops: Any
-    """[slices, capacity, OP_COLS]: instructions that the sequencer has still to issue, a ring."""
+    """[slices, capacity, OP_COLS]: issues (`isa.issue`) that the sequencer has still to dispatch, a ring."""
     qu: Any
     """[slices, 6, QUEUE_COLS]"""
     qe: Any
