@@ -17,6 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from systolith.compiler import Compiled, Options
 from systolith.compiler.compile import compile_graph, plan_graph
 from systolith.compiler.plan import padded
@@ -317,12 +319,16 @@ def _line_counter(
     from systolith.timing.waterfall import overlaps
 
     def note(machine: TimingMachine, found: Waterfall) -> None:
-        counted: Counter[str] = Counter()
         assert found.edges is not None
         rec, mask = machine.state.rec, machine.state.rec.shape[0] - 1
-        for (_, _, _, why, number), spent in zip(found.edges, overlaps(found.edges, found.repeats), strict=True):
-            line = compiled.program.line(int(rec[number & mask, R_PC])) if number >= 0 else "before"
-            counted[f"{line}: {WHY[why]}"] += int(spent)
+        why, number = found.edges[:, 3], found.edges[:, 4]
+        pc = np.where(number >= 0, rec[number & mask, R_PC], -1)
+        totals = np.zeros((len(compiled.program.words) + 1, len(WHY)), np.int64)
+        np.add.at(totals, (pc, why), overlaps(found.edges, found.repeats))  # the last row: before the run
+        counted: Counter[str] = Counter()
+        for word, reason in np.argwhere(totals).tolist():
+            line = compiled.program.line(word) if word < len(totals) - 1 else "before"
+            counted[f"{line}: {WHY[reason]}"] += int(totals[word, reason])
         window.append((found.end, counted))
 
     return note

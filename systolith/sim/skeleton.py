@@ -215,7 +215,7 @@ class Skeleton(FastMachine):
         one; and iterations of a period. (0, 0): not known.
 
         As they went: the same rows but for addresses, which move by so much a period that `isa.cycles` cannot tell:
-        whole bursts of `burst` bytes in DRAM, within a bank of `bank` bytes of the scratchpad.
+        whole bursts of `burst` bytes in DRAM; in the scratchpad, operands stay in one bank of `bank` bytes or in two.
         """
         assert self.at_cut
         assert self._body is not None
@@ -245,7 +245,7 @@ class Skeleton(FastMachine):
         del self._cuts[: -2 * self._periods - 1]
         for period in range(1, min(self._periods, (len(self._cuts) - 1) // 2) + 1):
             first, second, now = (self._cuts[-1 - i * period] for i in (2, 1, 0))
-            times = min((int(left.min()) - 1) // period, self._alike(first, second, now, period, burst, bank))
+            times = self._alike(first, second, now, period, (int(left.min()) - 1) // period, burst, bank)
             if times > 0:
                 return times, period
         return 0, 0
@@ -257,8 +257,8 @@ class Skeleton(FastMachine):
         here = (np.arange(loops.shape[1]) < state[:, S.DEPTH, None]) & (loops[:, :, S.LOOP_END] == self._body[1])
         return np.asarray((loops[:, :, S.LOOP_LEFT] * here).max(axis=1), np.int64)
 
-    def _alike(self, first: _Cut, second: _Cut, now: _Cut, period: int, burst: int, bank: int) -> int:
-        """Periods that must follow as those from `first` to `second` to `now` went; 0: not known."""
+    def _alike(self, first: _Cut, second: _Cut, now: _Cut, period: int, most: int, burst: int, bank: int) -> int:
+        """Periods, `most` at most, that must follow as those from `first` to `second` to `now` went; 0: not known."""
         assert self._body is not None
         before, after = second.state, now.state
         if not np.array_equal(second.tables, now.tables):
@@ -312,7 +312,7 @@ class Skeleton(FastMachine):
         low = self._words.linear(*self._body, _mask(changed), _mask(moved))
         if low < 0 or (steps & ((1 << low) - 1)).any():
             return 0
-        return self._addresses(period, burst, bank)
+        return self._addresses(period, most, burst, bank)
 
     @cached_property
     def _decides(self) -> tuple[Ints, int]:
@@ -325,9 +325,8 @@ class Skeleton(FastMachine):
         assert self._body is not None
         return self._words.used(self._body[0])
 
-    def _addresses(self, period: int, burst: int, bank: int) -> int:
-        """Periods for which addresses move so that no cycle rule can tell."""
-        most = 1 << 30
+    def _addresses(self, period: int, most: int, burst: int, bank: int) -> int:
+        """Periods, `most` at most, for which addresses move so that no cycle rule can tell."""
         for s in range(len(self._state)):
             units = []
             for start in (-2 * period, -period):
@@ -351,34 +350,61 @@ class Skeleton(FastMachine):
             banked &= self._told[pc, 1] >> (k + S.OPERANDS) & 1 == 0  # its ring never leaves its bank
             if (banked & ring).any():
                 return 0
-            base, by = new[at, 2 * k][banked], step[at, k, 0][banked]
-            if len(by):
-                room = np.where(by > 0, bank - 1 - base % bank, base % bank)
-                most = min(most, int((room // np.maximum(np.abs(by), 1))[by != 0].min(initial=1 << 30)))
+            rows = np.unique(at[banked])
+            here = heads[rows, 2:] == S.SPAD
+            most = min(
+                most, _apart(np.where(here, new[rows, ::2], -1), np.where(here, step[rows, :, 0], 0), bank, most)
+            )
         return most
 
     def skip(self, times: int, period: int) -> None:
         """Go on by `times` periods without running them. Only as many as `repeats` has said."""
         assert self.at_cut
-        before, after = self._cuts[-1 - period].state, self._state
-        registers = slice(S.REGS, S.REGS + REGISTERS)
-        moved = after[:, registers] - before[:, registers]
-        after[:, registers] = (after[:, registers] + times * moved) & 0xFFFFFFFF
-        for d in range(DESCRIPTORS):
-            if self._used[1] >> d & 1:
-                for field in _ADDRESSES:
-                    column = S.DESCS + d * S.D_FIELDS + field
-                    after[:, column] += times * (after[:, column] - before[:, column])
-        loops = after[:, S.LOOPS : S.DESCS].reshape(len(after), -1, S.LOOP_FIELDS)
         assert self._body is not None
-        loops[:, :, S.LOOP_LEFT] -= times * period * (loops[:, :, S.LOOP_END] == self._body[1])
+        cuts = self._cuts
+        before, now = cuts[-1 - period], cuts[-1]
+        self._state[:] = self._later(before, now, times)
         for carry in self._carry:
             for i in range(int(carry[C_LOOPS])):
                 if carry[C_LOOP + 2 * i] == self._body[1]:
                     carry[C_LOOP + 2 * i + 1] -= times * period
-        self._cuts.clear()
+        if period == 1:
+            # As if the last two had been run: the next one may already be known to repeat.
+            self._cuts = [
+                _Cut(
+                    self._later(before, now, times - ago), now.tables, [
+                        [new + (times - ago) * (new - old)]
+                        for old, new in zip(_joined(before.rows), _joined(now.rows), strict=True)
+                    ], now.heads,
+                )
+                for ago in (2, 1, 0)
+            ]  # fmt: skip
+        else:
+            self._cuts.clear()
         self._tries = 0
-        self._before = self._left(after) + 1
+        self._before = self._left(self._state)
+
+    def _later(self, before: _Cut, now: _Cut, times: int) -> Ints:
+        """State of all slices `times` periods after `now`, which is one after `before`."""
+        assert self._body is not None
+        state = now.state.copy()
+        registers = slice(S.REGS, S.REGS + REGISTERS)
+        moved = now.state[:, registers] - before.state[:, registers]
+        state[:, registers] = (state[:, registers] + times * moved) & 0xFFFFFFFF
+        for d in range(DESCRIPTORS):
+            if self._used[1] >> d & 1:
+                for field in _ADDRESSES:
+                    column = S.DESCS + d * S.D_FIELDS + field
+                    state[:, column] += times * (now.state[:, column] - before.state[:, column])
+        loops = state[:, S.LOOPS : S.DESCS].reshape(len(state), -1, S.LOOP_FIELDS)
+        left = self._left(before.state) - self._left(now.state)
+        loops[:, :, S.LOOP_LEFT] -= times * left[:, None] * (loops[:, :, S.LOOP_END] == self._body[1])
+        return state
+
+
+def _joined(rows: list[list[Ints]]) -> list[Ints]:
+    """Pieces of each slice as one."""
+    return [np.concatenate(pieces) for pieces in rows]
 
 
 def _rows(cut: _Cut) -> list[list[Ints]]:
@@ -387,6 +413,22 @@ def _rows(cut: _Cut) -> list[list[Ints]]:
 
 def _heads(cut: _Cut) -> list[list[Ints]]:
     return cut.heads
+
+
+def _apart(bases: Ints, steps: Ints, bank: int, most: int) -> int:
+    """Periods, `most` at most, after which the same operands share a bank as do now: all that a rule sees of banks.
+
+    bases, steps : [rows, operands], byte address and what a period adds to it; base -1: no operand of the scratchpad.
+    """
+    both = np.unique(np.concatenate([bases, steps], axis=1), axis=0)
+    bases, steps = both[:, : bases.shape[1]], both[:, bases.shape[1] :]
+    banks = bases // bank
+    shared = banks[:, :, None] == banks[:, None, :]
+    for periods in range(1, most + 1):
+        banks = (bases + periods * steps) // bank
+        if not np.array_equal(shared, banks[:, :, None] == banks[:, None, :]):
+            return periods - 1
+    return most
 
 
 def _mask(chosen: Ints) -> int:
