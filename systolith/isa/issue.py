@@ -101,29 +101,38 @@ def is_issue(op: int, queue: int, wait: int) -> bool:
 
 
 @rule
+def head(f: Ints, op: int, queue: int, wait: int, post: int, pc: int, taken: int, carry: Ints, out: Ints) -> None:
+    """Fill an issue [OP_COLS], whose work is there, with what its word says and what has been carried."""
+    out[OP_CODE], out[OP_QUEUE], out[OP_WAIT], out[OP_POST], out[OP_PC] = op, queue, wait, post, pc
+    out[OP_FIRST] = out[OP_COUNT] = out[OP_SEM] = out[OP_COUNTER] = out[OP_EXPECT] = out[OP_ARRIVE] = 0
+    hand_on(carry, out)
+    if queue < _QUEUES:
+        out[OP_ISSUE] = max(f[ISSUE], out[cycles.COPIES])
+    else:
+        out[OP_ISSUE] = sequencer_cycles(f, op, taken)
+    if op != _HALT:
+        out[OP_WORDS] += 1
+
+
+@rule
+def send(f: Ints, first: int, count: int, fields: int, out: Ints) -> None:
+    """Fill the columns of a PUT: the ranks that it reaches and what it gives them."""
+    out[OP_FIRST], out[OP_COUNT] = first, count
+    out[OP_SEM] = fields >> f[PUT_SEM] & 31
+    out[OP_COUNTER] = fields >> f[PUT_COUNTER] & 15
+    out[OP_EXPECT] = fields >> f[PUT_EXPECT] & 2047
+    if out[OP_EXPECT] == 0:
+        out[OP_EXPECT] = f[SLICES]
+    out[OP_ARRIVE] = fields >> f[PUT_ARRIVE] & 1
+
+
+@rule
 def decode(f: Ints, row: Ints, carry: Ints, out: Ints) -> None:
     """Make an issue [OP_COLS] of a row [COLS]."""
     cycles.work_row(f, row, out)
-    fields, op = row[FIELDS], row[OP]
-    out[OP_CODE], out[OP_QUEUE], out[OP_WAIT], out[OP_POST], out[OP_PC] = (
-        op, row[QUEUE], row[WAIT], row[POST], row[PC],
-    )  # fmt: skip
-    out[OP_FIRST] = out[OP_COUNT] = out[OP_SEM] = out[OP_COUNTER] = out[OP_EXPECT] = out[OP_ARRIVE] = 0
-    if op == _PUT:
-        out[OP_FIRST], out[OP_COUNT] = row[FIRST], row[COUNT]
-        out[OP_SEM] = fields >> f[PUT_SEM] & 31
-        out[OP_COUNTER] = fields >> f[PUT_COUNTER] & 15
-        out[OP_EXPECT] = fields >> f[PUT_EXPECT] & 2047
-        if out[OP_EXPECT] == 0:
-            out[OP_EXPECT] = f[SLICES]
-        out[OP_ARRIVE] = fields >> f[PUT_ARRIVE] & 1
-    hand_on(carry, out)
-    if row[QUEUE] < _QUEUES:
-        out[OP_ISSUE] = max(f[ISSUE], out[cycles.COPIES])
-    else:
-        out[OP_ISSUE] = sequencer_cycles(f, op, row[TAKEN])
-    if op != _HALT:
-        out[OP_WORDS] += 1
+    head(f, row[OP], row[QUEUE], row[WAIT], row[POST], row[PC], row[TAKEN], carry, out)
+    if row[OP] == _PUT:
+        send(f, row[FIRST], row[COUNT], row[FIELDS], out)
 
 
 def _issues(f: Ints, rows: Rows, carry: Ints, mark: int, ops: Rows) -> int:

@@ -64,7 +64,9 @@ def kernel(signature: str) -> Callable[[_F], _F]:
     """
 
     def compile_it(function: _F) -> _F:
-        compiled: Any = numba.njit(error_model="numpy", nogil=True)(function)
+        # No kernel makes an array: without reference counts a view of one costs nothing.
+        options: dict[str, Any] = {"_nrt": False}
+        compiled: Any = numba.njit(error_model="numpy", nogil=True, **options)(function)
         if hasattr(compiled, "enable_caching"):  # plain Python with NUMBA_DISABLE_JIT
             compiled.enable_caching()
             compiled._cache._cache_file._source_stamp = _STAMP

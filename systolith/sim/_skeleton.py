@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from systolith.isa import issue
+from systolith.isa import cycles, issue
 from systolith.isa.resolved import BASE as R_BASE
 from systolith.isa.resolved import OPERAND_COLS as R_OPERAND_COLS
 from systolith.isa.resolved import SBASE as R_SBASE
-from systolith.isa.resolved import SPACE as R_SPACE
-from systolith.isa.resolved import D as R_OPERANDS
 from systolith.spec.limits import SEMAPHORE_MAX
 
 from ._choose import group, takes
@@ -62,6 +60,7 @@ from ._state import (
     O_ABS,
     O_BASE,
     O_EXT,
+    O_SBASE,
     O_SIZE,
     O_SPACE,
     O_STRIDE,
@@ -76,6 +75,7 @@ from ._state import (
     STATUS,
     W_D,
     W_F,
+    W_FIELDS,
     W_OP,
     W_OPERANDS,
     W_POST,
@@ -106,6 +106,9 @@ from .vector import vec
 
 _GRAIN = 5
 """log2 of the bytes that an entry of the table of marks stands for."""
+MEMO_WORK = OPERANDS * (R_OPERAND_COLS + 1) + 1
+MEMO_COLS = MEMO_WORK + cycles.WORK_COLS
+"""Columns of what is remembered of a word: its operands, whether there is anything, its work."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX2 = np.uint64(0x94D049BB133111EB)
@@ -201,18 +204,50 @@ def note_full(st: Array, s: Scalar, words: Array, pc: Scalar, told: Array) -> No
             told[pc, 2] |= 1 << st[s, DESCS + d * D_FIELDS + D_VIA]
 
 
+@kernel(f"boolean({I64_2D}, int64, {I64_2D}, {I64}, {I64_2D})")
+def remember(words: Array, pc: Scalar, o: Array, facts: Array, memo: Array) -> Scalar:
+    """Whether a word's operands are those of the last time it ran, in all that its work can see; they become these."""
+    same, at = True, 0
+    for k in range(OPERANDS):
+        if words[pc, W_OPERANDS + k] < 0:
+            continue
+        space = o[k, O_SPACE]
+        for i in range(R_OPERAND_COLS):
+            value = o[k, i]
+            if i in (R_BASE, R_SBASE):
+                value = cycles.place_of(facts, space, value)
+            if memo[pc, at] != value:
+                memo[pc, at] = value
+                same = False
+            at += 1
+        bank = cycles.bank_of(facts, space, o[k, O_BASE])
+        first = k
+        for j in range(k):
+            if bank >= 0 and words[pc, W_OPERANDS + j] >= 0 and first == k:
+                first = j if cycles.bank_of(facts, o[j, O_SPACE], o[j, O_BASE]) == bank else k
+        if memo[pc, at] != first:
+            memo[pc, at] = first
+            same = False
+        at += 1
+    if memo[pc, MEMO_WORK - 1] == 0:
+        memo[pc, MEMO_WORK - 1] = 1
+        return False
+    return same
+
+
 @kernel(
     f"void({I64_2D}, int64, {I64_2D}, int64, {I64_2D}, {I64}, {I32}, {I64_2D}, {I64}, {I64}, int64, {I64_2D}, "
-    f"{I64_2D}, {I64_2D}, {I64_2D})"
+    f"{I64_2D}, {I64_2D}, {I64_2D}, {I64_2D})"
 )
 def note_issue(
     st: Array, s: Scalar, words: Array, pc: Scalar, o: Array, cfg: Array, m32: Array, rows: Array, fill: Array,
-    facts: Array, mark: Scalar, carry: Array, ops: Array, bases: Array, heads: Array,
+    facts: Array, mark: Scalar, carry: Array, ops: Array, bases: Array, heads: Array, memo: Array,
 ) -> None:  # fmt: skip
     """Take a word that is about to run into what is issued (`isa.issue`), in place of a row of the resolved stream.
 
     rows : [1, COLS], scratch    carry : of each slice    ops : issues, as rows in `note`
     bases, heads : of each issue the addresses of its operands [12], and its word, operation and operands' spaces [8]
+    memo : of each word, what its work saw of its operands the last time, then that work
     """
     op, queue, wait = words[pc, W_OP], words[pc, W_QUEUE], words[pc, W_WAIT]
     first = s * fill[1]
@@ -224,13 +259,21 @@ def note_issue(
             heads[n - 1, i] = -1
     taken = taken_of(st, s, words, pc)
     if issue.is_issue(op, queue, wait):
-        note(st, s, words, pc, o, cfg, rows, 0, m32)
-        issue.decode(facts, rows[0], carry[s], ops[n])
+        if not remember(words, pc, o, facts, memo):
+            note(st, s, words, pc, o, cfg, rows, 0, m32)
+            cycles.work_row(facts, rows[0], memo[pc, MEMO_WORK:])
+        for i in range(cycles.WORK_COLS):
+            ops[n, i] = memo[pc, MEMO_WORK + i]
+        issue.head(facts, op, queue, wait, words[pc, W_POST], pc, taken, carry[s], ops[n])
+        if op == PUT:
+            rank = first_of(s, words, pc, cfg, m32)
+            issue.send(facts, rank, count_of(words, pc, cfg, rank), words[pc, W_FIELDS], ops[n])
         heads[n, 0], heads[n, 1] = pc, op
         for k in range(OPERANDS):
-            at = R_OPERANDS + k * R_OPERAND_COLS
-            heads[n, 2 + k] = rows[0, at + R_SPACE]
-            bases[n, 2 * k], bases[n, 2 * k + 1] = rows[0, at + R_BASE], rows[0, at + R_SBASE]
+            there = words[pc, W_OPERANDS + k] >= 0
+            heads[n, 2 + k] = o[k, O_SPACE] if there else -1
+            bases[n, 2 * k] = o[k, O_BASE] if there else 0
+            bases[n, 2 * k + 1] = o[k, O_SBASE] if there else 0
         n += 1
     else:
         carry[s, issue.C_BEFORE] += issue.sequencer_cycles(facts, op, taken)
@@ -245,14 +288,14 @@ _SCRATCH = f"{F32}, {I32}, {F32}, {I32}, {F32}, {I32}, {F32}, {I32}, {U8}, {I64}
 
 @kernel(
     f"int64(int64, {I64_2D}, {I64_2D}, {I64_2D}, {I64_2D}, {I64}, {I64}, {I64}, {I64_2D}, {I64}, "
-    f"{U8}, {I64}, int64, int64, int64, {I64}, {I64_2D}, int64, {I64}, {I64_2D}, {I64_2D}, {I64_2D}, "
-    f"{I64_2D}, {U8}, {I32}, {I16}, {I32}, {F64}, {F64}, {_SCRATCH})"
+    f"{U8}, {I64}, int64, int64, int64, {I64}, {I64_2D}, int64, {I64}, {I64_2D}, {I64}, {I64_2D}, {I64_2D}, "
+    f"{I64_2D}, {I64_2D}, {U8}, {I32}, {I16}, {I32}, {F64}, {F64}, {_SCRATCH})"
 )
 def run(
     limit: Scalar, st: Array, words: Array, constants: Array, o: Array, cfg: Array, ran: Array, records: Array,
     rows: Array, fill: Array, marks: Array, turns: Array, seed: Scalar,
     cut: Scalar, bank: Scalar, passed: Array, told: Array,
-    mark: Scalar, facts: Array, carry: Array, ops: Array, bases: Array, heads: Array,
+    mark: Scalar, facts: Array, carry: Array, plain: Array, memo: Array, ops: Array, bases: Array, heads: Array,
     m8: Array, m32: Array, units: Array, e4m3: Array, powers: Array, exp2_table: Array,
     v: Array, vi: Array, b: Array, bi: Array, c: Array, ci: Array, t: Array, ti: Array, masked: Array, sums64: Array,
 ) -> Scalar:  # fmt: skip
@@ -263,6 +306,7 @@ def run(
     cut, passed : a slice stops before word `cut` unless it is in `passed`, once
     told : for each word whether it has run in full, which operands moved in a ring, and index lists of the former
     fill[0] : 0 nothing is noted, 1 rows, 2 issues (`note_issue`), of which a word makes up to two
+    plain : for each word its cycles where it is carried and ends no loop, else 0    memo : as in `note_issue`
     PICK picks token 0. TOPK chooses by `seed` where its result is marked.
     """
     while True:
@@ -292,8 +336,11 @@ def run(
                 count = o[OA, O_EXT] * o[OA, O_EXT + 1] * o[OA, O_EXT + 2]
                 if cfg[C_RINGS] + 2 + count > len(records):
                     return RANG
-            if code == 0 and fill[0] == 2:
-                note_issue(st, s, words, pc, o, cfg, m32, rows, fill, facts, mark, carry, ops, bases, heads)
+            if fill[0] == 2 and plain[pc] != 0:
+                carry[s, issue.C_BEFORE] += plain[pc]
+                carry[s, issue.C_WORDS] += 1
+            elif code == 0 and fill[0] == 2:
+                note_issue(st, s, words, pc, o, cfg, m32, rows, fill, facts, mark, carry, ops, bases, heads, memo)
             elif code == 0 and fill[0] != 0:
                 note(st, s, words, pc, o, cfg, rows, s * fill[1] + fill[2 + s], m32)
                 fill[2 + s] += 1

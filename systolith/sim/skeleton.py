@@ -15,10 +15,10 @@ import numpy as np
 
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.facts import SLICES, facts
-from systolith.isa.issue import C_LOOP, C_LOOPS, CARRY_COLS, OP_COLS
+from systolith.isa.issue import C_BEFORE, C_LOOP, C_LOOPS, CARRY_COLS, OP_COLS, issues
 from systolith.isa.program import Program
-from systolith.isa.resolved import COLS
-from systolith.isa.sequencer import Desc
+from systolith.isa.resolved import COLS, OP, QUEUE, WAIT
+from systolith.isa.sequencer import Br, Desc, Loop
 from systolith.spec import CELLS, DESCRIPTORS, REGISTERS, Chip, ProgramError
 
 from . import _skeleton as loop
@@ -87,7 +87,8 @@ class Skeleton(FastMachine):
         known = facts(chip).copy()
         known[SLICES] = program.requires.slices
         self._carry = np.zeros((program.requires.slices, CARRY_COLS), np.int64)
-        self._issue = (cut, known, self._carry)
+        memo = np.zeros((len(program.words), loop.MEMO_COLS), np.int64)
+        self._issue = (cut, known, self._carry, _plain(program, cut, known), memo)
         self._issues = [np.zeros((1, columns), np.int64) for columns in _ISSUE_TABLES]
         self._tables = np.flatnonzero(marks)
         self.at_cut = False
@@ -405,6 +406,20 @@ class Skeleton(FastMachine):
 def _joined(rows: list[list[Ints]]) -> list[Ints]:
     """Pieces of each slice as one."""
     return [np.concatenate(pieces) for pieces in rows]
+
+
+def _plain(program: Program, mark: int, known: Ints) -> Ints:
+    """Cycles of each word that only adds to what is carried (`isa.issue`), 0 of the others: of those that are issues,
+    jump, begin or end a loop, and of the marked one."""
+    code = program.code
+    ends = {pc + i.len for pc, i in enumerate(code) if isinstance(i, Loop)}
+    cycles, ops, row = np.zeros(len(code), np.int64), np.zeros((2, OP_COLS), np.int64), np.zeros((1, COLS), np.int64)
+    for pc, i in enumerate(code):
+        carry = np.zeros(CARRY_COLS, np.int64)
+        row[0, [OP, QUEUE, WAIT]] = i.OPCODE, i.queue, i.waits
+        if not isinstance(i, Loop | Br) and pc not in ends and pc != mark and not issues(known, row, carry, -1, ops):
+            cycles[pc] = carry[C_BEFORE]
+    return cycles
 
 
 def _rows(cut: _Cut) -> list[list[Ints]]:
