@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Scenario", "Timed", "decode_at", "prefill_of", "run_scenario"]
 
-_ISSUES = 512
-"""Issues of each slice asked for at once."""
+_ISSUES = 1 << 14
+"""Issues asked for at once, of all slices together; 128 of each at least."""
 
 OnWindow = Callable[["TimingMachine", "Waterfall"], None]
 
@@ -110,7 +110,6 @@ def run_scenario(
     """
     from systolith.sim.skeleton import Skeleton
     from systolith.timing import LayerMachine, layer_loop
-    from systolith.timing.state import R_END, R_PC, R_SLICE
 
     chip, program = compiled.plan.chip, compiled.program
     loop = layer_loop(program) if skip else None
@@ -119,17 +118,17 @@ def run_scenario(
     timing = LayerMachine(chip, program, loop[:2] if loop else None)
     layers = max(1, compiled.plan.model.layers // loop[2]) if loop else 0  # of an iteration
     timing.on_window = on_window
-    ends, steps, seen, finished = _step_ends(compiled), [], 0, False
+    ends, steps, seen, finished = np.array(_step_ends(compiled), np.int64), [], 0, False
 
     def take_ends() -> None:
         nonlocal seen
-        new = timing.records_since(seen)
-        seen += len(new)
-        steps.extend(new[(new[:, R_SLICE] == 0) & np.isin(new[:, R_PC], ends), R_END].tolist())
+        found, seen = timing.ends_since(seen, ends)
+        steps.extend(found)
 
     timing.on_records = take_ends
+    most = max(128, _ISSUES // compiled.plan.slices)
     while not finished:
-        ops, counts = machine.run_issues(_ISSUES)
+        ops, counts = machine.run_issues(most)
         finished = False
         if counts.any() or not machine.at_cut:
             finished = timing.feed_issues(ops, counts, cuts=machine.cuts)
@@ -141,7 +140,8 @@ def run_scenario(
                 machine.skip(times, period)
         elif not finished and not counts.any():
             raise ProgramError("timing: the program stopped before every slice had halted")
-        take_ends()
+    take_ends()
+    timing.on_records = None
     result = timing.finish()
     tokens = [event.cycle for event in result.rings if event.slice == 0]
     skipped = layers * timing.skipped

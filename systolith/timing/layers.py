@@ -272,6 +272,11 @@ class LayerMachine(TimingMachine):
         super()._make_room(rows)
         self.state.sl[:, at.S_OPS_HEAD] = heads
 
+    def _window(self, number: int, end: int) -> None:
+        if self.on_records:
+            self.on_records()
+        super()._window(number, end)
+
     def _more_records(self) -> State:
         if self.on_records:
             self.on_records()

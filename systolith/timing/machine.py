@@ -108,12 +108,15 @@ class TimingMachine:
         picked: Ints = self.state.rec[np.arange(max(0, total - size), total) & (size - 1)]
         return picked
 
-    def records_since(self, number: int) -> Ints:
-        """Records from `number` on, which must still be there."""
+    def ends_since(self, number: int, pcs: Ints) -> tuple[list[int], int]:
+        """When instructions of these words ended on slice 0, in their order: those of the records from `number` on,
+        which must still be there; and the number of the next record."""
         total, size = int(self.state.g[at.G_RECORDS]), self.state.rec.shape[0]
         assert total - number <= size, "asked for too late"
-        picked: Ints = self.state.rec[np.arange(number, total) & (size - 1)]
-        return picked
+        rec = self.state.rec
+        index = np.arange(number, total) & (size - 1)
+        index = index[np.isin(rec[index, at.R_PC], pcs)]
+        return rec[index[rec[index, at.R_SLICE] == 0], at.R_END].tolist(), total
 
     @property
     def first_record(self) -> int:
