@@ -33,14 +33,14 @@ def stamp_of(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def compiled(function: _F, types: Mapping[str, Any], stamp: str, inner: bool) -> _F:
-    """Compile a function and keep it on disk. inner: it is called from compiled code only.
+def compiled(function: _F, types: Mapping[str, Any], stamp: str, inner: bool, inline: bool = False) -> _F:
+    """Compile a function and keep it on disk. inner: it is called from compiled code only; inline: as a part of it.
 
     Numba knows a kept result by the date of its own file, though code of others is linked into it: the stamp takes the
     date's place. Nothing compiled here allocates, so reference counts are left out, which halves the time it takes.
     """
     signature = [types[str(name)] for name in function.__annotations__.values()]
-    options: dict[str, Any] = {"_nrt": False, "no_cpython_wrapper": inner, "no_cfunc_wrapper": inner}
+    options: dict[str, Any] = {"_nrt": False, "no_cpython_wrapper": inner, "no_cfunc_wrapper": inner, "forceinline": inline}
     result: Any = numba.njit(error_model="numpy", nogil=True, **options)(function)
     if hasattr(result, "enable_caching"):  # plain Python with NUMBA_DISABLE_JIT
         result.enable_caching()

@@ -132,8 +132,11 @@ _STAMP: Final = STAMP + stamp_of(
 
 
 def kernel(function: _F) -> _F:
-    """Compile a part of the event loop for the types that its annotations name; kept on disk."""
-    return compiled(function, _TYPES, _STAMP, inner=True)
+    """Compile a part of the event loop for the types that its annotations name; kept on disk.
+
+    Always a part of its callers: the state is a hundred words that a call would have to hand over.
+    """
+    return compiled(function, _TYPES, _STAMP, inner=True, inline=True)
 
 
 def entry(function: _F) -> _F:
