@@ -40,7 +40,12 @@ def compiled(function: _F, types: Mapping[str, Any], stamp: str, inner: bool, in
     date's place. Nothing compiled here allocates, so reference counts are left out, which halves the time it takes.
     """
     signature = [types[str(name)] for name in function.__annotations__.values()]
-    options: dict[str, Any] = {"_nrt": False, "no_cpython_wrapper": inner, "no_cfunc_wrapper": inner, "forceinline": inline}
+    options: dict[str, Any] = {
+        "_nrt": False,
+        "no_cpython_wrapper": inner,
+        "no_cfunc_wrapper": inner,
+        "forceinline": inline,
+    }
     result: Any = numba.njit(error_model="numpy", nogil=True, **options)(function)
     if hasattr(result, "enable_caching"):  # plain Python with NUMBA_DISABLE_JIT
         result.enable_caching()

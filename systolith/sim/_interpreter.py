@@ -84,7 +84,7 @@ from .vector import pick, vec
 LIMIT, STOPPED, DEADLOCK, TRAPPED, RANG, ROWS_FULL, WAITS = range(7)
 
 
-@kernel(f"int64(int64, {I64_2D}, int64, {I64}, {I32})")
+@kernel(f"int64(int64, {I64_2D}, int64, {I64}, {I32})", inline=True)
 def first_of(s: Scalar, words: Array, pc: Scalar, cfg: Array, m32: Array) -> Scalar:
     """Lowest rank that a PUT reaches."""
     cell = words[pc, W_B]
@@ -94,7 +94,7 @@ def first_of(s: Scalar, words: Array, pc: Scalar, cfg: Array, m32: Array) -> Sca
     return min(first, cfg[C_SLICES])
 
 
-@kernel(f"int64({I64_2D}, int64, {I64}, int64)")
+@kernel(f"int64({I64_2D}, int64, {I64}, int64)", inline=True)
 def count_of(words: Array, pc: Scalar, cfg: Array, first: Scalar) -> Scalar:
     """Ranks that a PUT reaches."""
     slices = cfg[C_SLICES]
@@ -108,7 +108,7 @@ _SCRATCH = f"{F32}, {I32}, {F32}, {I32}, {F32}, {I32}, {F32}, {I32}, {U8}, {I64}
 _TILES = f"{I16}, {I32}, {I16}, {I32}, {F64}, {F64}, {F64}"
 
 
-@kernel(f"void({I64_2D}, int64, int64, {I64_2D}, {I64_2D}, int64, int64, int64, int64, int64)")
+@kernel(f"void({I64_2D}, int64, int64, {I64_2D}, {I64_2D}, int64, int64, int64, int64, int64)", inline=True)
 def write_row(
     words: Array, s: Scalar, pc: Scalar, o: Array, rows: Array, at: Scalar, zero: Scalar, taken: Scalar,
     first: Scalar, count: Scalar,
@@ -136,7 +136,7 @@ def write_row(
                 rows[at, to + i] = o[k, i]
 
 
-@kernel(f"int64({I64_2D}, int64, int64)")
+@kernel(f"int64({I64_2D}, int64, int64)", inline=True)
 def missing(st: Array, s: Scalar, mask: Scalar) -> Scalar:
     """Those semaphores of a wait mask that hold no token, as a mask."""
     lacking = 0
@@ -146,7 +146,7 @@ def missing(st: Array, s: Scalar, mask: Scalar) -> Scalar:
     return lacking
 
 
-@kernel(f"int64({I64_2D}, int64, int64, int64)")
+@kernel(f"int64({I64_2D}, int64, int64, int64)", inline=True)
 def move_tokens(st: Array, s: Scalar, mask: Scalar, by: Scalar) -> Scalar:
     """Add `by` tokens to the semaphores of a mask; 0, or T_POST and nothing changed."""
     for n in range(SEMAPHORES):
@@ -158,7 +158,7 @@ def move_tokens(st: Array, s: Scalar, mask: Scalar, by: Scalar) -> Scalar:
     return 0
 
 
-@kernel(f"int64({I64_2D}, int64, {I64_2D}, int64)")
+@kernel(f"int64({I64_2D}, int64, {I64_2D}, int64)", inline=True)
 def taken_of(st: Array, s: Scalar, words: Array, pc: Scalar) -> Scalar:
     """1 where a BR is about to jump, the count of a LOOP, 0 of all else."""
     op = words[pc, W_OP]
@@ -170,7 +170,7 @@ def taken_of(st: Array, s: Scalar, words: Array, pc: Scalar) -> Scalar:
     return 0
 
 
-@kernel(f"void({I64_2D}, int64, {I64_2D}, int64, {I64_2D}, {I64}, {I64_2D}, int64, {I32})")
+@kernel(f"void({I64_2D}, int64, {I64_2D}, int64, {I64_2D}, {I64}, {I64_2D}, int64, {I32})", inline=True)
 def note(
     st: Array, s: Scalar, words: Array, pc: Scalar, o: Array, cfg: Array, rows: Array, at: Scalar, m32: Array
 ) -> None:

@@ -56,8 +56,10 @@ def _stamp() -> str:
 _STAMP: Final = _stamp()
 
 
-def kernel(signature: str) -> Callable[[_F], _F]:
+def kernel(signature: str, *, inline: bool = False) -> Callable[[_F], _F]:
     """Compile a function for one signature, e.g. `void(int64, uint8[::1])`; the result is kept on disk.
+
+    inline : always as a part of its callers, for what runs with every word: a call hands arrays over word by word.
 
     Numba knows a kept result by the date of its own file only, though code of other files is linked into it; the stamp
     takes the date's place, so that a change anywhere compiles everything again.
@@ -65,7 +67,7 @@ def kernel(signature: str) -> Callable[[_F], _F]:
 
     def compile_it(function: _F) -> _F:
         # No kernel makes an array: without reference counts a view of one costs nothing.
-        options: dict[str, Any] = {"_nrt": False}
+        options: dict[str, Any] = {"_nrt": False, "forceinline": inline}
         compiled: Any = numba.njit(error_model="numpy", nogil=True, **options)(function)
         if hasattr(compiled, "enable_caching"):  # plain Python with NUMBA_DISABLE_JIT
             compiled.enable_caching()

@@ -46,7 +46,7 @@ from ._state import (
 from ._traps import T_BOUNDS, T_EXTENT, T_LIST, T_LIST_BOUNDS, T_SCALE_BOUNDS
 
 
-@kernel("int64(int64)")
+@kernel("int64(int64)", inline=True)
 def bits_of(form: Scalar) -> Scalar:
     """Storage bits of a format."""
     if form in (FP32, INT32):
@@ -54,7 +54,7 @@ def bits_of(form: Scalar) -> Scalar:
     return 4 if form == E2M1 else 8
 
 
-@kernel(f"int64({I64_2D}, int64, int64, int64, {I64_2D}, {I64}, {I32})")
+@kernel(f"int64({I64_2D}, int64, int64, int64, {I64_2D}, {I64}, {I32})", inline=True)
 def resolve(st: Array, s: Scalar, d: Scalar, k: Scalar, o: Array, cfg: Array, m32: Array) -> Scalar:
     """Put descriptor register d of slice s, cells resolved, into operand row k; 0 or the code of a trap."""
     at = DESCS + d * D_FIELDS

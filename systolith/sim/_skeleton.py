@@ -114,7 +114,7 @@ _MIX1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX2 = np.uint64(0x94D049BB133111EB)
 
 
-@kernel(f"boolean({I64_2D}, int64, {U8})")
+@kernel(f"boolean({I64_2D}, int64, {U8})", inline=True)
 def marked(o: Array, k: Scalar, marks: Array) -> Scalar:
     """Whether operand k is a cell, a marked part of the scratchpad or of the DRAM that is there."""
     space = o[k, O_SPACE]
@@ -179,7 +179,7 @@ def arrive(
     return 0
 
 
-@kernel(f"void({I64_2D}, int64, {I64_2D}, int64, int64, {I64_2D})")
+@kernel(f"void({I64_2D}, int64, {I64_2D}, int64, int64, {I64_2D})", inline=True)
 def note_ring(st: Array, s: Scalar, words: Array, pc: Scalar, bank: Scalar, told: Array) -> None:
     """Note which operands of a word are in rings; those of rings inside one bank of the scratchpad apart."""
     for k in range(OPERANDS):
@@ -204,7 +204,7 @@ def note_full(st: Array, s: Scalar, words: Array, pc: Scalar, told: Array) -> No
             told[pc, 2] |= 1 << st[s, DESCS + d * D_FIELDS + D_VIA]
 
 
-@kernel(f"boolean({I64_2D}, int64, {I64_2D}, {I64}, {I64_2D})")
+@kernel(f"boolean({I64_2D}, int64, {I64_2D}, {I64}, {I64_2D})", inline=True)
 def remember(words: Array, pc: Scalar, o: Array, facts: Array, memo: Array) -> Scalar:
     """Whether a word's operands are those of the last time it ran, in all that its work can see; they become these."""
     same, at = True, 0
@@ -237,7 +237,8 @@ def remember(words: Array, pc: Scalar, o: Array, facts: Array, memo: Array) -> S
 
 @kernel(
     f"void({I64_2D}, int64, {I64_2D}, int64, {I64_2D}, {I64}, {I32}, {I64_2D}, {I64}, {I64}, int64, {I64_2D}, "
-    f"{I64_2D}, {I64_2D}, {I64_2D}, {I64_2D})"
+    f"{I64_2D}, {I64_2D}, {I64_2D}, {I64_2D})",
+    inline=True,
 )
 def note_issue(
     st: Array, s: Scalar, words: Array, pc: Scalar, o: Array, cfg: Array, m32: Array, rows: Array, fill: Array,

@@ -33,6 +33,8 @@ class Words:
         self.code = code
         self._vias = vias
         self._deciding = deciding
+        self._known: dict[tuple[int, int, int, int], int] = {}
+        """What `linear` has found."""
         self._next = [self._successors(pc) for pc in range(len(code))]
         for pc, i in enumerate(code):
             if isinstance(i, Loop):
@@ -117,6 +119,12 @@ class Words:
     def linear(self, first: int, end: int, registers: int, descriptors: int) -> int:
         """Whether all that hangs on these registers and descriptors (masks) in words first..end-1 is a sum of them, or
         a multiple by what does not: -1 if not, else how many of their low bits are looked at for themselves."""
+        asked = (first, end, registers, descriptors)
+        if asked not in self._known:
+            self._known[asked] = self._linear(*asked)
+        return self._known[asked]
+
+    def _linear(self, first: int, end: int, registers: int, descriptors: int) -> int:
         low = 0
         moved = [(0, 0)] * (len(self.code) + 1)
         work = [(first, (registers, descriptors))]

@@ -47,7 +47,7 @@ SET, ALU, DESC, ADV, LOOP, BR, READX, HALT, COPY, MATMUL, VEC, PICK, PUT, SYNC, 
 MASK32 = 0xFFFFFFFF
 
 
-@kernel("int64(int64, int64, int64)")
+@kernel("int64(int64, int64, int64)", inline=True)
 def alu(fn: Scalar, x: Scalar, y: Scalar) -> Scalar:
     """A function of two unsigned 32-bit values modulo 2^32; -1 for a division by zero."""
     if fn == 0:
@@ -75,7 +75,7 @@ def alu(fn: Scalar, x: Scalar, y: Scalar) -> Scalar:
     return value & MASK32
 
 
-@kernel("boolean(int64, int64, int64)")
+@kernel("boolean(int64, int64, int64)", inline=True)
 def holds(cond: Scalar, x: Scalar, y: Scalar) -> Scalar:
     """Condition of BR on unsigned values."""
     if cond == 0:
@@ -87,7 +87,7 @@ def holds(cond: Scalar, x: Scalar, y: Scalar) -> Scalar:
     return x < y if cond == 3 else x >= y
 
 
-@kernel(f"int64({I64_2D}, int64, int64)")
+@kernel(f"int64({I64_2D}, int64, int64)", inline=True)
 def illegal(st: Array, s: Scalar, at: Scalar) -> Scalar:
     """Check a descriptor that ADV has changed; 0 or T_ADV."""
     form, scale = st[s, at + D_FORMAT], st[s, at + D_SCALE]
@@ -112,7 +112,7 @@ def illegal(st: Array, s: Scalar, at: Scalar) -> Scalar:
     return 0
 
 
-@kernel(f"int64({I64_2D}, int64, {I64_2D}, int64)")
+@kernel(f"int64({I64_2D}, int64, {I64_2D}, int64)", inline=True)
 def advance(st: Array, s: Scalar, words: Array, pc: Scalar) -> Scalar:
     """Run an ADV; 0 or T_ADV."""
     dim, kind = words[pc, W_F], words[pc, W_F + 1]
@@ -144,7 +144,7 @@ def advance(st: Array, s: Scalar, words: Array, pc: Scalar) -> Scalar:
     return code
 
 
-@kernel(f"int64({I64_2D}, int64, {I64_2D}, int64, {I64_2D}, {I64}, {I32})")
+@kernel(f"int64({I64_2D}, int64, {I64_2D}, int64, {I64_2D}, {I64}, {I32})", inline=True)
 def resolve_all(st: Array, s: Scalar, words: Array, pc: Scalar, o: Array, cfg: Array, m32: Array) -> Scalar:
     """Resolve the operands that a word names; 0 or the code of a trap."""
     for k in range(OPERANDS):
@@ -158,7 +158,7 @@ def resolve_all(st: Array, s: Scalar, words: Array, pc: Scalar, o: Array, cfg: A
     return 0
 
 
-@kernel(f"int64({I64_2D}, int64, {I64_2D}, {I64_2D}, int64)")
+@kernel(f"int64({I64_2D}, int64, {I64_2D}, {I64_2D}, int64)", inline=True)
 def control(st: Array, s: Scalar, words: Array, constants: Array, pc: Scalar) -> Scalar:
     """Run an instruction of the sequencer other than READX; the next word, or -(code of a trap)."""
     op = words[pc, W_OP]
@@ -202,7 +202,7 @@ def control(st: Array, s: Scalar, words: Array, constants: Array, pc: Scalar) ->
     return pc + 1
 
 
-@kernel(f"int64({I64_2D}, int64, {I64_2D}, int64)")
+@kernel(f"int64({I64_2D}, int64, {I64_2D}, int64)", inline=True)
 def zero_of(st: Array, s: Scalar, words: Array, pc: Scalar) -> Scalar:
     """Resolve field zero of MATMUL: 2 means the first iteration of the innermost loop, and true outside all loops."""
     zero = words[pc, W_F]
@@ -212,7 +212,7 @@ def zero_of(st: Array, s: Scalar, words: Array, pc: Scalar) -> Scalar:
     return zero
 
 
-@kernel(f"int64({I64_2D}, int64, int64)")
+@kernel(f"int64({I64_2D}, int64, int64)", inline=True)
 def close_loops(st: Array, s: Scalar, pc: Scalar) -> Scalar:
     """Go back to the start of the bodies that end at word pc, or out of them; the word to run next."""
     while st[s, DEPTH] > 0:

@@ -377,8 +377,8 @@ class LayerMachine(TimingMachine):
                     pending.popleft()
                     continue
             ops = self._take(s, size - done % size)
-            same = (template[done % size : done % size + len(ops)] == ops).all(axis=1)
-            count = len(ops) if same.all() else int(same.argmin())
+            same = template[done % size : done % size + len(ops)] == ops
+            count = len(ops) if same.all() else int(same.all(axis=1).argmin())
             self._equal[s] += count
             if count < len(ops):
                 self._other[s] = True

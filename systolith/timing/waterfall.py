@@ -84,13 +84,13 @@ def waterfall(
 
     repeats : stretches between the two that stand for others, which were skipped.
     """
-    edges = np.zeros((1 << 12, 5), np.int64)
+    edges = np.empty((max(1 << 12, 2 * (number - oldest)), 5), np.int64)
     begin = since + sum(r.skipped for r in repeats)
     while True:
         n = walk(st.rec, int(st.f[facts.SEMAPHORE]), oldest, number, end, begin, edges)
         if n >= 0:
             break
-        edges = np.zeros((2 * len(edges), 5), np.int64)
+        edges = np.empty((4 * len(edges), 5), np.int64)
     edges = edges[:n][::-1].copy()
     table = np.zeros((len(PARTS), len(WHY)), np.int64)
     np.add.at(table, (edges[:, 2], edges[:, 3]), overlaps(edges, repeats))

@@ -9,6 +9,8 @@ import pytest
 
 import systolith.models
 from systolith.compiler import Compiled
+from systolith.isa.facts import SLICES, facts
+from systolith.isa.issue import CARRY_COLS, OP_COLS, issues
 from systolith.isa.resolved import BASE, COLS, OPERANDS, SBASE
 from systolith.models.checkpoint import Checkpoint
 from systolith.models.profile import Profile
@@ -42,6 +44,31 @@ def test_the_stream_is_that_of_the_full_machine(name: str) -> None:
     bare = stream(Skeleton(chip, compiled.program, *compiled.memory.control), compiled, JOB)
     for rank in range(chip.slices):
         np.testing.assert_array_equal(full[rank], bare[rank])
+
+
+@pytest.mark.parametrize("most", [7, 1 << 12])
+def test_its_issues_are_those_of_the_stream(most: int) -> None:
+    """What a skeleton issues by itself is what `isa.issue` makes of its resolved rows, in whatever pieces."""
+    chip = load("micro")
+    compiled = compile_job(Checkpoint.open(TINYCODE), chip, Profile.default(), JOB)
+    mark = max(pc for pc, i in enumerate(compiled.program.code) if i.NAME == "LOOP") + 1
+    rows = stream(Skeleton(chip, compiled.program, *compiled.memory.control), compiled, JOB)
+    machine = Skeleton(chip, compiled.program, *compiled.memory.control, body=(mark, mark + 1))
+    write_job(machine, compiled.program, JOB, layout(compiled.program, JOB))
+    found: list[list[np.ndarray]] = [[] for _ in rows]
+    while True:
+        ops, counts = machine.run_issues(most)
+        if not counts.any() and not machine.at_cut:
+            break
+        for rank, count in enumerate(counts):
+            found[rank].append(ops[rank, :count].copy())
+    known = facts(chip).copy()
+    known[SLICES] = len(rows)
+    for rank, expected in enumerate(rows):
+        out = np.zeros((2 * len(expected), OP_COLS), np.int64)
+        n = issues(known, expected, np.zeros(CARRY_COLS, np.int64), mark, out)
+        assert n < len(expected) // 3, "most words are carried"
+        np.testing.assert_array_equal(np.concatenate(found[rank]), out[:n])
 
 
 def test_a_mixture_of_experts_has_a_scenario_for_its_router(tmp_path: Path) -> None:
