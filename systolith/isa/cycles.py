@@ -447,18 +447,6 @@ def work_row(f: Ints, row: Ints, out: Ints) -> None:
     out[COPIES] = copies
 
 
-@rule
-def place_of(f: Ints, space: int, address: int) -> int:
-    """All that `work_row` sees of an operand's address, but for which operands share a bank: where in a burst it is."""
-    return int(address % f[BURST]) if space == _DRAM else 0
-
-
-@rule
-def bank_of(f: Ints, space: int, address: int) -> int:
-    """Bank of the scratchpad that an operand begins in, -1: none. `work_row` sees which operands have the same one."""
-    return int(address // f[BANK_SIZE]) if space == _SPAD else -1
-
-
 def _work(f: Ints, rows: Rows, works: Rows) -> None:
     """Fill works [n, WORK_COLS] from rows [n, COLS]."""
     for n in range(rows.shape[0]):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from .compiled import Ints, rule
+from .facts import BANK_SIZE, BURST
 from .resolved import BASE, FORMAT, SBASE, SCALE, STRIDE0, STRIDE1, STRIDE2, VIA
 
-__all__ = ["bits_of", "ceil_div", "runs"]
+__all__ = ["bank_of", "bits_of", "ceil_div", "place_of", "runs"]
+
+_DRAM, _SPAD = 0, 1
 
 
 @rule
@@ -74,3 +77,16 @@ def runs(row: Ints, at: int, e0: int, e1: int, e2: int, grain: int, aligned: boo
         else:
             for i in range(n0):
                 out[0] += span(base + i * b0, size, b1, n1, grain)
+
+
+@rule
+def place_of(f: Ints, space: int, address: int) -> int:
+    """All that `cycles.work_row` sees of an operand's address, but for which operands share a bank: where in a burst
+    it is."""
+    return int(address % f[BURST]) if space == _DRAM else 0
+
+
+@rule
+def bank_of(f: Ints, space: int, address: int) -> int:
+    """Bank of the scratchpad that an operand begins in, -1: none. `cycles.work_row` sees which operands have the same one."""
+    return int(address // f[BANK_SIZE]) if space == _SPAD else -1

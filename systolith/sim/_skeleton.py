@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from systolith.isa import cycles, issue
+from systolith.isa import cycles, issue, runs
 from systolith.isa.resolved import BASE as R_BASE
 from systolith.isa.resolved import OPERAND_COLS as R_OPERAND_COLS
 from systolith.isa.resolved import SBASE as R_SBASE
@@ -215,16 +215,16 @@ def remember(words: Array, pc: Scalar, o: Array, facts: Array, memo: Array) -> S
         for i in range(R_OPERAND_COLS):
             value = o[k, i]
             if i in (R_BASE, R_SBASE):
-                value = cycles.place_of(facts, space, value)
+                value = runs.place_of(facts, space, value)
             if memo[pc, at] != value:
                 memo[pc, at] = value
                 same = False
             at += 1
-        bank = cycles.bank_of(facts, space, o[k, O_BASE])
+        bank = runs.bank_of(facts, space, o[k, O_BASE])
         first = k
         for j in range(k):
             if bank >= 0 and words[pc, W_OPERANDS + j] >= 0 and first == k:
-                first = j if cycles.bank_of(facts, o[j, O_SPACE], o[j, O_BASE]) == bank else k
+                first = j if runs.bank_of(facts, o[j, O_SPACE], o[j, O_BASE]) == bank else k
         if memo[pc, at] != first:
             memo[pc, at] = first
             same = False
