@@ -88,5 +88,5 @@ def place_of(f: Ints, space: int, address: int) -> int:
 
 @rule
 def bank_of(f: Ints, space: int, address: int) -> int:
-    """Bank of the scratchpad that an operand begins in, -1: none. `cycles.work_row` sees which operands have the same one."""
+    """Bank of the scratchpad that an operand begins in, -1: none. `cycles.work_row` sees which operands share one."""
     return int(address // f[BANK_SIZE]) if space == _SPAD else -1
