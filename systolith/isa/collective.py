@@ -22,8 +22,8 @@ class Put(Instruction):
     """Write a tensor into the same place of several slices, and count the arrival there.
 
     Codes and scales of A go, unchanged and with COPY's zero-fill, to the address of the sender's own D (with the
-    sender's cells and index list) in each of the ranks first .. first + count - 1; first = X[b], 0 where b is 0; count
-    0 means all slices, whatever first. Ranks that do not exist are left out; the sender may be a member.
+    sender's cells and index list) in each of the ranks first, first + 2^apart, ..., count of them; first = X[b], 0
+    where b is 0; count 0 means all slices, whatever first. Ranks that do not exist are left out; the sender may be one.
     With arrive = 1, after the data, arrival counter `counter` of each member counts one; when it reaches `expect` (0:
     number of slices) it goes back by that and semaphore `sem` of the member gets a token. From one sender to one
     receiver order is kept. The post mask is the sender's own: its source may be overwritten.
@@ -48,6 +48,7 @@ class Put(Instruction):
         Bits("counter", 16, 4, text="arrival counter of the member"),
         Bits("expect", 20, 11, text="arrivals to a token; 0: number of slices"),
         Bits("arrive", 31, 1, text="1: count the arrival"),
+        Bits("apart", 32, 4, text="log2 of what lies between two ranks"),
     )
 
     d: int
@@ -58,6 +59,7 @@ class Put(Instruction):
     counter: int = 0
     expect: int = 0
     arrive: int = 0
+    apart: int = 0
     wait: int = 0
     post: int = 0
 
@@ -69,6 +71,8 @@ class Put(Instruction):
             return f"sem={self.sem} must be in 0..{SEMAPHORES - 1}."
         if not self.arrive and (self.sem or self.counter or self.expect):
             return "sem, counter and expect must be 0 without arrive=1."
+        if self.apart and not self.count:
+            return f"apart={self.apart} must be 0 with count=0, which means all slices."
         return None
 
     @property
@@ -84,7 +88,8 @@ class Put(Instruction):
         if self.count == 0:
             return range(len(s.slices))
         first = s.cell(self.b) if self.b else 0
-        return range(min(first, len(s.slices)), min(first + self.count, len(s.slices)))
+        slices = len(s.slices)
+        return range(min(first, slices), min(first + (self.count << self.apart), slices), 1 << self.apart)
 
     def late(self, s: Slice) -> dict[str, int]:
         """Give the ranks that get the data."""

@@ -22,11 +22,12 @@ __all__ = ["FACTS", "facts"]
 # SHIFT + i: lowest bit of field i of _SHIFTS.
 _SHIFTS: Final = (
     ("MATMUL", "by_rows"), ("MATMUL", "terms"), ("VEC", "op1"), ("VEC", "op2"), ("VEC", "func"), ("VEC", "red"),
-    ("PUT", "sem"), ("PUT", "counter"), ("PUT", "expect"), ("PUT", "arrive"), ("LOOP", "len"), ("COPY", "free"),
+    ("PUT", "sem"), ("PUT", "counter"), ("PUT", "expect"), ("PUT", "arrive"), ("PUT", "apart"),
+    ("LOOP", "len"), ("COPY", "free"),
 )  # fmt: skip
 (
-    BY_ROWS, TERMS, OP1, OP2, FUNC, RED, PUT_SEM, PUT_COUNTER, PUT_EXPECT, PUT_ARRIVE, LOOP_LEN, FREE,
-) = range(SHIFT, SHIFT + 12)  # fmt: skip
+    BY_ROWS, TERMS, OP1, OP2, FUNC, RED, PUT_SEM, PUT_COUNTER, PUT_EXPECT, PUT_ARRIVE, PUT_APART, LOOP_LEN, FREE,
+) = range(SHIFT, SHIFT + 13)  # fmt: skip
 FACTS: Final = SHIFT + len(_SHIFTS)
 """Length of `facts`."""
 

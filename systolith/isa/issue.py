@@ -13,7 +13,7 @@ from systolith.spec import LOOP_DEPTH
 
 from . import cycles
 from .compiled import STAMP, TYPES, Ints, Rows, compiled, rule
-from .facts import BANK, BRANCH, ISSUE, LOOP_LEN, PUT_ARRIVE, PUT_COUNTER, PUT_EXPECT, PUT_SEM, SLICES
+from .facts import BANK, BRANCH, ISSUE, LOOP_LEN, PUT_APART, PUT_ARRIVE, PUT_COUNTER, PUT_EXPECT, PUT_SEM, SLICES
 from .resolved import COUNT, FIELDS, FIRST, OP, PC, POST, QUEUE, TAKEN, WAIT
 
 __all__ = ["CARRY_COLS", "OP_COLS", "issues"]
@@ -21,11 +21,11 @@ __all__ = ["CARRY_COLS", "OP_COLS", "issues"]
 # The work of `isa.cycles`, then:
 W: Final = cycles.WORK_COLS
 (OP_CODE, OP_QUEUE, OP_WAIT, OP_POST, OP_PC, OP_ISSUE, OP_FIRST, OP_COUNT, OP_SEM, OP_COUNTER, OP_EXPECT, OP_ARRIVE,
- OP_BEFORE, OP_WORDS, OP_MARK) = range(W, W + 15)  # fmt: skip
+ OP_APART, OP_BEFORE, OP_WORDS, OP_MARK) = range(W, W + 16)  # fmt: skip
 # OP_BEFORE on: read when it is dispatched, and not kept in its queue.
 # OP_BEFORE: cycles of the words before it; OP_WORDS: words it stands for, itself too (HALT is not counted).
 # OP_MARK: where the first of them is the marked word 1, and 2 where its loop begins.
-OP_COLS: Final = W + 15
+OP_COLS: Final = W + 16
 OP_KEPT: Final = OP_BEFORE
 """Columns that an entry of a queue has."""
 
@@ -104,7 +104,7 @@ def is_issue(op: int, queue: int, wait: int) -> bool:
 def head(f: Ints, op: int, queue: int, wait: int, post: int, pc: int, taken: int, carry: Ints, out: Ints) -> None:
     """Fill an issue [OP_COLS], whose work is there, with what its word says and what has been carried."""
     out[OP_CODE], out[OP_QUEUE], out[OP_WAIT], out[OP_POST], out[OP_PC] = op, queue, wait, post, pc
-    out[OP_FIRST] = out[OP_COUNT] = out[OP_SEM] = out[OP_COUNTER] = out[OP_EXPECT] = out[OP_ARRIVE] = 0
+    out[OP_FIRST] = out[OP_COUNT] = out[OP_SEM] = out[OP_COUNTER] = out[OP_EXPECT] = out[OP_ARRIVE] = out[OP_APART] = 0
     hand_on(carry, out)
     if queue < _QUEUES:
         out[OP_ISSUE] = max(f[ISSUE], out[cycles.COPIES])
@@ -124,6 +124,7 @@ def send(f: Ints, first: int, count: int, fields: int, out: Ints) -> None:
     if out[OP_EXPECT] == 0:
         out[OP_EXPECT] = f[SLICES]
     out[OP_ARRIVE] = fields >> f[PUT_ARRIVE] & 1
+    out[OP_APART] = fields >> f[PUT_APART] & 15
 
 
 @rule

@@ -32,7 +32,7 @@ _FIELDS: Final[dict[str, tuple[str, ...]]] = {
     "MATMUL": ("zero", "by_rows", "terms"),
     "VEC": ("op1", "op2", "func", "red", "mask", "rj", "rw", "group"),
     "PICK": (),
-    "PUT": ("count", "sem", "counter", "expect", "arrive"),
+    "PUT": ("count", "sem", "counter", "expect", "arrive", "apart"),
     "SYNC": (),
     "RING": (),
     "TOPK": (),

@@ -99,7 +99,10 @@ def count_of(words: Array, pc: Scalar, cfg: Array, first: Scalar) -> Scalar:
     """Ranks that a PUT reaches."""
     slices = cfg[C_SLICES]
     count = words[pc, W_F]
-    return slices if count == 0 else min(first + count, slices) - first
+    if count == 0:
+        return slices
+    apart = words[pc, W_F + 5]
+    return min(count, (slices - first + (1 << apart) - 1) >> apart)
 
 
 _MEMORY = f"{U8}, {I32}, {F32}"
@@ -270,8 +273,8 @@ def run(
                 expect = words[pc, W_F + 3]
                 first = first_of(s, words, pc, cfg, m32)
                 code = put(
-                    st, s, o, first, count_of(words, pc, cfg, first), words[pc, W_F + 4], words[pc, W_F + 2],
-                    expect if expect != 0 else cfg[C_SLICES], words[pc, W_F + 1], cfg, m8, m32,
+                    st, s, o, first, count_of(words, pc, cfg, first), words[pc, W_F + 5], words[pc, W_F + 4],
+                    words[pc, W_F + 2], expect if expect != 0 else cfg[C_SLICES], words[pc, W_F + 1], cfg, m8, m32,
                 )  # fmt: skip
             elif op == PICK:
                 code = pick(

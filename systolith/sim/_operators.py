@@ -273,6 +273,8 @@ class Maker:
         more: dict[str, int] = {"count": rng.choice((0, 0, 1, 2, self.slices, 2047))}
         if more["count"] and rng.random() < 0.7:
             more["b"] = rng.randint(1, LATE)
+        if more["count"]:
+            more["apart"] = rng.choice((0, 0, 1, 2))
         if rng.random() < 0.4:
             more |= {"arrive": 1, "sem": SEMAPHORES - 1, "counter": rng.randrange(8), "expect": rng.randint(100, 2047)}
         target = rng.choice((SPAD, SPAD, DRAM))[form]

@@ -164,12 +164,12 @@ def choose_rows(o: Array, seed: Scalar, turn: Scalar, m32: Array) -> Scalar:
     return 0
 
 
-@kernel(f"int64({I64_2D}, int64, int64, int64, int64, int64, {I64})")
+@kernel(f"int64({I64_2D}, int64, int64, int64, int64, int64, int64)")
 def arrive(
-    st: Array, first: Scalar, count: Scalar, counter: Scalar, expect: Scalar, sem: Scalar, cfg: Array
+    st: Array, first: Scalar, count: Scalar, apart: Scalar, counter: Scalar, expect: Scalar, sem: Scalar
 ) -> Scalar:  # fmt: skip
     """Count the arrivals of a PUT whose data is left out; 0 or T_POST."""
-    for rank in range(first, min(first + count, cfg[C_SLICES])):
+    for rank in range(first, first + (count << apart), 1 << apart):
         st[rank, COUNTERS + counter] += 1
         if st[rank, COUNTERS + counter] == expect:
             st[rank, COUNTERS + counter] = 0
@@ -382,9 +382,9 @@ def run(
                 arrives, counter, sem = words[pc, W_F + 4], words[pc, W_F + 2], words[pc, W_F + 1]
                 full = marked(o, OD, marks)
                 if full:
-                    code = put(st, s, o, first, count, arrives, counter, expect, sem, cfg, m8, m32)
+                    code = put(st, s, o, first, count, words[pc, W_F + 5], arrives, counter, expect, sem, cfg, m8, m32)
                 elif arrives != 0:
-                    code = arrive(st, first, count, counter, expect, sem, cfg)
+                    code = arrive(st, first, count, words[pc, W_F + 5], counter, expect, sem)
             elif op == PICK:
                 full = marked(o, OD, marks)
                 if full:

@@ -342,7 +342,8 @@ class Sanitizer:
         o = self.machine._head[3]
         extents = (int(o[S.OD, S.O_EXT]), int(o[S.OD, S.O_EXT + 1]), int(o[S.OD, S.O_EXT + 2]))
         expect = instruction.expect or self.program.requires.slices
-        for member in range(int(row[FIRST]), int(row[FIRST] + row[COUNT])):
+        first, count, apart = int(row[FIRST]), int(row[COUNT]), instruction.apart
+        for member in range(first, first + (count << apart), 1 << apart):
             self._touch(rank, pc, _C, event, clock, S.OD, extents, 1, member - rank)
             if instruction.arrive:
                 counter = instruction.counter

@@ -7,7 +7,7 @@ taken the last one, so that the network holds no more than is on its wires. A sl
 from __future__ import annotations
 
 from systolith.isa import cycles, facts
-from systolith.isa.issue import OP_ARRIVE, OP_COUNT, OP_COUNTER, OP_EXPECT, OP_FIRST, OP_SEM
+from systolith.isa.issue import OP_APART, OP_ARRIVE, OP_COUNT, OP_COUNTER, OP_EXPECT, OP_FIRST, OP_SEM
 
 from .candidate import consider, post
 from .records import finish
@@ -71,8 +71,7 @@ def start_put(st: State, s: int, number: int, start: int, op: Row) -> int:
     first_flit, flits = start + op[cycles.LEAD], op[cycles.HOLD]
     latency, to_dram = f[facts.NET_LATENCY], op[cycles.FLAGS] & cycles.TO_DRAM
     sent = first_flit + flits
-    last = min(op[OP_FIRST] + op[OP_COUNT], f[facts.SLICES])
-    for r in range(op[OP_FIRST], last):
+    for r in range(op[OP_FIRST], op[OP_FIRST] + (op[OP_COUNT] << op[OP_APART]), 1 << op[OP_APART]):
         begin = first_flit
         if r != s:
             begin = max(first_flit + latency, st.sl[r, S_INGRESS])
