@@ -33,7 +33,7 @@ SEMAPHORE = {
         "stage_full", "stage_free",      # V to C and back: what is sent
         "operand",                       # network to M: a gathered operand
         "partials",                      # network to V: partial sums of squares, attention partials
-        "kv_rows",                       # network to S: K and V of this step
+        "own_weights",                   # L to C: weights that a slice of the grid sends on
         "arrived",                       # network to L: K and V of this step; logits
         "kv_full", "kv_free",            # L to M and back: parts of K and V
         "load_full", "load_free",        # L to V and back: scales of V, gains, biases, residual tiles
@@ -44,7 +44,7 @@ SEMAPHORE = {
         "decided",                       # V to the sequencer: how many requests live
         "released",                      # V to L: index lists and tables may be read or replaced
         "residual",                      # S to L: the residual tile is stored, its buffer free
-        "gathered",                      # M to L: the operand of the head is here
+        "consumed",                      # M to C: a round of weights on the grid
     ))
 }  # fmt: skip
 """Semaphores of a program by name, with the queue that posts and the one that waits."""
@@ -146,6 +146,10 @@ class Builder:
             raise ProgramError("the kernels need more than 63 descriptors at once.")
         return self._descriptors.pop()
 
+    def release_descriptor(self, d: int) -> None:
+        """Give a descriptor register back."""
+        self._descriptors.append(d)
+
     @contextmanager
     def descriptors(self, count: int) -> Iterator[tuple[int, ...]]:
         """Take descriptor registers for a while; they are copied at dispatch, so they may be reused at once."""
@@ -203,6 +207,10 @@ class Builder:
     def extent_r(self, d: int, dim: int, r: int) -> None:
         """ext[dim] of D[d] = R[r]."""
         self.emit(Adv(d=d, dim=dim, kind=1, use_reg=1, r=r))
+
+    def extent(self, d: int, dim: int, count: int) -> None:
+        """ext[dim] of D[d] = count."""
+        self.emit(Adv(d=d, dim=dim, kind=1, imm=count))
 
     def read(self, r: int, cell: int, wait: str = "") -> None:
         """R[r] = X[cell], once the semaphores have given a token."""
@@ -288,21 +296,22 @@ class Builder:
         self.emit(Group(d=d, a=a, b=b, wait=mask(wait), post=mask(post)))
 
     def put(self, d: int, a: int, first_cell: int = 0, count: int = 0, wait: str = "", post: str = "",
-            arrival: tuple[str, int] | None = None) -> None:  # fmt: skip
-        """PUT of data; with (semaphore, counter) it also counts as this slice's arrival, at all slices."""
+            arrival: tuple[str, int] | None = None, apart: int = 0) -> None:  # fmt: skip
+        """PUT of data; with (semaphore, counter) it also counts as this slice's arrival, at the members, which are the
+        expected senders. apart: log2 of what lies between their ranks."""
         if arrival is None:
-            self.emit(Put(d=d, a=a, b=first_cell, count=count, wait=mask(wait), post=mask(post)))
+            self.emit(Put(d=d, a=a, b=first_cell, count=count, apart=apart, wait=mask(wait), post=mask(post)))
         else:
             sem, counter = SEMAPHORE[arrival[0]], arrival[1]
-            self.emit(Put(d=d, a=a, sem=sem, counter=counter, arrive=1, wait=mask(wait), post=mask(post)))
+            self.emit(
+                Put(d=d, a=a, b=first_cell, count=count, apart=apart, sem=sem, counter=counter, expect=count, arrive=1,
+                    wait=mask(wait), post=mask(post))
+            )  # fmt: skip
 
     def arrive(self, nothing: int, sem: str, counter: int, first_cell: int = 0, count: int = 0, wait: str = "",
-               post: str = "") -> None:  # fmt: skip
-        """PUT of nothing that counts as this slice's arrival; the members are the expected senders."""
-        self.emit(
-            Put(d=nothing, a=nothing, b=first_cell, count=count, sem=SEMAPHORE[sem], counter=counter, expect=count,
-                arrive=1, wait=mask(wait), post=mask(post))
-        )  # fmt: skip
+               post: str = "", apart: int = 0) -> None:  # fmt: skip
+        """PUT of nothing that counts as this slice's arrival."""
+        self.put(nothing, nothing, first_cell, count, wait, post, (sem, counter), apart)
 
     def sync(self, queue: Queue, wait: str = "", post: str = "") -> None:
         """Wait and post only."""

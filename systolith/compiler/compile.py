@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from systolith.compiler.builder import SEMAPHORE
 from systolith.compiler.candidates import candidates
 from systolith.compiler.context import Context
+from systolith.compiler.grid import Grid, lay_out_grid, plan_grid
 from systolith.compiler.kernels.activation import activations
+from systolith.compiler.kernels.grid.step import write_grid
 from systolith.compiler.kernels.step import write_program
 from systolith.compiler.memory import Memory, dump_widths, lay_out
 from systolith.compiler.model import match
@@ -32,6 +34,8 @@ class Compiled:
     program: Program
     plan: Plan
     memory: Memory
+    grid: Grid | None = None
+    """Of steps of a prefill, where the model and the chip allow it."""
 
 
 def plan_graph(
@@ -79,8 +83,17 @@ def compile_graph(
     Raises CapacityError, ModelError, ConfigError, each one sentence.
     """
     plan, memory = plan_graph(graph, chip, profile, options, source=source)
+    grid = plan_grid(plan) if options.grid else None
+    body = None
+    if grid is not None:
+        wider = lay_out(plan, grid.control)
+        body = lay_out_grid(grid, wider)
+        if body is None:
+            grid = None
+        else:
+            memory = wider
     ctx = Context(plan, memory)
-    write_program(ctx)
+    write_program(ctx, (lambda: write_grid(ctx, grid, body)) if grid is not None and body is not None else None)
     b = ctx.b
     tokens = dict.fromkeys(SEMAPHORE, 0) | {
         "slot_free": plan.slots, "acc_free": 2, "stage_free": 2, "kv_free": plan.kv_entries,
@@ -93,14 +106,14 @@ def compile_graph(
         constants=tuple(b.constants),
         sem_init=tuple(counts + [0] * (SEMAPHORES - len(counts))),
         requires=Requires(
-            slices=chip.slices, dram_bytes=memory.dram_bytes, spad_bytes=memory.spad_bytes,
+            slices=chip.slices, dram_bytes=memory.dram_bytes, spad_bytes=max(memory.spad_bytes, body.spad_bytes if body is not None else 0),
             slot_bytes=_slot_bytes(plan), acc_bytes=8 * plan.acc_half_words, pairs=_pairs(plan),
         ),
         lines=tuple(b.lines),
-        meta=_meta(plan, memory, graph, sha256),
-        images=tuple(control_images(plan, memory)),
+        meta=_meta(plan, memory, graph, sha256, grid),
+        images=tuple(control_images(plan, memory, grid)),
     )  # fmt: skip
-    return Compiled(program, plan, memory)
+    return Compiled(program, plan, memory, grid)
 
 
 def compile_model(checkpoint: Checkpoint, chip: Chip, profile: Profile, options: Options) -> Compiled:
@@ -108,7 +121,7 @@ def compile_model(checkpoint: Checkpoint, chip: Chip, profile: Profile, options:
     compiled = compile_graph(
         checkpoint.graph, chip, profile, options, source=str(checkpoint.path), sha256=checkpoint.sha256
     )
-    filled = tuple(images(compiled.plan, compiled.memory, checkpoint))
+    filled = tuple(images(compiled.plan, compiled.memory, checkpoint, compiled.grid))
     return replace(compiled, program=replace(compiled.program, images=filled))
 
 
@@ -124,7 +137,7 @@ def _pairs(plan: Plan) -> tuple[str, ...]:
     return tuple(sorted(pairs))
 
 
-def _meta(plan: Plan, memory: Memory, graph: ModelGraph, sha256: str) -> dict[str, object]:
+def _meta(plan: Plan, memory: Memory, graph: ModelGraph, sha256: str, grid: Grid | None) -> dict[str, object]:
     """What the host must know to use the program: model, profile, addresses."""
     m = plan.model
     return {
@@ -138,5 +151,9 @@ def _meta(plan: Plan, memory: Memory, graph: ModelGraph, sha256: str) -> dict[st
         "pages": {"tokens": plan.page_tokens, "chunks": plan.chunks, "pool": plan.pool_pages},
         "dram": memory.dram,
         "record": asdict(memory.record),
+        "grid": None if grid is None else {
+            "members": grid.members, "tokens": grid.tokens, "chunks": grid.chunks, "rows": grid.plan.rows,
+            "words": grid.step_words, "steps": grid.steps,
+        },
         "dump": dump_widths(plan) if plan.options.dump else {},
     }  # fmt: skip

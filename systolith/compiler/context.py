@@ -62,6 +62,16 @@ class Cell(IntEnum):
     """Of gate and up in layers without experts, where others have them."""
     SHARED_FIRST = 29
     SHARED_TILES = 30
+    GRID_CHUNKS = 2
+    GRID_FIRST = 3
+    """Chunks and first position of a step on the grid, behind its rows; then first page entry, first lane, number."""
+    GRID_STEPS = 62
+    ROW_FIRST = 63
+    """Lowest rank of the slices with the same rows, on the grid."""
+    GRID_PAGE = 44
+    """Eight cells: the page of each chunk of a step on the grid."""
+    GRID_KEEPER = 52
+    """Eight: the rank that keeps it."""
     SEGMENT = 32
     """Four cells: request slot, first row, rows, first position."""
     BELL = 38
@@ -125,6 +135,9 @@ class Counter(IntEnum):
     SUMS_A = 5
     SUMS_B = 6
     KV = 7
+    """On the grid."""
+    ROUND = 0
+    """And 1: rounds of weights on the grid take turns."""
     LOGITS = 8
     EXCHANGE = 9
     """And 10: exchanges of partials take turns."""
@@ -186,6 +199,7 @@ class Context:
         self.norm = Norm.FIRST
         self.kind = self.plan.model.kinds[0]
         self.mixture = Mixture()
+        self.copies = False
 
     # ---- descriptors -----------------------------------------------------------------------------------------------
 

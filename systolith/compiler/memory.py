@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from bisect import insort
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -19,8 +20,9 @@ from systolith.spec.errors import CapacityError
 from systolith.spec.limits import BLOCK, CHUNK_TOKENS
 
 __all__ = [
-    "CONST_WORDS", "HEADER_WORDS", "MAIL_ENTRIES", "OWNER_CELLS", "PARAM_WORDS", "RANK_WORDS", "STATE_WORDS", "STOPS",
-    "Memory", "Phase", "Record", "lay_out", "sink_layers", "slot_pages",
+    "ALIGN", "CONST_WORDS", "HEADER_WORDS", "MAIL_ENTRIES", "OWNER_CELLS", "PARAM_WORDS", "RANK_WORDS", "STATE_WORDS", "STOPS",
+    "Memory", "Phase", "Record", "blocks", "kv_bytes", "lay_out", "pack", "scratchpad", "sink_layers",
+    "slot_pages",
 ]  # fmt: skip
 
 STATE_WORDS = 4
@@ -155,7 +157,7 @@ def _codes(count: int, fmt: str) -> int:
     return count * FORMATS[fmt].bits // 8
 
 
-def _blocks(count: int, fmt: str) -> int:
+def blocks(count: int, fmt: str) -> int:
     """Bytes of codes and scales of `count` elements, the scales behind the codes."""
     return padded(_codes(count, fmt), 4) + count // BLOCK
 
@@ -198,7 +200,7 @@ def scratchpad(plan: Plan) -> list[Buffer]:
     partial = tq * (plan.dp + 2) * 4
     spans = [len(x.spans) * x.nt * rows * 4 for x in plan.linears if len(x.spans) > 1]
     rec, embed_entries = record_layout(plan), plan.load_entries
-    dense = _blocks(rows * plan.dense.down.k, p.activations) if plan.dense is not None else 0
+    dense = blocks(rows * plan.dense.down.k, p.activations) if plan.dense is not None else 0
     # S stores K and V until V has been told: with the gains of o, or, where these stay, before down.
     stored = (Q, A, O_, F) if plan.gains_resident else (Q, A, O_)
     table: list[Buffer] = [
@@ -222,20 +224,20 @@ def scratchpad(plan: Plan) -> list[Buffer]:
         ("stage_vscale", 2 * padded(rows, 4), ALL),
         ("r", 4 * rows, ALL),
         ("x", 4 * rows * (shard if plan.x_resident else plan.o.nt), ALL),
-        ("a", _blocks(rows * hidden, p.activations), (S_, D_, Q, H)),
+        ("a", blocks(rows * hidden, p.activations), (S_, D_, Q, H)),
         ("tb_a", 4 * rows * plan.d_blocks, (S_, D_, Q, H)),
-        ("b", _blocks(rows * hidden, p.activations), (O_, F)),
+        ("b", blocks(rows * hidden, p.activations), (O_, F)),
         ("tb_b", 4 * rows * plan.d_blocks, (O_, F)),
-        ("q", _blocks(rows * m.heads * plan.kp, p.k), (Q, A)),
-        ("k", _blocks(rows * m.kv_heads * plan.kp, p.k), stored),
+        ("q", blocks(rows * m.heads * plan.kp, p.k), (Q, A)),
+        ("k", blocks(rows * m.kv_heads * plan.kp, p.k), stored),
         ("v", 0 if m.latent else padded(_codes(rows * m.kv_heads * plan.dp, p.v), 4), stored),
         ("vscale", rows * m.kv_heads, stored),
-        ("attention", _blocks(rows * m.heads * plan.dp, p.activations), (A, O_)),
-        ("h", max(_blocks(plan.pairs * inner, p.activations), dense), (F, D_)),
+        ("attention", blocks(rows * m.heads * plan.dp, p.activations), (A, O_)),
+        ("h", max(blocks(plan.pairs * inner, p.activations), dense), (F, D_)),
         ("head_tile", 4 * rows * plan.hp, (Q,)),
         ("head_turned", 4 * rows * (plan.hp if plan.turn_whole or m.latent else m.head_dim // 2), (Q,)),
         ("scores", 4 * tq * CHUNK_TOKENS, (A,)),
-        ("p", _blocks(tq * CHUNK_TOKENS, p.p), (A,)),
+        ("p", blocks(tq * CHUNK_TOKENS, p.p), (A,)),
         ("chunk_lm", 4 * 2 * tq, (A,)),
         ("partial", partial * (1 + plan.merge_levels), (A,)),
         ("inverse", 4 * tq, (A,)),
@@ -246,7 +248,7 @@ def scratchpad(plan: Plan) -> list[Buffer]:
             embed_entries * ring_bytes(rows * plan.o.nt, p.embed) * 8 // FORMATS[p.embed].bits // BLOCK,
             (S_,),
         ),
-        ("picked", _blocks(plan.out_rows * hidden, p.activations), (H,)),
+        ("picked", blocks(plan.out_rows * hidden, p.activations), (H,)),
         ("r_picked", 4 * plan.out_rows, (H,)),
     ]
     if not o.every_row:
@@ -286,11 +288,11 @@ def _latent_buffers(plan: Plan) -> list[Buffer]:
     assert m.latent is not None
     table: list[Buffer] = [
         ("low", 4 * rows * (plan.q_width + plan.kp), (Q,)),
-        ("q_low", _blocks(rows * plan.q_width, p.activations), (Q,)),
-        ("q_plain", _blocks(rows * padded(m.latent.plain), p.activations), (Q,)),
+        ("q_low", blocks(rows * plan.q_width, p.activations), (Q,)),
+        ("q_plain", blocks(rows * padded(m.latent.plain), p.activations), (Q,)),
         ("r_low", 4 * 2 * rows, (Q,)),
         ("g_low", 4 * low_gains(plan), ALL),
-        ("attended", _blocks(rows * m.heads * plan.vp, p.activations), (O_,)),
+        ("attended", blocks(rows * m.heads * plan.vp, p.activations), (O_,)),
     ]
     if plan.options.dump:
         table += [("q_tile", 4 * rows * plan.kp, (Q,)), ("value_tile", 4 * rows * plan.vp, (O_,))]
@@ -328,7 +330,7 @@ def _expert_buffers(plan: Plan) -> list[Buffer]:
     if experts.correction is not None:
         table.append(("correction", 4 * experts.count, ALL))
     if plan.shared is not None:
-        table.append(("h_shared", _blocks(rows * plan.shared.down.k, plan.profile.activations), (F, D_)))
+        table.append(("h_shared", blocks(rows * plan.shared.down.k, plan.profile.activations), (F, D_)))
     return table
 
 
@@ -348,9 +350,11 @@ def sink_layers(plan: Plan) -> int:
     return plan.model.layers if plan.model.sinks is not None else 1
 
 
-def pack(buffers: list[Buffer], room: int) -> tuple[dict[str, int], int]:
+def pack(
+    buffers: list[Buffer], room: int, held: Sequence[tuple[int, int]] = ()
+) -> tuple[dict[str, int], int]:
     """Place buffers, each at the lowest address free of all it shares a phase with, in the order of several that packs
-    best; stops at the first that fits in `room` bytes."""
+    best; stops at the first that fits in `room` bytes. held: (base, bytes) of what has its place already."""
     always = [b for b in buffers if len(b[2]) == len(ALL)]
     rest = [b for b in buffers if len(b[2]) < len(ALL)]
     orders = [
@@ -366,7 +370,7 @@ def pack(buffers: list[Buffer], room: int) -> tuple[dict[str, int], int]:
         orders += [sorted(rest, key=lambda b: -b[1] * generator.uniform(0.3, 1.0)) for _ in range(40)]
     best: tuple[dict[str, int], int] | None = None
     for order in orders:
-        placed = _place([*sorted(always, key=lambda b: (-b[1], b[0])), *order])
+        placed = _place([*sorted(always, key=lambda b: (-b[1], b[0])), *order], held)
         if best is None or placed[1] < best[1]:
             best = placed
         if best[1] <= room:
@@ -379,9 +383,9 @@ def _extent(placed: tuple[int, int, frozenset[Phase]]) -> tuple[int, int]:
     return placed[:2]
 
 
-def _place(buffers: list[Buffer]) -> tuple[dict[str, int], int]:
+def _place(buffers: list[Buffer], held: Sequence[tuple[int, int]] = ()) -> tuple[dict[str, int], int]:
     """First fit in the order given: addresses, and the end of the highest."""
-    placed: list[tuple[int, int, frozenset[Phase]]] = []
+    placed = sorted(((base, base + padded(size, ALIGN), frozenset(ALL)) for base, size in held), key=_extent)
     bases: dict[str, int] = {}
     for name, count, phases in buffers:
         size, live = padded(count, ALIGN), frozenset(phases)
@@ -394,8 +398,8 @@ def _place(buffers: list[Buffer]) -> tuple[dict[str, int], int]:
     return bases, max((end for _, end, _ in placed), default=0)
 
 
-def lay_out(plan: Plan) -> Memory:
-    """Give every buffer its address. Raises CapacityError where scratchpad, slots or DRAM are too small."""
+def lay_out(plan: Plan, control: Sequence[tuple[str, int]] = ()) -> Memory:
+    """Give every buffer its address. control: more regions (name, bytes) that decide what the program does next. Raises CapacityError where scratchpad, slots or DRAM are too small."""
     memory = Memory(record=record_layout(plan))
     buffers = scratchpad(plan)
     memory.spad_sizes = {name: count for name, count, _ in buffers}
@@ -411,7 +415,7 @@ def lay_out(plan: Plan) -> Memory:
             f"{chip.name}: slots_bytes={chip.slots_bytes} must hold two weight tiles of {plan.slot_bytes} bytes for "
             f"{name}; take a larger chip"
         )
-    _dram(plan, memory)
+    _dram(plan, memory, control)
     if memory.dram_bytes > chip.dram_bytes:
         raise CapacityError(
             f"{chip.name}: dram_bytes={chip.dram_bytes} a slice is too small for {name}, which needs "
@@ -421,7 +425,7 @@ def lay_out(plan: Plan) -> Memory:
     return memory
 
 
-def _dram(plan: Plan, memory: Memory) -> None:
+def _dram(plan: Plan, memory: Memory, control: Sequence[tuple[str, int]]) -> None:
     """Lay out the memory of a slice: what the host writes, tables, weights, KV cache, results."""
     m, p, o = plan.model, plan.profile, plan.options
     reserve = memory.reserve
@@ -440,6 +444,8 @@ def _dram(plan: Plan, memory: Memory) -> None:
         reserve("mail", 4 * MAIL_ENTRIES * memory.record.message(o.batch, slot_pages(plan)).words)
     else:
         reserve("steps", 4 * memory.record.words * o.steps)
+    for name, size in control:
+        reserve(name, size)
     reserve("cos", 4 * len(m.ropes) * o.context * (m.turned // 2))
     reserve("sin", 4 * len(m.ropes) * o.context * (m.turned // 2))
     shard = plan.shard

@@ -55,7 +55,7 @@ class Options:
     records the program can walk through; log_rows: rows of logits that are kept (0: the last step's); every_row: logits
     of every row of a prompt; dump: keep intermediates; rows: most rows of a step (None: what fits); serve: the program
     takes its steps from a mailbox and never ends by itself; pages: of the pool of each lane group (None: all slots at
-    full context).
+    full context); grid: steps of a prefill on the grid of slices, where model and chip allow them (`compiler.grid`).
     """
 
     batch: int = 1
@@ -68,6 +68,7 @@ class Options:
     rows: int | None = None
     serve: bool = False
     pages: int | None = None
+    grid: bool = True
 
     def __post_init__(self) -> None:
         page = self.page_tokens

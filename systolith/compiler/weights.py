@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from systolith.compiler.context import Constant
+from systolith.compiler.grid import MAX_CHUNKS, Grid
 from systolith.compiler.memory import CONST_WORDS, Memory, owner_words
 from systolith.compiler.plan import LinearPlan, Plan, padded, share
 from systolith.isa.program import Image
@@ -43,9 +44,11 @@ def rank_table(plan: Plan, rank: int) -> list[int]:
     return words
 
 
-def images(plan: Plan, memory: Memory, checkpoint: Checkpoint) -> Iterator[Image]:
+def images(plan: Plan, memory: Memory, checkpoint: Checkpoint, grid: Grid | None = None) -> Iterator[Image]:
     """All initial contents of DRAM, a region and slice at a time."""
-    yield from control_images(plan, memory)
+    yield from control_images(plan, memory, grid)
+    if grid is not None:
+        yield from _grid_images(grid, memory, checkpoint)
     yield from _rotary(plan, memory)
     model = plan.model
     yield from _gains(plan, memory, checkpoint)
@@ -61,7 +64,7 @@ def images(plan: Plan, memory: Memory, checkpoint: Checkpoint) -> Iterator[Image
             yield from _biases(plan, memory, checkpoint, linear)
 
 
-def control_images(plan: Plan, memory: Memory) -> Iterator[Image]:
+def control_images(plan: Plan, memory: Memory, grid: Grid | None = None) -> Iterator[Image]:
     """What the program's control reads: constants, the same on every slice, and each slice's share of the work."""
     m = plan.model
     words = np.zeros(CONST_WORDS, np.uint32)
@@ -101,6 +104,11 @@ def control_images(plan: Plan, memory: Memory) -> Iterator[Image]:
         words = np.zeros(32, np.uint32)
         table = rank_table(plan, rank)
         words[: len(table)] = table
+        if grid is not None:
+            words[31] = rank % grid.members
+            lanes = np.arange(plan.profile_lanes + MAX_CHUNKS) % plan.profile_lanes // plan.lanes_local
+            owners = rank // grid.members * grid.members + lanes % grid.members
+            yield Image(rank, memory.dram["grid_owners"], owners.astype(np.uint32).tobytes())
         yield Image(rank, memory.dram["ranks"], words.tobytes())
 
 
@@ -164,6 +172,41 @@ def _embedding(plan: Plan, memory: Memory, checkpoint: Checkpoint) -> Iterator[I
         scale[:, : count * nt // BLOCK] = scales[:, first * nt // BLOCK : (first + count) * nt // BLOCK]
         yield Image(rank, memory.dram["table"], _bytes(part, fmt).tobytes())
         yield Image(rank, memory.dram["table_scales"], scale.tobytes())
+
+
+def _grid_images(grid: Grid, memory: Memory, checkpoint: Checkpoint) -> Iterator[Image]:
+    """What only a prefill on the grid reads: gains and table rows of a column group's columns, and the matrices of q,
+    k, v dealt out by column groups, each slice's tile round by round."""
+    plan, m = grid.plan, grid.plan.model
+    gains = [checkpoint.tensor(ref.at(layer)) for layer in range(m.layers) for ref in m.layer_norms]
+    table = _padded_to(np.stack([*gains, checkpoint.tensor(m.final_norm.at(None))]), (2 * m.layers + 1, padded(m.hidden)))
+    fmt = FORMATS[plan.profile.embed]
+    codes, scales = quantise(checkpoint.tensor(m.table.at(None)), fmt, pad=True)
+    for rank in range(plan.slices):
+        first = rank // grid.members * grid.shard
+        cut = slice(first, first + grid.shard)
+        yield Image(rank, memory.dram["grid_g"], np.ascontiguousarray(table[:, cut], np.float32).tobytes())
+        yield Image(rank, memory.dram["grid_table"], _bytes(np.ascontiguousarray(codes[:, cut]), fmt).tobytes())
+        blocks = slice(first // BLOCK, (first + grid.shard) // BLOCK)
+        yield Image(rank, memory.dram["grid_table_scales"], np.ascontiguousarray(scales[:, blocks]).tobytes())
+    own, k, kt = grid.qkv.nt, grid.qkv.k, grid.qkv.kt
+    linear = LinearPlan("qkv", own * plan.slices, k, own, kt, ((0, k),), 1, grid.format, plan.slices)
+    g, dp = plan.group_queries, plan.dp
+    for layer in range(m.layers):
+        parts = [_quantised(plan, x, checkpoint, layer, None) for x in (plan.q, plan.k, plan.v)]
+        # Column group by column group: its query heads, its key head, its value head.
+        joined = [
+            np.concatenate([
+                part[which][group * heads * dp : (group + 1) * heads * dp]
+                for group in range(grid.groups) for part, heads in zip(parts, (g, 1, 1), strict=True)
+            ])
+            for which in (0, 1)
+        ]  # fmt: skip
+        tiles, tile_scales = _slots(linear, joined[0], joined[1])
+        for rank in range(plan.slices):
+            c, s = tiles[rank], tile_scales[rank]
+            yield Image(rank, memory.dram["w_grid_qkv"] + layer * c.nbytes, c.tobytes())
+            yield Image(rank, memory.dram["ws_grid_qkv"] + layer * s.nbytes, s.tobytes())
 
 
 def _sinks(plan: Plan, memory: Memory, checkpoint: Checkpoint) -> Iterator[Image]:

@@ -6,7 +6,7 @@ device fills in tokens and positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,12 +91,27 @@ class Step:
         return runs
 
 
+LEFT = 32
+"""Tokens of a chunk that are too few for a step on the grid."""
+
+
+@dataclass(frozen=True, slots=True)
+class GridStep:
+    """A step on the grid: whole chunks of a request slot, from chunk `first` on."""
+
+    slot: int
+    first: int
+    chunks: int
+
+
 @dataclass(frozen=True)
 class Layout:
-    """Steps of a job for one program; positions whose logits are kept, in the order in which the device keeps them."""
+    """Steps of a job for one program: those on the grid, which come first, those of other rows, and the one that goes
+    on."""
 
     steps: tuple[Step, ...]
     decode: Step
+    grid: tuple[GridStep, ...] = ()
 
 
 def check_requests(requests: Sequence[Request], vocab: int, context: int) -> None:
@@ -117,6 +132,26 @@ def check_requests(requests: Sequence[Request], vocab: int, context: int) -> Non
             raise ModelError(f"{len(request.stops)} stop tokens were given, at most {STOPS} are allowed; give fewer")
 
 
+def on_grid(grid: Mapping[str, int] | None, requests: Sequence[Request]) -> tuple[tuple[GridStep, ...], list[int]]:
+    """The steps on the grid of prompts, and how many tokens of each they do.
+
+    grid : the program's, or None. All but the last token, whose row makes logits, may be done there, in whole chunks: one
+    that the prompt fills in part too, if more than LEFT tokens are in it; what is behind the prompt is never seen.
+    """
+    steps: list[GridStep] = []
+    done = [0] * len(requests)
+    if grid is None:
+        return (), done
+    for slot, request in enumerate(requests):
+        most = len(request.prompt) - 1
+        chunks = (most + CHUNK_TOKENS - 1 - LEFT) // CHUNK_TOKENS if most > LEFT else 0
+        steps += [
+            GridStep(slot, first, min(grid["chunks"], chunks - first)) for first in range(0, chunks, grid["chunks"])
+        ]
+        done[slot] = min(most, chunks * CHUNK_TOKENS)
+    return tuple(steps), done
+
+
 def pack(
     requests: Sequence[Request],
     rows: int,
@@ -124,14 +159,16 @@ def pack(
     *,
     prefill_chunk: int | None = None,
     every_row: bool = False,
+    done: Sequence[int] = (),
 ) -> tuple[Step, ...]:
     """Pack prompts into steps of at most `rows` rows, `prefill_chunk` rows of a request, `max_segments` segments.
 
-    A step holds at most one segment of a request: a run of rows inside one chunk of attention.
+    A step holds at most one segment of a request: a run of rows inside one chunk of attention. done : tokens of each
+    prompt that are in the cache already.
     """
     chunk = min(prefill_chunk or rows, rows)
     steps: list[Step] = []
-    done = [0] * len(requests)
+    done = list(done) or [0] * len(requests)
     while any(d < len(r.prompt) for d, r in zip(done, requests, strict=True)):
         step = Step()
         for slot, request in enumerate(requests):
@@ -160,9 +197,10 @@ def layout(program: Program, requests: Sequence[Request], prefill_chunk: int | N
             f"the program has {options['batch']} request slots and {len(requests)} prompts were given; compile it again"
         )
     check_requests(requests, meta["model"]["vocab"], options["context"])
+    grid, done = on_grid(meta["grid"] if prefill_chunk is None else None, requests)
     steps = pack(
         requests, meta["rows"], meta["record"]["max_segments"],
-        prefill_chunk=prefill_chunk, every_row=options["every_row"],
+        prefill_chunk=prefill_chunk, every_row=options["every_row"], done=done,
     )  # fmt: skip
     decode = Step(
         rows=[(slot, len(r.prompt)) for slot, r in enumerate(requests)],
@@ -173,7 +211,7 @@ def layout(program: Program, requests: Sequence[Request], prefill_chunk: int | N
         raise CapacityError(
             f"the prompts take {len(steps)} steps and the program holds {options['steps'] - 1}; compile it for more"
         )
-    return Layout(steps, decode)
+    return Layout(steps, decode, grid)
 
 
 def _record(program: Program, step: Step, requests: Sequence[Request]) -> Words:
@@ -191,6 +229,27 @@ def _record(program: Program, step: Step, requests: Sequence[Request]) -> Words:
     for i, (row, slot) in enumerate(step.outputs):
         words[at["out_rows"] + i] = row
         words[at["out_slots"] + i] = slot
+    return words
+
+
+def _grid_record(grid: Mapping[str, int], number: int, step: GridStep, program: Program,
+                 requests: Sequence[Request]) -> Words:  # fmt: skip
+    """The words of a step on the grid: its head, then ids and positions of the rows of each row group."""
+    meta = program.meta
+    tokens, rows = grid["tokens"], grid["rows"]
+    prompt = np.array(requests[step.slot].prompt, np.uint32)
+    words = np.zeros(grid["words"], np.uint32)
+    per_chunk = CHUNK_TOKENS // meta["pages"]["tokens"]
+    entry = (step.slot * meta["pages"]["chunks"] + step.first) * per_chunk
+    words[:6] = (step.chunks * tokens, step.chunks, step.first * CHUNK_TOKENS, entry,
+                 step.first % meta["profile"]["lanes"], number)  # fmt: skip
+    for member in range(grid["members"]):
+        chunks = np.arange(step.first, step.first + step.chunks)[:, None] * CHUNK_TOKENS
+        positions = (chunks + member * tokens + np.arange(tokens)).ravel()
+        known = np.minimum(positions, len(prompt) - 1)
+        at = 8 + 2 * member * rows
+        words[at : at + len(positions)] = prompt[known]
+        words[at + rows : at + rows + len(positions)] = known
     return words
 
 
@@ -232,8 +291,14 @@ def write_job(machine: Any, program: Program, requests: Sequence[Request], plan:
         "stops": stops,
         "steps": np.stack(records),
     }
+    if plan.grid:
+        blobs["grid_steps"] = np.concatenate(
+            [_grid_record(meta["grid"], number, step, program, requests) for number, step in enumerate(plan.grid)]
+        )
     steps = np.array([len(plan.steps)], np.uint32)
+    on_the_grid = np.array([len(plan.grid)], np.uint32)
     for rank in range(program.requires.slices):
         for name, words in blobs.items():
             machine.write_dram(rank, dram[name], words.tobytes())
         machine.write_dram(rank, dram["ranks"] + 4 * 15, steps.tobytes())
+        machine.write_dram(rank, dram["ranks"] + 4 * 30, on_the_grid.tobytes())

@@ -16,7 +16,7 @@ from systolith.compiler import Compiled
 from systolith.compiler.builder import SEMAPHORE
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import Sync
-from systolith.runtime.job import Layout, Request, Step, pack, write_job
+from systolith.runtime.job import Layout, Request, Step, on_grid, pack, write_job
 from systolith.spec.errors import ConfigError, ProgramError
 
 if TYPE_CHECKING:
@@ -78,13 +78,14 @@ def decode_at(context: int, batch: int = 1, *, steps: int = 1) -> Scenario:
 def prefill_of(compiled: Compiled, lengths: Sequence[int], chosen: Sequence[int] | None = None) -> Scenario:
     """The prefill of prompts, to their first tokens; `chosen`: only these of its steps, in order."""
     requests = tuple(Request((0,) * length, 1) for length in lengths)
-    steps = pack(requests, compiled.plan.rows, compiled.memory.record.max_segments)
+    grid, done = on_grid(compiled.program.meta["grid"], requests)
+    steps = pack(requests, compiled.plan.rows, compiled.memory.record.max_segments, done=done)
     if chosen is not None:
         steps = tuple(steps[i] for i in chosen)
     decode = Step(
         rows=[(s, n) for s, n in enumerate(lengths)], outputs=[(s, s) for s in range(len(lengths))], decode=len(lengths)
     )
-    return Scenario(requests, Layout(steps, decode))
+    return Scenario(requests, Layout(steps, decode, grid))
 
 
 def _step_ends(compiled: Compiled) -> list[int]:

@@ -19,16 +19,13 @@ from systolith.isa.sequencer import AluFn, Cond
 from systolith.isa.vector import Func, Op1
 from systolith.spec.limits import CHUNK_TOKENS
 
-__all__ = ["attention"]
+__all__ = ["attend_lanes", "attention"]
 
 
 def attention(ctx: Context) -> None:
     """Attend all rows of the step and send the result to all slices as the operand of o."""
     b = ctx.b
     b.tensor_name = "attention"
-    # V waits too: a unit without a chunk would send its empty partial into a slice that is not done with q, k and v.
-    b.sync(Queue.M, wait="operand", post="acc_full")
-    b.sync(Queue.V, wait="acc_full")
     b.set(ctx.r_arrived, 0)
     with each_segment(ctx) as segment, each_unit(ctx) as unit, b.registers(2) as (first, tokens):
         # first: token of the tile within the segment; tokens: of the tile.
@@ -52,9 +49,18 @@ def attention(ctx: Context) -> None:
 
 def _attend(ctx: Context, tile: Tile) -> None:
     """One tile of query tokens in one unit."""
+    current, others = Partial(ctx, 0), ctx.label()
+    attend_lanes(ctx, tile, current)
+    if ctx.plan.group > 1:
+        _exchange(ctx, tile, current, others)
+    _finish(ctx, tile, current)
+    ctx.b.place(others)
+
+
+def attend_lanes(ctx: Context, tile: Tile, current: Partial) -> None:
+    """The lanes of the unit, merged into one partial."""
     b, plan = ctx.b, ctx.plan
     done, no_lane = ctx.label(), ctx.label()
-    current = Partial(ctx, 0)
     with b.registers(1) as (active,):
         # Lanes of this unit that hold a chunk: min(max(chunks - first lane, 0), lanes).
         with b.registers(1) as (first,):
@@ -74,11 +80,6 @@ def _attend(ctx: Context, tile: Tile) -> None:
         b.place(no_lane)
         start_empty(ctx, current, tile)
         b.place(done)
-    others = ctx.label()
-    if plan.group > 1:
-        _exchange(ctx, tile, current, others)
-    _finish(ctx, tile, current)
-    b.place(others)
 
 
 def _lane(ctx: Context, tile: Tile, current: Partial, index: int) -> None:

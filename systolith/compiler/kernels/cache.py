@@ -9,14 +9,24 @@ from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
 from systolith.spec.limits import CHUNK_TOKENS
 
-__all__ = ["append"]
+__all__ = ["append", "await_rows"]
+
+
+def await_rows(ctx: Context) -> None:
+    """Let M wait for q, k and v of all slices, and tell V and S: they came before the arrivals that M counts.
+
+    V too: a unit without a chunk would send its empty partial into a slice that is not done with q, k and v.
+    """
+    b = ctx.b
+    b.sync(Queue.M, wait="operand", post="acc_full")
+    b.sync(Queue.V, wait="acc_full", post="store_full")
 
 
 def append(ctx: Context) -> None:
     """Store this step's K and V, for later steps: attention takes them from the scratchpad. L waits for `cached`."""
     b, plan = ctx.b, ctx.plan
     b.tensor_name = "cache"
-    b.sync(Queue.S, wait="kv_rows")
+    b.sync(Queue.S, wait="store_full")
     with each_segment(ctx) as segment, b.registers(1) as (lane,):
         # Group of the segment's lane: (chunk mod R) / lanes of a unit.
         b.alu(AluFn.SHR, lane, segment.position, CHUNK_TOKENS.bit_length() - 1)

@@ -21,14 +21,14 @@ def head(ctx: Context) -> None:
     out_rows, xe = plan.out_rows, Cell.OUT_ROWS
     deferred = plan.profile.deferred_norm
     b.tensor_name = "head"
-    # L may read the operand when V has its sums and M its codes.
-    b.sync(Queue.V, post="released")
-    b.sync(Queue.M, post="gathered")
+    # L may read the operand when V has its sums and M, which tells V, its codes.
+    b.sync(Queue.M, post="acc_full")
+    b.sync(Queue.V, wait="acc_full", post="released")
     with b.descriptors(3) as (index, a, d):
         b.load(index, ctx.spad("record", "INT32", (out_rows, 1, 1), (1, 0, 0), offset=4 * ctx.memory.record.out_rows))
         b.load(a, ctx.spad("a", fmt, (rows, 1, hidden), (hidden, 0, 1), scales=rows * hidden, via=index))
         b.load(d, ctx.spad("picked", fmt, (out_rows, 1, hidden), (hidden, 0, 1), scales=out_rows * hidden, xe=xe))
-        b.copy(Queue.L, d, a, wait="released gathered", post="kv_full" if deferred else "kv_full load_full")
+        b.copy(Queue.L, d, a, wait="released", post="kv_full" if deferred else "kv_full load_full")
         b.load(a, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0), via=index))
         b.load(d, ctx.spad("r_picked", "FP32", (out_rows, 1, 1), (1, 0, 0), xe=xe))
         if deferred:

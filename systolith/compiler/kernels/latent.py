@@ -60,7 +60,7 @@ def latent_qk(ctx: Context) -> None:
     b.sync(Queue.M, wait="p_full")
     with ctx.cell_loop(Cell.Q_HEADS) as head:
         _head(ctx, head)
-    ctx.arrive(("operand", Counter.OPERAND_Q), ("kv_rows", Counter.KV), ("arrived", Counter.KV_FRESH))
+    ctx.arrive(("operand", Counter.OPERAND_Q), ("arrived", Counter.KV_FRESH))
     b.tensor_name = ""
 
 

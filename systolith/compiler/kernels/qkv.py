@@ -48,7 +48,7 @@ def qkv(ctx: Context) -> None:
                 _send_codes(ctx, linear.name, first, head)
     if normed:
         give_back_head_gains(ctx)
-    ctx.arrive(("operand", Counter.OPERAND_Q), ("kv_rows", Counter.KV), ("arrived", Counter.KV_FRESH))
+    ctx.arrive(("operand", Counter.OPERAND_Q), ("arrived", Counter.KV_FRESH))
     b.tensor_name = ""
 
 

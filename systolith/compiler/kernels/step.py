@@ -7,10 +7,12 @@ fills in tokens and positions itself. Between start and stop the host only reads
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from systolith.compiler.builder import tensor
 from systolith.compiler.context import Cell, Context, Counter, Mixture
 from systolith.compiler.kernels.attention import attention
-from systolith.compiler.kernels.cache import append
+from systolith.compiler.kernels.cache import append, await_rows
 from systolith.compiler.kernels.embed import embed
 from systolith.compiler.kernels.experts import experts_down, experts_up
 from systolith.compiler.kernels.ffn import ffn
@@ -44,10 +46,12 @@ from systolith.isa.sequencer import AluFn, Cond
 __all__ = ["write_program"]
 
 
-def write_program(ctx: Context) -> None:
-    """Write the whole program."""
+def write_program(ctx: Context, before: Callable[[], None] | None = None) -> None:
+    """Write the whole program. before: writes steps that come before all others."""
     b, plan = ctx.b, ctx.plan
     _start(ctx)
+    if before is not None:
+        before()
     step, no_logits, end = (ctx.label() for _ in range(3))
     told = ctx.label() if plan.options.serve else end
     b.place(step)
@@ -144,6 +148,7 @@ def _layer(ctx: Context, kind: LayerKind) -> None:
     else:
         latent_qk(ctx)
     fetch_ahead(ctx)
+    await_rows(ctx)
     append(ctx)
     attention(ctx)
     if plan.model.latent is not None:

@@ -1,0 +1,1 @@
+"""The body of a step on the grid of slices (`compiler.grid`)."""

@@ -1,0 +1,207 @@
+"""A layer on the grid, product by product: what V and C do with the sums of q, k, v, of o and down, of gate and up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from systolith.compiler.context import Cell, Constant, Counter
+from systolith.compiler.grid import GridLinear
+from systolith.compiler.kernels.grid.attention import attention
+from systolith.compiler.kernels.grid.context import GridContext
+from systolith.compiler.kernels.grid.norm import (
+    load_gains,
+    load_residual,
+    make_r,
+    residual,
+    send_product,
+    store_residual,
+)
+from systolith.compiler.kernels.grid.rounds import Product, Rounds, Streamed
+from systolith.compiler.kernels.grid.turn import send_keys, send_values, turn_queries
+from systolith.isa.descriptor import Descriptor
+from systolith.isa.instruction import Queue
+from systolith.isa.sequencer import AluFn, Cond
+from systolith.isa.vector import Func, Op1, Op2
+
+__all__ = ["layer"]
+
+ATTENTION, H = Streamed("grid_attention"), Streamed("grid_h")
+
+
+def layer(ctx: GridContext, rounds: Rounds) -> None:
+    """One layer. The products of an operator follow each other on M; V and C work on the one before."""
+    grid, b = ctx.grid, ctx.b
+    w, p = grid.width, ctx.plan.profile
+    rows, hidden = ctx.rows, ctx.hidden
+
+    def resident(which: str) -> Descriptor:
+        return ctx.spad(which, p.activations, (rows, 1, hidden), (hidden, 0, 1), scales=rows * hidden, xe=Cell.ROWS)
+
+    def known() -> None:
+        b.sync(Queue.M, wait="p_full")
+
+    # q, k, v.
+    make_r(ctx, "a")
+    b.sync(Queue.V, post="released")
+    _position_tables(ctx)
+    count = grid.qkv.columns // w
+    for product in range(count):
+        last = product == count - 1
+        rounds.product(
+            Product(grid.qkv, product), Product(grid.o) if last else Product(grid.qkv, product + 1), resident("a"),
+            opening=None if product else known, between=_later(_qkv, ctx, product - 1) if product else None,
+        )  # fmt: skip
+    _qkv(ctx, count - 1)
+    attention(ctx)
+    _project(ctx, rounds, grid.o, ATTENTION, Product(grid.gate), "b")
+
+    # gate and up, in turn.
+    make_r(ctx, "b")
+    count = grid.gate.columns // w
+    with b.registers(1) as (number,):
+        again, last = ctx.label(), ctx.label()
+        b.set(number, 0)
+        known()
+        b.place(again)
+
+        def up_before() -> None:
+            none = ctx.label()
+            b.branch(none, Cond.EQ, number, 0)
+            _feed_up(ctx, number, -1)
+            b.place(none)
+
+        gate, up = Product(grid.gate, 0, number), Product(grid.up, 0, number)
+        rounds.product(gate, up, resident("b"), between=up_before)
+        b.branch(last, Cond.EQ, number, count - 1)
+        rounds.product(up, Product(grid.gate, 1, number), resident("b"), between=_later(_feed_gate, ctx))
+        b.alu(AluFn.ADD, number, number, 1)
+        b.branch(again)
+        b.place(last)
+        rounds.product(up, Product(grid.down), resident("b"), between=_later(_feed_gate, ctx))
+        _feed_up(ctx, number, 0, last=True)
+
+    _project(ctx, rounds, grid.down, H, Product(grid.qkv, next_layer=True), "a")
+    ctx.bump(ctx.r_layer)
+
+
+def _later(kernel: Callable[..., None], *args: object) -> Callable[[], None]:
+    return lambda: kernel(*args)
+
+
+def sums(ctx: GridContext, *, start: int = 0, columns: int = 0) -> Descriptor:
+    """Columns of the last product but the one in hand: [rows, 1, columns]; of the accumulator half that r_acc has left."""
+    w = ctx.grid.width
+    whole = ctx.acc(ctx.rows, w, xe=Cell.ROWS)
+    return replace(whole, base=whole.base + 4 * start, ext=(ctx.rows, 1, columns or w))
+
+
+def load_sums(ctx: GridContext, d: int, view: Descriptor) -> None:
+    """D[d] = a view of `sums`."""
+    ctx.load_ring(d, view, ctx.r_acc)
+    ctx.b.advance(d, 3, 1)  # of two halves the other one
+
+
+def _position_tables(ctx: GridContext) -> None:
+    """Load cosines and sines of the rows' positions, when V has made r: they lie where the norm's sums were."""
+    b, rows, half = ctx.b, ctx.rows, ctx.plan.model.turned // 2
+    here = 4 * ctx.kind.rope * ctx.plan.options.context * half
+    with b.descriptors(3) as (index, d, a):
+        b.load(index, ctx.spad("grid_rows", "INT32", (rows, 1, 1), (1, 0, 0), offset=4 * rows))
+        for name in ("cos", "sin"):
+            b.load(d, ctx.spad(name, "FP32", (rows, 1, half), (half, 0, 1), xe=Cell.ROWS))
+            b.load(a, ctx.dram(name, "FP32", (rows, 1, half), (half, 0, 1), offset=here, xe=Cell.ROWS, via=index))
+            b.copy(Queue.L, d, a, wait="released" if name == "cos" else "", post="load_full" if name == "sin" else "")
+    b.sync(Queue.V, wait="load_full")
+
+
+def _qkv(ctx: GridContext, product: int) -> None:
+    """The heads of a product: r, rotary, quantised; queries stay, keys and values go where they are needed."""
+    b, plan = ctx.b, ctx.plan
+    each, dp, rows = ctx.grid.width // plan.dp, plan.dp, ctx.rows
+    b.tensor_name = "qkv"
+    for i in range(each):
+        head = product * each + i
+        with b.descriptors(3) as (d, s, r):
+            b.load(d, ctx.spad("head_tile", "FP32", (rows, 1, dp), (dp, 0, 1)))
+            load_sums(ctx, s, sums(ctx, start=i * dp, columns=dp))
+            b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
+            b.vec(d, s, r, op1=Op1.MUL, wait="" if i else "acc_full", post="acc_free" if i == each - 1 else "")
+        if head < plan.group_queries:
+            turn_queries(ctx, head)
+        elif head == plan.group_queries:
+            send_keys(ctx)
+        else:
+            send_values(ctx)
+    b.tensor_name = ""
+
+
+def _project(
+    ctx: GridContext, rounds: Rounds, linear: GridLinear, source: Streamed, follows: Product, which: str
+) -> None:
+    """x = RNE(x + source times w) for all products, each sent on as operand `which` of the next norm."""
+    half, count = int(which == "b"), linear.columns // ctx.grid.width
+    load_gains(ctx, half, 1 if which == "b" else 2, 2)
+    for product in range(count):
+        last = product == count - 1
+        rounds.product(
+            Product(linear, product), follows if last else Product(linear, product + 1), source,
+            opening=None if product else _later(rounds.open_parts, source), again=not last,
+            between=_later(_add, ctx, product - 1, which, half) if product else None,
+        )  # fmt: skip
+    _add(ctx, count - 1, which, half)
+
+
+def _add(ctx: GridContext, product: int, which: str, half: int) -> None:
+    b = ctx.b
+    b.tensor_name = "o" if which == "b" else "down"
+    load_residual(ctx, product)
+    with b.descriptors(2) as (x, s):
+        b.load(x, residual(ctx))
+        load_sums(ctx, s, sums(ctx))
+        b.vec(x, s, x, op1=Op1.ADD, wait="acc_full load_full", post="acc_free")
+    send_product(ctx, which, product, half)
+    store_residual(ctx, product)
+    b.tensor_name = ""
+
+
+def _feed_gate(ctx: GridContext) -> None:
+    """exp_tile = silu(g), g = sums * r."""
+    b, rows, w, xe = ctx.b, ctx.rows, ctx.grid.width, Cell.ROWS
+    b.tensor_name = "gate"
+    with b.descriptors(5) as (d, s, r, x, y):
+        b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
+        load_sums(ctx, s, sums(ctx))
+        b.load(x, ctx.spad("exp_tile", "FP32", (rows, 1, w), (w, 0, 1), xe=xe))
+        b.load(d, ctx.spad("exp_tile", "INT32", (rows, 1, w), (w, 0, 1), xe=xe))
+        b.load(y, ctx.constant(Constant.MINUS_LOG2E))
+        b.vec(d, s, r, y, op1=Op1.MUL, op2=Op2.MUL, func=Func.FIX, wait="acc_full")
+        with b.descriptors(1) as (zero,):
+            b.load(zero, ctx.constant(Constant.ZERO, "INT32"))
+            b.load(y, ctx.constant(Constant.ONE))
+            b.vec(x, d, zero, y, op1=Op1.EXP2, op2=Op2.ADD, func=Func.RCP)
+        b.vec(x, s, r, x, op1=Op1.MUL, op2=Op2.MUL, post="acc_free")
+    b.tensor_name = ""
+
+
+def _feed_up(ctx: GridContext, number: int, by: int, *, last: bool = False) -> None:
+    """Send quantise(silu * u), u = sums * r, of product R[number] + by to the slices with the same rows."""
+    b, grid, rows, w = ctx.b, ctx.grid, ctx.rows, ctx.grid.width
+    fmt, xe, parts = ctx.plan.profile.activations, Cell.ROWS, grid.gate.columns // grid.width
+    b.tensor_name = "up"
+    with b.descriptors(5) as (d, s, r, x, y):
+        b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
+        load_sums(ctx, s, sums(ctx))
+        b.load(x, ctx.spad("exp_tile", "FP32", (rows, 1, w), (w, 0, 1), xe=xe))
+        ctx.load_ring(d, ctx.stage(fmt, (rows, 1, w), (w, 0, 1), scales=True, xe=xe), ctx.r_stage)
+        b.vec(d, s, r, x, op1=Op1.MUL, op2=Op2.MUL, wait="acc_full stage_free", post="acc_free stage_full")
+        out = ctx.dram("grid_h", fmt, (rows, 1, w), (w, rows * w, 1), scales="grid_h_scales", step=parts * rows * w,
+                       xe=xe)  # fmt: skip
+        b.load(y, out)
+        b.advance_r(y, 1, number)
+        b.advance(y, 1, by)
+        ctx.to_group(y)
+        ctx.put_to_rows(y, d, wait="stage_full", post="stage_free",
+                        arrival=("arrived", Counter.OPERAND_H) if last else None)  # fmt: skip
+        ctx.bump(ctx.r_stage)
+    b.tensor_name = ""

@@ -1,0 +1,104 @@
+"""Norms on the grid: a product's columns of the residual stream as operand of the next norm, and the factor r.
+
+A slice sums its blocks' squares over a product's columns, an aligned subtree of rule 5, and sends one sum of each.
+"""
+
+from __future__ import annotations
+
+from systolith.compiler.context import SCRATCH, Cell, Constant, Counter
+from systolith.compiler.kernels.grid.context import GridContext
+from systolith.isa.descriptor import Descriptor
+from systolith.isa.instruction import Queue
+from systolith.isa.vector import Func, Op1, Op2, Red
+from systolith.spec.limits import BLOCK
+
+__all__ = ["load_gains", "load_residual", "make_r", "residual", "send_product", "store_residual"]
+
+
+def residual(ctx: GridContext, *, blocks: bool = False) -> Descriptor:
+    """The columns of the residual stream in hand: [rows, 1, width], or [rows, width / 32, 32]."""
+    rows, w = ctx.rows, ctx.grid.width
+    ext, stride = ((rows, w // BLOCK, BLOCK), (w, BLOCK, 1)) if blocks else ((rows, 1, w), (w, 0, 1))
+    return ctx.spad("x", "FP32", ext, stride, xe=Cell.ROWS)
+
+
+def _stored(ctx: GridContext, product: int) -> Descriptor:
+    rows, w = ctx.rows, ctx.grid.width
+    return ctx.dram("grid_x", "FP32", (rows, 1, w), (w, 0, 1), step=rows * w, xe=Cell.ROWS).advance(3, product)
+
+
+def load_residual(ctx: GridContext, product: int) -> None:
+    """Load a product's columns of the residual stream, when those before are stored; V waits for load_full."""
+    b = ctx.b
+    with b.descriptors(2) as (d, a):
+        b.load(d, residual(ctx))
+        b.load(a, _stored(ctx, product))
+        b.copy(Queue.L, d, a, wait="residual", post="load_full")
+
+
+def store_residual(ctx: GridContext, product: int) -> None:
+    """Store them, once V has done everything before."""
+    b = ctx.b
+    b.sync(Queue.V, post="store_full")
+    with b.descriptors(2) as (d, a):
+        b.load(a, residual(ctx))
+        b.load(d, _stored(ctx, product))
+        b.copy(Queue.S, d, a, wait="store_full", post="residual")
+
+
+def load_gains(ctx: GridContext, half: int, number: int, per_layer: int) -> None:
+    """Load the gains number `number` + `per_layer` * layer of this slice's columns into one of two buffers."""
+    b, shard = ctx.b, ctx.grid.shard
+    with b.descriptors(2) as (d, a):
+        b.load(d, ctx.spad("g", "FP32", (1, 1, shard), (0, 0, 1), offset=4 * shard * half))
+        b.load(a, ctx.dram("grid_g", "FP32", (1, 1, shard), (0, 0, 1), step=shard).advance(3, number))
+        for _ in range(per_layer):
+            b.advance_r(a, 3, ctx.r_layer)
+        b.copy(Queue.L, d, a, post="load_full")
+    b.sync(Queue.V, wait="load_full")
+
+
+def send_product(ctx: GridContext, which: str, product: int, half: int) -> None:
+    """Send a product's columns of the residual stream to the slices with the same rows, as operand "a" or "b": codes of
+    x * g, and one sum of squares. The last one arrives."""
+    b, grid, rows = ctx.b, ctx.grid, ctx.rows
+    w, shard, hidden = grid.width, grid.shard, ctx.hidden
+    fmt, n = ctx.plan.profile.activations, w // BLOCK
+    last = product == shard // w - 1
+    counter = Counter.SUMS_A if which == "a" else Counter.SUMS_B
+    with b.pair() as d, b.descriptors(3) as (x, g, out):
+        b.load(x, residual(ctx, blocks=True))
+        b.load(g, ctx.spad("g", "FP32", (rows, n, BLOCK), (0, BLOCK, 1), offset=4 * (half * shard + product * w)))
+        ctx.load_ring(d, ctx.stage(fmt, (rows, n, BLOCK), (w, BLOCK, 1), scales=True), ctx.r_stage)
+        sums = ctx.words("stage_sums", "FP32", rows * n, (rows, n, 1), (n, 1, 0))
+        ctx.load_ring(d + 1, sums, ctx.r_stage)
+        b.vec(d, x, g, op1=Op1.MUL, red=Red.SUMSQ, wait="stage_free")
+        ctx.load_ring(x, ctx.words("stage_sums", "FP32", rows * n, (rows, 1, n), (n, 0, 1), xe=Cell.ROWS), ctx.r_stage)
+        total = ctx.words("stage_total", "FP32", rows, (rows, 1, 1), (1, 0, 0))
+        ctx.load_ring(SCRATCH, total, ctx.r_stage)
+        b.vec(0, x, red=Red.SUM, post="stage_full")
+        ctx.load_ring(x, ctx.stage(fmt, (rows, 1, w), (w, 0, 1), scales=True, xe=Cell.ROWS), ctx.r_stage)
+        codes = ctx.spad(which, fmt, (rows, 1, w), (hidden, 0, 1), scales=rows * hidden, step=shard, xe=Cell.ROWS)
+        b.load(out, codes.advance(2, product * w))
+        ctx.to_group(out)
+        ctx.put_to_rows(out, x, wait="stage_full")
+        ctx.load_ring(x, ctx.words("stage_total", "FP32", rows, (rows, 1, 1), (1, 0, 0), xe=Cell.ROWS), ctx.r_stage)
+        totals = ctx.spad(f"tb_{which}", "FP32", (rows, 1, 1), (hidden // w, 0, 1), step=shard // w, xe=Cell.ROWS)
+        b.load(out, totals.advance(2, product))
+        ctx.to_group(out)
+        ctx.put_to_rows(out, x, post="stage_free", arrival=("partials", counter) if last else None)
+    ctx.bump(ctx.r_stage)
+
+
+def make_r(ctx: GridContext, which: str) -> None:
+    """r = rsqrt(t * c + eps) of every row when all sums and codes have come; M is told that they have."""
+    b, rows = ctx.b, ctx.rows
+    width = ctx.hidden // ctx.grid.width
+    with b.descriptors(4) as (t, mean, eps, r):
+        b.load(t, ctx.spad(f"tb_{which}", "FP32", (rows, 1, width), (width, 0, 1), xe=Cell.ROWS))
+        b.load(SCRATCH, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
+        b.vec(0, t, red=Red.SUM, wait="partials", post="p_full")
+        b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0), xe=Cell.ROWS))
+        b.load(mean, ctx.constant(Constant.MEAN))
+        b.load(eps, ctx.constant(Constant.EPS))
+        b.vec(r, r, mean, eps, op1=Op1.MUL, op2=Op2.ADD, func=Func.RSQRT)

@@ -1,0 +1,134 @@
+"""Steps on the grid: they come before all others of a job, and leave keys and values behind, no logits."""
+
+from __future__ import annotations
+
+from systolith.compiler.context import Cell, Constant, Context, Counter
+from systolith.compiler.grid import HEAD_WORDS, MAX_CHUNKS, Grid
+from systolith.compiler.kernels.grid.context import GridContext
+from systolith.compiler.kernels.grid.layer import layer
+from systolith.compiler.kernels.grid.norm import load_gains, residual, send_product, store_residual
+from systolith.compiler.kernels.grid.rounds import Product, Rounds
+from systolith.compiler.memory import Memory
+from systolith.isa.instruction import Queue
+from systolith.isa.sequencer import AluFn, Cond
+from systolith.isa.vector import Op1
+from systolith.spec.limits import RANK_REGISTER
+
+__all__ = ["write_grid"]
+
+
+def write_grid(base: Context, grid: Grid, memory: Memory) -> None:
+    """Write the loop of all steps on the grid; it is passed over where there are none."""
+    ctx = GridContext.of(base, grid, memory)
+    b = ctx.b
+    ctx.copies = True
+    again, done = ctx.label(), ctx.label()
+    b.tensor_name = "grid"
+    b.alu(AluFn.AND, ctx.r_member, RANK_REGISTER, grid.members - 1)
+    with b.descriptors(1) as (stream,):
+        left = ctx.r_left
+        words = grid.step_words
+        b.load(stream, ctx.dram("grid_steps", "INT32", (1, 1, HEAD_WORDS), (0, 0, 1), step=words))
+        with b.descriptors(2) as (d, a):
+            b.load(d, ctx.cell(Cell.ROW_FIRST))
+            b.load(a, ctx.dram("ranks", "INT32", (1, 1, 1), (0, 0, 1), offset=4 * 31))
+            b.copy(Queue.L, d, a)
+            b.load(d, ctx.cell(Cell.GRID_STEPS))
+            b.load(a, ctx.dram("ranks", "INT32", (1, 1, 1), (0, 0, 1), offset=4 * 30))
+            b.copy(Queue.L, d, a, post="loaded")
+        b.read(left, Cell.GRID_STEPS, wait="loaded")
+        b.place(again)
+        b.branch(done, Cond.EQ, left, 0)
+        _load_step(ctx, stream)
+        b.advance(stream, 3, 1)
+        _step(ctx)
+        b.alu(AluFn.SUB, left, left, 1)
+        b.branch(again)
+        b.place(done)
+    ctx.give_back()
+    b.tensor_name = ""
+
+
+def _step(ctx: GridContext) -> None:
+    """One step."""
+    b, plan = ctx.b, ctx.plan
+    # What M gives back in other steps stands for other things here: L takes all of it, and M gives it back at the end.
+    for _ in range(ctx.kv_tokens):
+        b.sync(Queue.L, wait="kv_free")
+    rounds = Rounds(ctx)
+    b.set(ctx.r_layer, 0)
+    rounds.begin(Product(ctx.grid.qkv))
+    _embed(ctx)
+    layers = ctx.label()
+    b.place(layers)
+    layer(ctx, rounds)
+    b.branch(layers, Cond.NE, ctx.r_layer, plan.model.layers)
+    rounds.close()
+    # The last operand is nobody's; all slices meet.
+    b.sync(Queue.V, wait="partials")
+    for _ in range(ctx.kv_tokens):
+        b.sync(Queue.M, post="kv_free")
+    ctx.arrive(("arrived", Counter.LOGITS))
+    b.sync(Queue.L, wait="arrived")
+    b.sync(Queue.V, post="released")
+
+
+def _load_step(ctx: GridContext, stream: int) -> None:
+    """Load the head of the step into cells, this row group's ids and positions, the pages and keepers of its chunks."""
+    b, plan, grid, rows = ctx.b, ctx.plan, ctx.grid, ctx.rows
+    b.tensor_name = "grid"
+    with b.descriptors(2) as (d, a), b.registers(2) as (entry, lane):
+        b.load(d, ctx.cell(Cell.ROWS, HEAD_WORDS))
+        b.copy(Queue.L, d, stream, wait="released", post="loaded")
+        b.read(entry, Cell.GRID_FIRST + 1, wait="loaded")
+        b.read(lane, Cell.GRID_FIRST + 2)
+        b.load(d, ctx.spad("grid_rows", "INT32", (1, 1, 2 * rows), (0, 0, 1)))
+        b.load(a, ctx.dram("grid_steps", "INT32", (1, 1, 2 * rows), (0, 0, 1), offset=4 * HEAD_WORDS, step=2 * rows))
+        b.advance_r(a, 3, ctx.r_member)
+        with b.registers(2) as (number, words):
+            b.read(number, Cell.GRID_FIRST + 3)
+            b.set(words, grid.step_words)
+            b.alu_r(AluFn.MUL, number, number, words)
+            b.advance_r(a, 2, number)
+        b.copy(Queue.L, d, a)
+        bits = plan.page_tokens.bit_length() - 1
+        with b.registers(1) as (page,):
+            b.alu(AluFn.MUL, page, ctx.r_member, grid.tokens)
+            b.alu(AluFn.SHR, page, page, bits)
+            b.alu_r(AluFn.ADD, entry, entry, page)
+        b.load(d, ctx.cell(Cell.GRID_PAGE, MAX_CHUNKS))
+        b.load(a, ctx.spad("pages", "INT32", (1, 1, MAX_CHUNKS), (0, 0, plan.pages_per_chunk), step=1))
+        b.advance_r(a, 3, entry)
+        with ctx.reading(Cell.GRID_CHUNKS) as chunks:
+            b.extent_r(a, 2, chunks)
+        b.copy(Queue.L, d, a)
+        b.load(d, ctx.cell(Cell.GRID_KEEPER, MAX_CHUNKS))
+        b.load(a, ctx.dram("grid_owners", "INT32", (1, 1, MAX_CHUNKS), (0, 0, 1), step=1))
+        b.advance_r(a, 3, lane)
+        b.copy(Queue.L, d, a, post="loaded")
+        b.read(lane, Cell.GRID_KEEPER, wait="loaded")
+
+
+def _embed(ctx: GridContext) -> None:
+    """x = table[ids], this slice's columns, product by product; then the first layer's norm."""
+    b, plan, rows, w = ctx.b, ctx.plan, ctx.rows, ctx.grid.width
+    fmt = plan.profile.embed
+    b.tensor_name = "embed"
+    load_gains(ctx, 0, 0, 0)
+    for product in range(ctx.grid.shard // w):
+        with b.descriptors(5) as (ids, table, entry, x, factor):
+            b.load(ids, ctx.spad("grid_rows", "INT32", (rows, 1, 1), (1, 0, 0)))
+            source = ctx.dram("grid_table", fmt, (rows, 1, w), (ctx.grid.shard, 0, 1), scales="grid_table_scales",
+                              xe=Cell.ROWS, via=ids)  # fmt: skip
+            b.load(table, source.advance(2, product * w))
+            view = ctx.ring_of("embedded", fmt, rows * w, 1, (rows, 1, w), (w, 0, 1), xe=Cell.ROWS)
+            b.load(entry, view)
+            b.copy(Queue.L, entry, table, wait="residual", post="load_full")
+            b.load(x, residual(ctx))
+            scaled = plan.model.embed_scale != 1.0
+            if scaled:
+                b.load(factor, ctx.constant(Constant.EMBED_SCALE))
+            b.vec(x, entry, factor if scaled else 0, op1=Op1.MUL if scaled else Op1.NONE, wait="load_full")
+        send_product(ctx, "a", product, 0)
+        store_residual(ctx, product)
+    b.tensor_name = ""

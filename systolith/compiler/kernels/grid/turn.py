@@ -1,0 +1,131 @@
+"""Queries, keys and values on the grid: rotary and quantisation of a head, and where the codes go.
+
+Queries stay with their rows. Keys and values of all rows go to all slices of the column group, whose rows meet them, at
+the positions of the prompt; and to the one slice that keeps the chunk for the steps to come, into the request's page.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from systolith.compiler.context import Cell, Context, Counter
+from systolith.compiler.kernels.grid.context import GridContext
+from systolith.isa.descriptor import Descriptor
+from systolith.isa.instruction import Queue
+from systolith.isa.sequencer import AluFn, Cond
+from systolith.isa.vector import Op1, Op2, Red
+
+__all__ = ["send_keys", "send_values", "turn_queries"]
+
+
+def turn_queries(ctx: GridContext, head: int) -> None:
+    """Query head number `head` of the group, turned and quantised, into its place."""
+    plan, rows = ctx.plan, ctx.rows
+    dp, count = plan.dp, plan.group_queries * ctx.rows * ctx.plan.dp
+    view = ctx.spad("q", plan.profile.k, (rows, 1, dp), (dp, 0, 1), scales=count, step=rows * dp)
+    with ctx.b.descriptors(1) as (d,):
+        ctx.b.load(d, view.advance(3, head))
+        _turn(ctx, d)
+
+
+def _turn(ctx: GridContext, d: int, wait: str = "", post: str = "") -> None:
+    """D[d] [rows, 1, dp] = quantise(y), y1 = x1 cos - x2 sin, y2 = x2 cos + x1 sin, half by half."""
+    b, rows, half = ctx.b, ctx.rows, ctx.plan.model.head_dim // 2
+    with b.descriptors(3) as (x, table, turned):
+        b.load(turned, ctx.spad("head_turned", "FP32", (rows, 1, half), (half, 0, 1)))
+        for number, op2 in ((0, Op2.SUB), (1, Op2.ADD)):
+            b.load(x, _half(ctx, 1 - number))
+            b.load(table, _table(ctx, "sin"))
+            b.vec(turned, x, table, op1=Op1.MUL)
+            b.load(x, _half(ctx, number))
+            b.load(table, _table(ctx, "cos"))
+            b.vec(d, x, table, turned, op1=Op1.MUL, op2=op2, wait="" if number else wait, post=post if number else "")
+            b.advance(d, 2, half)
+
+
+def _half(ctx: Context, number: int) -> Descriptor:
+    dp, half = ctx.plan.dp, ctx.plan.model.head_dim // 2
+    return ctx.spad("head_tile", "FP32", (ctx.rows, 1, half), (dp, 0, 1), offset=4 * half * number, xe=Cell.ROWS)
+
+
+def _table(ctx: Context, name: str) -> Descriptor:
+    half = ctx.plan.model.turned // 2
+    return ctx.spad(name, "FP32", (ctx.rows, 1, half), (half, 0, 1))
+
+
+def send_keys(ctx: GridContext) -> None:
+    """Turn and quantise the key head; send it."""
+    b, plan = ctx.b, ctx.plan
+    fmt, dp, rows = plan.profile.k, plan.dp, ctx.rows
+    with b.descriptors(1) as (d,):
+        ctx.load_ring(d, ctx.stage(fmt, (rows, 1, dp), (dp, 0, 1), scales=True), ctx.r_stage)
+        _turn(ctx, d, wait="stage_free", post="stage_full")
+    t, pool = ctx.grid.tokens, ctx.first_plan.pool_pages * plan.page_tokens
+    source = ctx.stage(fmt, (ctx.grid.chunks, t, dp), (t * dp, dp, 1), scales=True)
+    copy = ctx.dram("grid_k", fmt, (ctx.grid.chunks, t, dp), (256 * dp, dp, 1), scales="grid_k_scales",
+                    step=ctx.grid.positions * dp)  # fmt: skip
+    page = ctx.dram("k_cache", fmt, (1, t, dp), (pool * dp, dp, 1), scales="k_scales", step=plan.page_tokens * dp)
+    _send(ctx, source, copy, page, 1, wait="stage_full", post="stage_free")
+    ctx.bump(ctx.r_stage)
+
+
+def send_values(ctx: GridContext) -> None:
+    """Quantise the value head with one scale a row; send codes and scales. The slice arrives: keys went before."""
+    b, plan = ctx.b, ctx.plan
+    fmt, dp, rows, grid = plan.profile.v, plan.dp, ctx.rows, ctx.grid
+    scales = ctx.words("stage_vscale", "E8M0", -(-rows // 4) * 4, (rows, 1, 1), (1, 0, 0))
+    with b.pair() as d, b.descriptors(1) as (x,):
+        b.load(x, ctx.spad("head_tile", "FP32", (rows, 1, dp), (dp, 0, 1), xe=Cell.ROWS))
+        ctx.load_ring(d, ctx.stage(fmt, (rows, 1, dp), (dp, 0, 1)), ctx.r_stage)
+        ctx.load_ring(d + 1, scales, ctx.r_stage)
+        b.vec(d, x, red=Red.ROWSCALE, wait="stage_free", post="stage_full")
+    t, pool = grid.tokens, ctx.first_plan.pool_pages * plan.page_tokens
+    source = ctx.stage(fmt, (grid.chunks, t, dp), (t * dp, dp, 1))
+    copy = ctx.dram("grid_v", fmt, (grid.chunks, t, dp), (256 * dp, dp, 1), step=grid.positions * dp)
+    page = ctx.dram("v_cache", fmt, (1, t, dp), (pool * dp, dp, 1), step=plan.page_tokens * dp)
+    _send(ctx, source, copy, page, 1, wait="stage_full")
+    source = ctx.words("stage_vscale", "E8M0", -(-rows // 4) * 4, (grid.chunks, 1, t), (t, 0, 1))
+    copy = ctx.dram("grid_vscale", "E8M0", (grid.chunks, 1, t), (256, 0, 1), step=grid.positions)
+    page = ctx.dram("v_scales", "E8M0", (1, 1, t), (pool, 0, 1), step=plan.page_tokens)
+    _send(ctx, source, copy, page, 2, post="stage_free", arrive=True)
+    ctx.bump(ctx.r_stage)
+
+
+def _send(
+    ctx: GridContext, source: Descriptor, copy: Descriptor, page: Descriptor, along: int, *, wait: str = "",
+    post: str = "", arrive: bool = False,
+) -> None:  # fmt: skip
+    """Send staged rows [chunks, ., .] to the column group, at their positions, and chunk by chunk to the pages of those
+    who keep them. along : dimension that tokens lie along."""
+    b, grid = ctx.b, ctx.grid
+    with b.descriptors(2) as (a, d), b.registers(1) as (at,):
+        ctx.load_ring(a, source, ctx.r_stage)
+        b.load(d, copy)
+        with ctx.reading(Cell.GRID_CHUNKS) as chunks:
+            b.extent_r(a, 0, chunks)
+            b.extent_r(d, 0, chunks)
+        b.advance_r(d, 3, ctx.r_layer)
+        b.alu(AluFn.MUL, at, ctx.r_member, grid.tokens)
+        with ctx.reading(Cell.GRID_FIRST) as first:
+            b.alu_r(AluFn.ADD, at, at, first)
+        b.advance_r(d, along, at)
+        ctx.put_to_columns(d, a, wait=wait)
+        b.alu(AluFn.MUL, at, ctx.r_member, grid.tokens)
+        b.alu(AluFn.AND, at, at, ctx.plan.page_tokens - 1)
+        done = ctx.label()
+        for chunk in range(grid.chunks):
+            if chunk:
+                with ctx.reading(Cell.GRID_CHUNKS) as chunks:
+                    b.branch(done, Cond.LT, chunks, chunk + 1)
+            from_stage = source.with_ext(0, 1)
+            ctx.load_ring(a, from_stage, ctx.r_stage)
+            b.advance(a, 0, chunk)
+            b.load(d, replace(page, xb=Cell.GRID_PAGE + chunk))
+            b.advance_r(d, 0, ctx.r_layer)
+            b.advance_r(d, along, at)
+            b.put(d, a, Cell.GRID_KEEPER + chunk, 1)
+        b.place(done)
+        if arrive:
+            b.arrive(ctx.nothing, "arrived", Counter.KV, Cell.GROUP_RANK, grid.members, post=post)
+        elif post:
+            b.sync(Queue.C, post=post)
