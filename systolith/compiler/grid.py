@@ -26,9 +26,9 @@ MAX_CHUNKS = 8
 """Most chunks of a step: each has a cell with its page and one with the slice that keeps it."""
 RECEIVE = 3
 """Rounds of weights that a slice has room for: one in use, one that may still be in use elsewhere, one that comes."""
-SEND = 3
+SEND = 5
 """Rounds of its own weights that a slice has read ahead of sending them."""
-OPERAND = 3
+OPERAND = 4
 """Parts of an operand in memory that are loaded ahead."""
 HEAD_WORDS = 8
 """Head of a grid step: rows of a slice, chunks, first position, first page entry, first lane, 0, 0, 0."""
@@ -55,7 +55,7 @@ class GridLinear:
 @dataclass(frozen=True, slots=True)
 class Grid:
     """See the module. plan: of a step's body, with the rows of a slice; width: columns of a product, and elements of K
-    of a part of an operand; a round is the weights of a product for two such parts."""
+    of a round and of a part of an operand."""
 
     plan: Plan
     members: int
@@ -84,14 +84,9 @@ class Grid:
         return self.plan.rows // self.tokens
 
     @property
-    def round(self) -> int:
-        """Elements of K of a round."""
-        return 2 * self.width
-
-    @property
     def ahead(self) -> int:
         """Rounds ahead of the one in hand that a slice reads its weights."""
-        return min(SEND, *(x.k // self.round for x in self.linears))
+        return min(SEND, *(x.k // self.width for x in self.linears))
 
     @property
     def shard(self) -> int:
@@ -176,11 +171,10 @@ def _grid(base: Plan, width: int, rows: int, own: int) -> Grid | None:
     def owned(linear: LinearPlan) -> GridLinear:
         return GridLinear(linear.name, f"w_{linear.name}", linear.k, linear.nt, linear.kt, members * linear.nt)
 
-    qkv = GridLinear("qkv", "w_grid_qkv", hidden, own, 2 * width, members * own)
+    qkv = GridLinear("qkv", "w_grid_qkv", hidden, own, width, members * own)
     linears = [qkv, *(owned(x) for x in (base.o, base.gate, base.up, base.down))]
     for x in linears:
-        slot, part = x.kt // (2 * width), 2 * width // x.kt
-        if x.columns % width or x.k % (4 * width) or (x.kt != 2 * width * slot and 2 * width != part * x.kt):
+        if x.columns % width or x.k % width or x.k < OPERAND * width or (x.kt % width and width % x.kt):
             return None
     if width % base.dp or g * base.dp % width:
         return None
@@ -211,8 +205,8 @@ def grid_buffers(grid: Grid) -> list[tuple[str, int, tuple[Phase, ...]]]:
         table.append((name, padded(codes, ALIGN), phases))
         table.append((f"{name}_scales", padded(scales, ALIGN), phases))
 
-    ring("receive", RECEIVE, w * grid.round, grid.format, ALL)
-    ring("send", SEND, grid.own * grid.round, grid.format, ALL)
+    ring("receive", RECEIVE, w * w, grid.format, ALL)
+    ring("send", SEND, grid.own * w, grid.format, ALL)
     ring("operand", OPERAND, rows * w, p.activations, (O_, D_))
     staged = max(rows * w, plan.tile_tokens * g * plan.dp)
     ring("stage", 2, staged, p.activations, ALL)

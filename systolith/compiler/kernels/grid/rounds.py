@@ -1,6 +1,6 @@
 """Rounds of weights on the grid: each slice reads its own, sends them to its column group, multiplies all that come.
 
-A product is `width` columns of all rows; it takes its weights in rounds of two parts of K. Rounds have one order over
+A product is `width` columns of all rows; it takes its weights in rounds of `width` of K. Rounds have one order over
 the whole step, alike on all slices, and run on over products, operators and layers. With round j in hand
 
     M  knows that round j has come whole, and says so when round j - 1 is done ("consumed")
@@ -51,12 +51,11 @@ class Rounds:
         self.ctx = ctx
         b = ctx.b
         self._sent_from, self._sent_to, self._read_from, self._read_to = (b.descriptor() for _ in range(4))
-        self._weights = (b.descriptor(), b.descriptor())
-        self._acc, self._a, self._part, self._source = (b.descriptor() for _ in range(4))
+        self._weights, self._acc, self._a, self._part, self._source = (b.descriptor() for _ in range(5))
 
     def close(self) -> None:
         """Give back the descriptors."""
-        for d in (self._source, self._part, self._a, self._acc, *self._weights, self._read_to, self._read_from,
+        for d in (self._source, self._part, self._a, self._acc, self._weights, self._read_to, self._read_from,
                   self._sent_to, self._sent_from):  # fmt: skip
             self.ctx.b.release_descriptor(d)
 
@@ -64,9 +63,7 @@ class Rounds:
         """Before the first layer: L reads the first rounds, C sends the first."""
         ctx, b = self.ctx, self.ctx.b
         b.set(ctx.r_round, 0)
-        for half in (0, 1):
-            view = self._received(ctx.grid.width).advance(2, half * ctx.grid.width)
-            b.load(self._weights[half], view)
+        b.load(self._weights, self._received())
         self._point_reads(first, 0)
         for _ in range(ctx.grid.ahead):
             self._read(first.linear)
@@ -84,14 +81,15 @@ class Rounds:
         product before.    again : the next product takes the same parts.
         """
         ctx, b, grid = self.ctx, self.ctx.b, self.ctx.grid
-        rounds, ahead = this.linear.k // grid.round, grid.ahead
+        rounds, ahead = this.linear.k // grid.width, grid.ahead
         b.tensor_name = this.linear.name
         b.sync(Queue.M, wait="acc_free")
         ctx.load_ring(self._acc, ctx.acc(ctx.rows, grid.width, xe=Cell.ROWS), ctx.r_acc)
         if isinstance(source, Descriptor):
             b.load(self._a, source.with_ext(2, grid.width))
         pause = min(after, rounds - 1) if between is not None else 0
-        cuts = sorted({0, 1, rounds - ahead, rounds - 1, rounds, pause, max(0, rounds - 2)})
+        parts = {rounds - OPERAND, rounds - OPERAND + 1} if isinstance(source, Streamed) else set()
+        cuts = sorted({0, 1, rounds - ahead, rounds - 1, rounds, pause, *(cut for cut in parts if cut > 0)})
         reads = this.linear
         for start, end in zip(cuts, cuts[1:], strict=False):
             if start == rounds - ahead:
@@ -130,15 +128,14 @@ class Rounds:
         if opening is not None:
             opening()
         streamed = isinstance(source, Streamed)
-        for half in (0, 1):
-            b.matmul(self._acc, self._a, self._weights[half], zero=int(start == 0 and half == 0),
-                     wait="kv_full" if streamed else "", post="kv_free" if streamed else "")  # fmt: skip
-            b.advance(self._weights[half], 3, 1)
-            if isinstance(source, Streamed):
-                b.advance(self._a, 3, 1)
-                self._next_part(source, 2 * start + half + OPERAND - 2 * rounds, again)
-            else:
-                b.advance(self._a, 2, ctx.grid.width)
+        b.matmul(self._acc, self._a, self._weights, zero=int(start == 0), wait="kv_full" if streamed else "",
+                 post="kv_free" if streamed else "")  # fmt: skip
+        b.advance(self._weights, 3, 1)
+        if isinstance(source, Streamed):
+            b.advance(self._a, 3, 1)
+            self._next_part(source, start + OPERAND - rounds, again)
+        else:
+            b.advance(self._a, 2, ctx.grid.width)
         ctx.bump(ctx.r_round)
 
     # ---- operands in memory ----------------------------------------------------------------------------------------
@@ -170,20 +167,21 @@ class Rounds:
     def _next_part(self, source: Streamed, beyond: int, again: bool) -> None:
         """When M is done with a part, L loads a later one into its place. beyond: parts of it beyond the product's."""
         self.ctx.b.sync(Queue.L, wait="kv_free")
-        if beyond == 0 and again:
+        if beyond >= 0 and not again:
+            return
+        if beyond == 0:
             self._rewind(source)
-        if beyond < 0 or again:
-            self._load_part()
+        self._load_part()
 
     # ---- weights ---------------------------------------------------------------------------------------------------
 
-    def _received(self, columns: int) -> Descriptor:
-        w, k = self.ctx.grid.width, self.ctx.grid.round
-        return self.ctx.ring_of("receive", self.ctx.grid.format, w * k, RECEIVE, (w, 1, columns), (k, 0, 1))
+    def _received(self) -> Descriptor:
+        w = self.ctx.grid.width
+        return self.ctx.ring_of("receive", self.ctx.grid.format, w * w, RECEIVE, (w, 1, w), (w, 0, 1))
 
     def _own(self, pieces: int) -> Descriptor:
         grid = self.ctx.grid
-        k = grid.round
+        k = grid.width
         return self.ctx.ring_of("send", grid.format, grid.own * k, SEND, (pieces, grid.own, k // pieces),
                                 (k // pieces, k, 1))  # fmt: skip
 
@@ -216,8 +214,8 @@ class Rounds:
         with b.registers(2) as (start, low):
             self._overlap(product, ctx.r_sends, start, low)
             b.branch(none, Cond.EQ, ctx.r_sends, 0)
-            ctx.load_ring(self._sent_from, _flat(self._own(1), grid.own, grid.round), ctx.r_round)
-            ctx.load_ring(self._sent_to, self._received(grid.round), ctx.r_round)
+            ctx.load_ring(self._sent_from, _flat(self._own(1), grid.own, grid.width), ctx.r_round)
+            ctx.load_ring(self._sent_to, self._received(), ctx.r_round)
             b.advance_r(self._sent_to, 0, low)
             for d in (self._sent_from, self._sent_to):
                 if ahead:
@@ -252,12 +250,12 @@ class Rounds:
         if product.next_layer:
             over = ctx.label()
             b.branch(over, Cond.EQ, ctx.r_layer, ctx.plan.model.layers - 1)
-        pieces = max(1, grid.round // x.kt)
+        pieces = max(1, grid.width // x.kt)
         with b.registers(2) as (start, low):
             self._overlap(product, ctx.r_reads, start, low)
             b.branch(none, Cond.EQ, ctx.r_reads, 0)
             region = ctx.dram(
-                x.region, grid.format, (pieces, x.nt, grid.round // pieces), (x.nt * x.kt, x.kt, 1),
+                x.region, grid.format, (pieces, x.nt, grid.width // pieces), (x.nt * x.kt, x.kt, 1),
                 scales=x.region.replace("w_", "ws_", 1), step=x.nt * x.k,
             )  # fmt: skip
             b.load(self._read_from, region)
@@ -270,7 +268,7 @@ class Rounds:
                 b.advance(self._read_to, 3, ahead)
             for d in (self._read_from, self._read_to):
                 b.extent_r(d, 1, ctx.r_reads)
-        b.set(ctx.r_slot_left, max(1, x.kt // grid.round))
+        b.set(ctx.r_slot_left, max(1, x.kt // grid.width))
         if product.next_layer:
             b.branch(none)
             b.place(over)
@@ -279,7 +277,7 @@ class Rounds:
 
     def _read(self, x: GridLinear) -> None:
         """L reads this slice's columns of a round."""
-        ctx, b, k = self.ctx, self.ctx.b, self.ctx.grid.round
+        ctx, b, k = self.ctx, self.ctx.b, self.ctx.grid.width
         none = ctx.label()
         b.branch(none, Cond.EQ, ctx.r_reads, 0)
         b.copy(Queue.L, self._read_to, self._read_from, post="own_weights")
