@@ -254,7 +254,7 @@ def lay_out_grid(grid: Grid, memory: Memory | None) -> Memory | None:
         if plan.gains_resident:
             keep.append(("gains", _resident_gains(plan), ALL))
         _, used = pack([*keep, *grid_buffers(grid)], plan.chip.scratchpad_bytes)
-        return Memory() if used <= plan.chip.scratchpad_bytes * 63 // 64 else None
+        return Memory() if used <= plan.chip.scratchpad_bytes else None
     held = {name: (memory.spad[name], count) for name, count in fixed.items()}
     if plan.gains_resident:
         held["g"] = (memory.spad["g"], memory.spad_sizes["g"])
