@@ -199,7 +199,6 @@ class Context:
         self.norm = Norm.FIRST
         self.kind = self.plan.model.kinds[0]
         self.mixture = Mixture()
-        self.copies = False
 
     # ---- descriptors -----------------------------------------------------------------------------------------------
 

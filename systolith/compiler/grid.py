@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from systolith.compiler.memory import ALIGN, Memory, Phase, blocks, kv_bytes, pack, scratchpad
+from systolith.compiler.memory import ALIGN, Memory, Phase, blocks, pack, scratchpad
 from systolith.compiler.plan import LinearPlan, Plan, padded
 from systolith.numerics.formats import FORMATS
 from systolith.spec.limits import BLOCK, CHUNK_TOKENS
@@ -26,6 +26,8 @@ MAX_CHUNKS = 8
 """Most chunks of a step: each has a cell with its page and one with the slice that keeps it."""
 RECEIVE = 3
 """Rounds of weights that a slice has room for: one in use, one that may still be in use elsewhere, one that comes."""
+KV_ENTRIES = 4
+"""Entries of the ring of keys and values: two chunks."""
 SEND = 5
 """Rounds of its own weights that a slice has read ahead of sending them."""
 OPERAND = 4
@@ -55,13 +57,14 @@ class GridLinear:
 @dataclass(frozen=True, slots=True)
 class Grid:
     """See the module. plan: of a step's body, with the rows of a slice; width: columns of a product, and elements of K
-    of a round and of a part of an operand."""
+    of a round and of a part of an operand; apart_banks: whether attention's buffers have banks of their own."""
 
     plan: Plan
     members: int
     groups: int
     width: int
     format: str
+    apart_banks: bool
     qkv: GridLinear
     o: GridLinear
     gate: GridLinear
@@ -114,6 +117,16 @@ class Grid:
         return self.plan.options.batch * -(-self.positions // (CHUNK_TOKENS * self.chunks))
 
     @property
+    def bank(self) -> int:
+        """Bytes that what V reads in one pass is aligned to."""
+        return self.plan.chip.bank_size_bytes if self.apart_banks else ALIGN
+
+    @property
+    def partial_pitch(self) -> int:
+        """Bytes from a partial of attention to the next."""
+        return padded(4 * self.plan.tile_tokens * self.plan.group_queries * self.plan.dp, self.bank)
+
+    @property
     def control(self) -> list[tuple[str, int]]:
         """Regions of DRAM that decide what the program does next: name, bytes."""
         owners = 4 * (self.plan.profile_lanes + MAX_CHUNKS)
@@ -154,14 +167,15 @@ def plan_grid(base: Plan) -> Grid | None:
     for width in (256, 128, 64, 32):
         rows = min(base.acc_half_words // width, MAX_CHUNKS * tokens)
         while rows >= tokens:
-            grid = _grid(base, width, rows // tokens * tokens, own)
-            if grid is not None and lay_out_grid(grid, None):
-                return grid
+            for apart in (True, False):
+                grid = _grid(base, width, rows // tokens * tokens, own, apart)
+                if grid is not None and lay_out_grid(grid, None):
+                    return grid
             rows -= tokens
     return None
 
 
-def _grid(base: Plan, width: int, rows: int, own: int) -> Grid | None:
+def _grid(base: Plan, width: int, rows: int, own: int, apart: bool) -> Grid | None:
     """A grid of a width and rows, if the sizes of the model divide by it."""
     m, members = base.model, base.group
     active = base.group * base.lanes_local
@@ -183,9 +197,9 @@ def _grid(base: Plan, width: int, rows: int, own: int) -> Grid | None:
         tile //= 2
     if tile * g * max(CHUNK_TOKENS, base.dp) > base.acc_half_words:
         return None
-    plan = replace(base, rows=rows, tile_tokens=tile, part_tokens=CHUNK_TOKENS, kv_entries=3, group=1,
+    plan = replace(base, rows=rows, tile_tokens=tile, part_tokens=CHUNK_TOKENS, group=1,
                    lanes_local=active)  # fmt: skip
-    return Grid(plan, members, m.kv_heads, width, base.o.format, *linears)
+    return Grid(plan, members, m.kv_heads, width, base.o.format, apart, *linears)
 
 
 def _scaled(elements: int, fmt: str) -> tuple[int, int]:
@@ -197,7 +211,7 @@ def grid_buffers(grid: Grid) -> list[tuple[str, int, tuple[Phase, ...]]]:
     """Scratchpad buffers of the grid's body: name, bytes, phases."""
     plan, w = grid.plan, grid.width
     p, m, rows, g = plan.profile, plan.model, plan.rows, plan.group_queries
-    tq, hidden = plan.tile_tokens * g, padded(m.hidden)
+    hidden = padded(m.hidden)
     table: list[tuple[str, int, tuple[Phase, ...]]] = []
 
     def ring(name: str, entries: int, elements: int, fmt: str, phases: tuple[Phase, ...]) -> None:
@@ -211,16 +225,12 @@ def grid_buffers(grid: Grid) -> list[tuple[str, int, tuple[Phase, ...]]]:
     staged = max(rows * w, plan.tile_tokens * g * plan.dp)
     ring("stage", 2, staged, p.activations, ALL)
     ring("embedded", 1, rows * w, p.embed, (Phase.START,))
-    partial = tq * (plan.dp + 2) * 4
     table += [
         ("grid_head", 4 * HEAD_WORDS, ALL),
-        ("kv_ring", plan.kv_entries * kv_bytes(plan), (A,)),
-        ("kv_ring_scales", plan.kv_entries * kv_bytes(plan) * 8 // FORMATS[p.k].bits // BLOCK, (A,)),
         ("q", blocks(g * rows * plan.dp, p.k), (Q, A)),
         ("a", blocks(rows * hidden, p.activations), (D_, Q, Phase.START)),
         ("b", blocks(rows * hidden, p.activations), (O_, F)),
         ("grid_rows", 4 * 2 * rows, ALL),
-        ("stage_sums", 2 * 4 * rows * (w // BLOCK), ALL),
         ("stage_total", 2 * 4 * rows, ALL),
         ("stage_vscale", 2 * padded(rows, 4), ALL),
         ("r", 4 * rows, ALL),
@@ -232,15 +242,31 @@ def grid_buffers(grid: Grid) -> list[tuple[str, int, tuple[Phase, ...]]]:
         ("head_turned", 4 * rows * (m.head_dim // 2), (Q,)),
         ("cos", 4 * rows * (m.turned // 2), (Q,)),
         ("sin", 4 * rows * (m.turned // 2), (Q,)),
-        ("vscale_ring", plan.kv_entries * CHUNK_TOKENS, (A,)),
-        ("scores", 4 * tq * CHUNK_TOKENS, (A,)),
-        ("p", blocks(tq * CHUNK_TOKENS, p.p), (A,)),
-        ("chunk_lm", 4 * 2 * tq, (A,)),
-        ("partial", partial * (1 + plan.merge_levels), (A,)),
-        ("inverse", 4 * tq, (A,)),
+        ("attention_area", attention_area(grid)[1], (A,)),
         ("exp_tile", 4 * rows * w, (F,)),
     ]
     return table
+
+
+def attention_area(grid: Grid) -> tuple[dict[str, int], int]:
+    """Where attention's buffers lie in their area, and its size. Where banks suffice each partial, the scores, and what
+    meets them in a pass of V begin in banks of their own, the area's first one being whole."""
+    plan, p, bank = grid.plan, grid.plan.profile, grid.bank
+    n = plan.tile_tokens * plan.group_queries
+    slots = plan.merge_levels + 2
+    entry = CHUNK_TOKENS * plan.dp
+    places, at = {}, 0
+    for name, size, apart in (
+        ("partials", slots * grid.partial_pitch, True), ("scores", 4 * n * CHUNK_TOKENS, True),
+        ("p", blocks(n * CHUNK_TOKENS, p.p), True), ("partial_rows", 2 * 4 * n * slots, False),
+        ("inverse", 4 * n, False), ("kv_ring", _scaled(KV_ENTRIES * entry, p.k)[0], True),
+        ("kv_ring_scales", KV_ENTRIES * entry // BLOCK, True), ("vscale_ring", KV_ENTRIES * CHUNK_TOKENS, False),
+        ("chunk_rows", 3 * 4 * n, True),
+    ):  # fmt: skip
+        at = padded(at, bank if apart else ALIGN)
+        places[name] = at
+        at += size
+    return places, at + (bank if grid.apart_banks else 0)
 
 
 def lay_out_grid(grid: Grid, memory: Memory | None) -> Memory | None:
@@ -263,6 +289,9 @@ def lay_out_grid(grid: Grid, memory: Memory | None) -> Memory | None:
         return None
     found = Memory(memory.dram, memory.dram_bytes, dict(places), record=memory.record, spad_bytes=used)
     found.spad |= {name: memory.spad[name] for name in fixed}
+    area, _ = attention_area(grid)
+    base = padded(found.spad["attention_area"], grid.bank)
+    found.spad |= {name: base + offset for name, offset in area.items()}
     found.spad_sizes = {name: count for name, count, _ in grid_buffers(grid)} | fixed
     return found
 

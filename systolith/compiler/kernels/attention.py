@@ -19,7 +19,7 @@ from systolith.isa.sequencer import AluFn, Cond
 from systolith.isa.vector import Func, Op1
 from systolith.spec.limits import CHUNK_TOKENS
 
-__all__ = ["attend_lanes", "attention"]
+__all__ = ["attention"]
 
 
 def attention(ctx: Context) -> None:
@@ -49,18 +49,9 @@ def attention(ctx: Context) -> None:
 
 def _attend(ctx: Context, tile: Tile) -> None:
     """One tile of query tokens in one unit."""
-    current, others = Partial(ctx, 0), ctx.label()
-    attend_lanes(ctx, tile, current)
-    if ctx.plan.group > 1:
-        _exchange(ctx, tile, current, others)
-    _finish(ctx, tile, current)
-    ctx.b.place(others)
-
-
-def attend_lanes(ctx: Context, tile: Tile, current: Partial) -> None:
-    """The lanes of the unit, merged into one partial."""
     b, plan = ctx.b, ctx.plan
     done, no_lane = ctx.label(), ctx.label()
+    current = Partial(ctx, 0)
     with b.registers(1) as (active,):
         # Lanes of this unit that hold a chunk: min(max(chunks - first lane, 0), lanes).
         with b.registers(1) as (first,):
@@ -80,6 +71,11 @@ def attend_lanes(ctx: Context, tile: Tile, current: Partial) -> None:
         b.place(no_lane)
         start_empty(ctx, current, tile)
         b.place(done)
+    others = ctx.label()
+    if plan.group > 1:
+        _exchange(ctx, tile, current, others)
+    _finish(ctx, tile, current)
+    b.place(others)
 
 
 def _lane(ctx: Context, tile: Tile, current: Partial, index: int) -> None:

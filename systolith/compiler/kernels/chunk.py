@@ -14,7 +14,6 @@ from systolith.compiler.context import SCRATCH, Constant, Context
 from systolith.compiler.kernels.partial import Partial
 from systolith.compiler.kernels.segment import Segment, Tile
 from systolith.compiler.memory import kv_bytes, slot_pages
-from systolith.compiler.plan import padded
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
@@ -68,7 +67,7 @@ def _scores(ctx: Context, tile: Tile, start: int, total: int, parts: int) -> Non
     """scores [tokens, G, columns] = fix(q k^T * c), masked; and the largest of each row."""
     b, plan = ctx.b, ctx.plan
     g, dp, part, fmt = plan.group_queries, plan.kp, plan.part_tokens, plan.profile.k
-    rows, heads = plan.rows, g if ctx.copies else plan.model.heads
+    rows, heads = plan.rows, plan.model.heads
     kept = _kept(ctx)
     with b.registers(3) as (position, window, high), b.descriptors(5) as (q, weights, acc, out, scale):
         b.move(position, start)
@@ -241,12 +240,6 @@ def _keys(ctx: Context) -> Cached:
     """A part of K."""
     plan, fmt = ctx.plan, ctx.plan.profile.k
     part, dp, pool = plan.part_tokens, plan.kp, _unit_rows(ctx)
-    if ctx.copies:
-        return _copied(
-            ctx, ctx.dram("grid_k", fmt, (part, 1, dp), (dp, 0, 1), scales="grid_k_scales", step=_positions(ctx) * dp),
-            ctx.ring("kv_ring", fmt, kv_bytes(plan), (part, 1, dp), (dp, 0, 1), scales=True, entries=plan.kv_entries),
-            "kv_free", "kv_full",
-        )  # fmt: skip
     return Cached(
         ctx.dram("k_cache", fmt, (part, 1, dp), (dp, pool * dp, 1), scales="k_scales",
                  step=plan.units_local * pool * dp),
@@ -260,12 +253,6 @@ def _values_of(ctx: Context, ahead: int = 0) -> Cached:
     """A part of V; of a latent the first columns of K."""
     plan, fmt = ctx.plan, ctx.plan.profile.v
     part, dp, pool = plan.part_tokens, plan.dp, _unit_rows(ctx)
-    if ctx.copies:
-        return _copied(
-            ctx, ctx.dram("grid_v", fmt, (part, 1, dp), (dp, 0, 1), step=_positions(ctx) * dp),
-            ctx.ring("kv_ring", fmt, kv_bytes(plan), (part, 1, dp), (dp, 0, 1), entries=plan.kv_entries),
-            "", "kv_full", ahead,
-        )  # fmt: skip
     name, pitch = ("v", dp) if plan.model.latent is None else ("k", plan.kp)
     return Cached(
         ctx.dram(f"{name}_cache", fmt, (part, 1, dp), (pitch, pool * pitch, 1), step=plan.units_local * pool * pitch),
@@ -274,18 +261,6 @@ def _values_of(ctx: Context, ahead: int = 0) -> Cached:
                  entries=plan.kv_entries),
         ctx.r_kv, part, "" if plan.whole_chunks else "kv_free", "kv_full", ahead,
     )  # fmt: skip
-
-
-def _positions(ctx: Context) -> int:
-    """Positions of the copies of a layer's keys and values."""
-    return padded(ctx.plan.options.context, CHUNK_TOKENS)
-
-
-def _copied(
-    ctx: Context, region: Descriptor, ring: Descriptor, wait: str, post: str, ahead: int = 0
-) -> Cached:  # fmt: skip
-    """What attention loads of copies that lie position by position."""
-    return Cached(region, region, ring, ctx.r_kv, CHUNK_TOKENS, wait, post, ahead)
 
 
 def _scale_ring(ctx: Context, ext: tuple[int, int, int], stride: tuple[int, int, int]) -> Descriptor:
@@ -305,11 +280,6 @@ def _scales_of(ctx: Context) -> Cached:
     has read the scales."""
     pool = _unit_rows(ctx)
     whole = ctx.plan.whole_chunks
-    if ctx.copies:
-        return _copied(
-            ctx, ctx.dram("grid_vscale", "E8M0", (CHUNK_TOKENS, 1, 1), (1, 0, 0), step=_positions(ctx)),
-            _scale_ring(ctx, (CHUNK_TOKENS, 1, 1), (1, 0, 0)), "kv_free", "load_full", 1,
-        )  # fmt: skip
     return Cached(
         ctx.dram("v_scales", "E8M0", (CHUNK_TOKENS, 1, 1), (1, pool, 0), step=ctx.plan.units_local * pool),
         _fresh(ctx, "vscale", "E8M0", 1),
@@ -330,10 +300,6 @@ def _load(ctx: Context, tile: Tile, *what: Cached, position: int, start: int, to
         b.alu_r(AluFn.SUB, count, position, start)
         b.alu_r(AluFn.SUB, count, total, count)
         b.alu(AluFn.MIN, count, count, what[0].length)
-        if ctx.copies:
-            for cached in what:
-                _load_copy(ctx, cached, position, count)
-            return
         b.alu_r(AluFn.MAX, old, position, tile.segment.position)
         b.alu_r(AluFn.SUB, old, old, position)
         b.alu_r(AluFn.MIN, old, old, count)
@@ -351,19 +317,6 @@ def _load(ctx: Context, tile: Tile, *what: Cached, position: int, start: int, to
         for cached in what:
             _load_fresh(ctx, tile, cached, position, old, count)
         b.place(done)
-
-
-def _load_copy(ctx: Context, cached: Cached, position: int, count: int) -> None:
-    """Load R[count] tokens from R[position] on of a copy, and zeros behind them."""
-    b = ctx.b
-    with b.descriptors(2) as (a, d):
-        b.load(a, cached.region)
-        b.advance_r(a, 0, position)
-        b.advance_r(a, 3, ctx.r_layer)
-        b.extent_r(a, 0, count)
-        ctx.load_ring(d, cached.ring, cached.counter)
-        b.advance(d, 3, cached.ahead)
-        b.copy(Queue.L, d, a, wait=cached.wait, post=cached.post)
 
 
 def wait_for_rows(ctx: Context) -> None:

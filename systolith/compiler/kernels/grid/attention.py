@@ -1,6 +1,11 @@
 """Attention on the grid: a slice has all queries of a KV head for its rows, and all keys and values before them.
 
-Chunks come from this slice's copies of the prompt's keys and values; lanes and their tree are those of any step.
+Rule 7 of the numerics, as in any step, arranged for many rows: V has most to do, so that its passes decide. A chunk is
+two passes over the scores, fix with mask and maximum, then exp2 with sum, and one over the weighted values: that of a
+lane's first chunk is put where the tree over lanes wants it, merged with its sibling on the way where it has one. While
+V makes the maximum of the next chunk M makes the values of this one.
+
+Partials lie each in a bank of its own, M and l of those that wait apart from M and l of the chunk in hand.
 """
 
 from __future__ import annotations
@@ -9,28 +14,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from systolith.compiler.context import Cell, Counter
-from systolith.compiler.kernels.attention import attend_lanes
+from systolith.compiler.builder import Label
+from systolith.compiler.context import Cell, Constant, Counter
+from systolith.compiler.grid import KV_ENTRIES
 from systolith.compiler.kernels.grid.context import GridContext
-from systolith.compiler.kernels.partial import Partial
-from systolith.compiler.kernels.segment import Segment, Tile, Unit
+from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
-from systolith.isa.sequencer import AluFn
-from systolith.isa.vector import Func, Op1
+from systolith.isa.sequencer import AluFn, Cond
+from systolith.isa.vector import Func, Op1, Op2, Red
+from systolith.spec.limits import CHUNK_TOKENS
 
 __all__ = ["attention"]
 
+_CHUNK_BITS = CHUNK_TOKENS.bit_length() - 1
+
 
 @dataclass(frozen=True, slots=True)
-class _Whole(Unit):
-    """The one unit of a slice: all lanes of its head."""
+class _Tile:
+    """Registers of a tile of query tokens: position of its first, its row among the slice's, lanes that hold a chunk,
+    chunks of the tile that have begun."""
 
-    @contextmanager
-    def head(self) -> Iterator[int]:
-        """A register with 0: the queries in the scratchpad are those of the head."""
-        with self.ctx.b.registers(1) as (r,):
-            self.ctx.b.set(r, 0)
-            yield r
+    position: int
+    row: int
+    active: int
+    begun: int
 
 
 def attention(ctx: GridContext) -> None:
@@ -39,60 +46,386 @@ def attention(ctx: GridContext) -> None:
     b, grid, plan = ctx.b, ctx.grid, ctx.plan
     b.tensor_name = "attention"
     # Entries for keys and values are free; L has taken the tokens of all rounds before.
-    for _ in range(plan.kv_entries):
+    for _ in range(KV_ENTRIES):
         b.sync(Queue.M, post="kv_free")
     b.sync(Queue.L, wait="arrived")
-    with b.registers(6) as (packed, position, first, tokens, chunk, zero):
-        b.set(zero, 0)
-        b.set(chunk, 0)
+    with b.registers(4) as (position, row, active, begun):
         b.alu(AluFn.MUL, position, ctx.r_member, grid.tokens)
-        with ctx.reading(Cell.GRID_FIRST) as start:
-            b.alu_r(AluFn.ADD, position, position, start)
+        with ctx.reading(Cell.GRID_FIRST) as first:
+            b.alu_r(AluFn.ADD, position, position, first)
+        b.set(row, 0)
         with ctx.reading(Cell.GRID_CHUNKS) as chunks:
             place = b.open_loop(chunks)
-        if True:
-            b.alu(AluFn.MUL, packed, chunk, grid.tokens)
-            b.alu(AluFn.SHL, packed, packed, 10)
-            with b.registers(1) as (count,):
-                b.set(count, grid.tokens << 20)
-                b.alu_r(AluFn.OR, packed, packed, count)
-            segment = Segment(ctx, packed, position)
-            b.set(first, 0)
-            b.set(tokens, plan.tile_tokens)
-            with b.loop(grid.tokens // plan.tile_tokens):
-                _attend(ctx, Tile(segment, _Whole(ctx, zero, zero), first, tokens))
-                b.alu(AluFn.ADD, first, first, plan.tile_tokens)
-            b.alu(AluFn.ADD, position, position, 256)
-            b.alu(AluFn.ADD, chunk, chunk, 1)
+        with b.loop(grid.tokens // plan.tile_tokens):
+            _attend(ctx, _Tile(position, row, active, begun))
+            b.alu(AluFn.ADD, row, row, plan.tile_tokens)
+            b.alu(AluFn.ADD, position, position, plan.tile_tokens)
+        b.alu(AluFn.ADD, position, position, CHUNK_TOKENS - grid.tokens)
         b.close_loop(place)
-    for _ in range(plan.kv_entries):
+    for _ in range(KV_ENTRIES):
         b.sync(Queue.L, wait="kv_free")
     b.sync(Queue.V, wait="stage_free", post="stage_full")
     ctx.arrive_at_rows("arrived", Counter.OPERAND_ATTENTION, wait="stage_full", post="stage_free")
     b.tensor_name = ""
 
 
-def _attend(ctx: GridContext, tile: Tile) -> None:
-    """One tile of query tokens: its lanes merged, divided by l, quantised, sent to the parts of the operand of o."""
+def _attend(ctx: GridContext, tile: _Tile) -> None:
+    """One tile: the chunks of lane 0, then of lane 1, ..., the next one begun before the one in hand is ended."""
+    b, lanes = ctx.b, ctx.plan.profile_lanes
+    again, ended, finish = (ctx.label() for _ in range(3))
+    b.alu(AluFn.SHR, tile.active, tile.position, _CHUNK_BITS)
+    b.alu(AluFn.ADD, tile.active, tile.active, 1)
+    b.alu(AluFn.MIN, tile.active, tile.active, lanes)
+    b.set(tile.begun, 0)
+    with b.registers(4) as (lane, start, next_lane, next_start):
+        b.set(next_lane, 0)
+        b.set(next_start, 0)
+        _begin(ctx, tile, next_start)
+        b.place(again)
+        _probabilities(ctx, tile)
+        b.move(lane, next_lane)
+        b.move(start, next_start)
+        # The next chunk: of this lane, or of the next one.
+        same = ctx.label()
+        with b.registers(1) as (step,):
+            b.set(step, lanes << _CHUNK_BITS)
+            b.alu_r(AluFn.ADD, next_start, start, step)
+        b.branch_r(same, Cond.GE, tile.position, next_start)
+        b.alu(AluFn.ADD, next_lane, lane, 1)
+        b.alu(AluFn.SHL, next_start, next_lane, _CHUNK_BITS)
+        b.branch_r(ended, Cond.EQ, next_lane, tile.active)
+        b.place(same)
+        _begin(ctx, tile, next_start)
+        b.place(ended)
+        _values(ctx, tile, next_lane)
+        _take(ctx, tile, lane, start, next_lane)
+        b.branch_r(finish, Cond.EQ, next_lane, tile.active)
+        b.branch(again)
+        b.place(finish)
+    _finish(ctx, tile)
+
+
+# ---- one chunk -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _there(ctx: GridContext, tile: _Tile, start: int) -> Iterator[int]:
+    """A register: tokens of the chunk at R[start] up to the tile's last one."""
+    b = ctx.b
+    with b.registers(1) as (total,):
+        b.alu(AluFn.ADD, total, tile.position, ctx.plan.tile_tokens)
+        b.alu_r(AluFn.SUB, total, total, start)
+        b.alu(AluFn.MIN, total, total, CHUNK_TOKENS)
+        yield total
+
+
+def _queries(ctx: GridContext, width: int, stride: int, buffer: str, fmt: str, *, scaled: bool = False) -> Descriptor:
+    """A work buffer [tokens, G, width] of the tile, rows `stride` elements apart."""
+    g, tokens = ctx.plan.group_queries, ctx.plan.tile_tokens
+    return ctx.spad(buffer, fmt, (tokens, g, width), (g * stride, stride, 1),
+                    scales=tokens * g * stride if scaled else None)  # fmt: skip
+
+
+def _begin(ctx: GridContext, tile: _Tile, start: int) -> None:
+    """Load keys, values and their scales of the chunk at R[start]; scores = fix(q k^T * c), masked, and the largest of
+    each row."""
+    b, plan = ctx.b, ctx.plan
+    g, dp, tokens, rows, fmt = plan.group_queries, plan.dp, plan.tile_tokens, ctx.rows, plan.profile.k
+    step = ctx.grid.positions
+    with _there(ctx, tile, start) as total, b.descriptors(2) as (d, a):
+        for region, view, ring, wait, post in (
+            (ctx.dram("grid_k", fmt, (CHUNK_TOKENS, 1, dp), (dp, 0, 1), scales="grid_k_scales", step=step * dp),
+             _entry(ctx, fmt, scales=True), 0, "kv_free", "kv_full"),
+            (ctx.dram("grid_vscale", "E8M0", (CHUNK_TOKENS, 1, 1), (1, 0, 0), step=step),
+             _value_scales(ctx, (CHUNK_TOKENS, 1, 1), (1, 0, 0)), 1, "kv_free", "load_full"),
+            (ctx.dram("grid_v", plan.profile.v, (CHUNK_TOKENS, 1, dp), (dp, 0, 1), step=step * dp),
+             _entry(ctx, plan.profile.v), 1, "", "kv_full"),
+        ):  # fmt: skip
+            b.load(a, region)
+            b.advance_r(a, 0, start)
+            b.advance_r(a, 3, ctx.r_layer)
+            b.extent_r(a, 0, total)
+            ctx.load_ring(d, view, ctx.r_kv)
+            b.advance(d, 3, ring)
+            b.copy(Queue.L, d, a, wait=wait, post=post)
+    with b.pair() as d, b.descriptors(3) as (q, keys, acc):
+        view = ctx.spad("q", fmt, (tokens, g, dp), (dp, rows * dp, 1), scales=g * rows * dp)
+        b.load(q, view)
+        b.advance_r(q, 0, tile.row)
+        ctx.load_ring(keys, _entry(ctx, fmt, scales=True), ctx.r_kv)
+        ctx.load_ring(acc, ctx.acc(tokens, CHUNK_TOKENS, group=g), ctx.r_acc)
+        ctx.bump(ctx.r_acc)
+        alone = ctx.label()
+        b.branch(alone, Cond.EQ, tile.begun, 0)
+        b.sync(Queue.M, wait="kv_full")  # the values of the chunk in hand, which came before these keys
+        b.place(alone)
+        b.matmul(acc, q, keys, zero=1, wait="kv_full acc_free", post="acc_full")
+        b.load(d, _queries(ctx, CHUNK_TOKENS, CHUNK_TOKENS, "scores", "INT32"))
+        _row_values(ctx, d + 1, tile, "m", ahead=0)
+        with b.descriptors(1) as (scale,), b.registers(1) as (high,):
+            b.load(scale, ctx.constant(Constant.SCORE_SCALE))
+            b.alu(AluFn.ADD, high, tile.position, 1)
+            b.vec_masked(d, acc, scale, op1=Op1.MUL, red=Red.CEILMAX, j0=start, window=0, high=high, group=g,
+                         wait="acc_full", post="acc_free")  # fmt: skip
+    b.alu(AluFn.ADD, tile.begun, tile.begun, 1)
+
+
+def _entry(ctx: GridContext, fmt: str, *, scales: bool = False) -> Descriptor:
+    """An entry of the ring of keys and values: [256, 1, dp]; a chunk takes two."""
+    dp = ctx.plan.dp
+    ring = ctx.ring_of("kv_ring", fmt, CHUNK_TOKENS * dp, KV_ENTRIES, (CHUNK_TOKENS, 1, dp), (dp, 0, 1))
+    return ring if scales else ctx.plain(ring)
+
+
+def _value_scales(ctx: GridContext, ext: tuple[int, int, int], stride: tuple[int, int, int]) -> Descriptor:
+    return ctx.words("vscale_ring", "E8M0", CHUNK_TOKENS, ext, stride, entries=KV_ENTRIES)
+
+
+def _row_values(ctx: GridContext, d: int, tile: _Tile, name: str, *, ahead: int, flat: bool = False) -> None:
+    """D[d] = M ("m") or l ("l") of a chunk's rows, [tokens, G, 1] or all in one row. ahead: 0, of the chunk that begins
+    now; 1, of the one that has begun last; 2, of the one before it. M has two entries, which take turns."""
+    b, g, tokens = ctx.b, ctx.plan.group_queries, ctx.plan.tile_tokens
+    n = tokens * g
+    ext, stride = ((1, 1, n), (0, 0, 1)) if flat else ((tokens, g, 1), (g, 1, 0))
+    if name == "l":
+        b.load(d, ctx.spad("chunk_rows", "FP32", ext, stride, offset=4 * 2 * n))
+        return
+    b.load(d, ctx.spad("chunk_rows", "INT32", ext, stride, step=n, wrap=2 * n))
+    b.advance_r(d, 3, tile.begun)
+    if ahead % 2:
+        b.advance(d, 3, 1)
+
+
+def _probabilities(ctx: GridContext, tile: _Tile) -> None:
+    """P = quantise(exp2fx(F - M) * 2^sv) of the chunk that has begun last; l, the tree over its positions."""
+    b, plan = ctx.b, ctx.plan
+    with b.pair() as d, b.descriptors(3) as (scores, maxima, scales):
+        b.load(scores, _queries(ctx, CHUNK_TOKENS, CHUNK_TOKENS, "scores", "INT32"))
+        _row_values(ctx, maxima, tile, "m", ahead=1)
+        b.load(d, _queries(ctx, CHUNK_TOKENS, CHUNK_TOKENS, "p", plan.profile.p, scaled=True))
+        _row_values(ctx, d + 1, tile, "l", ahead=1)
+        ctx.load_ring(scales, _value_scales(ctx, (1, 1, CHUNK_TOKENS), (0, 0, 1)), ctx.r_kv)
+        b.advance(scales, 3, 1)
+        b.vec(d, scores, maxima, scales, op1=Op1.EXP2, op2=Op2.MULM, red=Red.SUM, wait="load_full p_free",
+              post="p_full")  # fmt: skip
+    ctx.bump(ctx.r_kv, 2)
+
+
+def _values(ctx: GridContext, tile: _Tile, next_lane: int) -> None:
+    """Sums [tokens, G, dp] = P times V, for the chunk whose probabilities were made last. Keys and values of a chunk are
+    given back together."""
+    b, plan = ctx.b, ctx.plan
+    newer = ctx.label()
+    b.branch_r(newer, Cond.NE, next_lane, tile.active)
+    b.sync(Queue.M, wait="kv_full")
+    b.place(newer)
+    with b.descriptors(3) as (p, values, acc):
+        b.load(p, _queries(ctx, CHUNK_TOKENS, CHUNK_TOKENS, "p", plan.profile.p, scaled=True))
+        ctx.load_ring(values, _entry(ctx, plan.profile.v), ctx.r_kv)
+        b.advance(values, 3, -1)
+        ctx.load_ring(acc, ctx.acc(plan.tile_tokens, plan.dp, group=plan.group_queries), ctx.r_acc)
+        ctx.bump(ctx.r_acc)
+        b.matmul(acc, p, values, zero=1, by_rows=True, wait="p_full acc_free", post="kv_free acc_full p_free")
+    b.sync(Queue.M, post="kv_free")
+
+
+# ---- partials ------------------------------------------------------------------------------------------------------
+
+
+def _slots(ctx: GridContext) -> int:
+    """Partials that are kept: one for each level of the tree over lanes, and one that is being made."""
+    return ctx.plan.merge_levels + 2
+
+
+def _kept(ctx: GridContext, d: int, slot: int, name: str, *, flat: bool = False, by: int = 0) -> None:
+    """D[d] = "o" [tokens, G, d], "m" or "l" [tokens, G, 1] (or all in one row) of a kept partial; by: register of a
+    number of slots beyond."""
+    b, plan = ctx.b, ctx.plan
+    g, tokens, dp = plan.group_queries, plan.tile_tokens, plan.dp
+    n = g * tokens
+    if name == "o":
+        pitch = ctx.grid.partial_pitch // 4
+        view = ctx.spad("partials", "FP32", (tokens, g, plan.model.head_dim), (g * dp, dp, 1), step=pitch)
+    else:
+        ext, stride = ((1, 1, n), (0, 0, 1)) if flat else ((tokens, g, 1), (g, 1, 0))
+        offset = 0 if name == "m" else 4 * n * _slots(ctx)
+        view = ctx.spad("partial_rows", "INT32" if name == "m" else "FP32", ext, stride, offset=offset, step=n)
+    b.load(d, view.advance(3, slot))
+    if by:
+        b.advance_r(d, 3, by)
+
+
+def _take(ctx: GridContext, tile: _Tile, lane: int, start: int, next_lane: int) -> None:
+    """What the chunk in hand gives goes on: merged with the lane's chunks before it, and when it is the lane's last one
+    up the tree. It reads the accumulator, and its M and l before the next chunk's l is made."""
+    b = ctx.b
+    with b.registers(1) as (newer,):
+        _newer(ctx, newer, next_lane, tile)
+        _route(ctx, tile, lane, start, next_lane, newer)
+
+
+def _route(ctx: GridContext, tile: _Tile, lane: int, start: int, next_lane: int, newer: int) -> None:
+    """Where the chunk in hand goes, by whether others of its lane were before it and come behind it."""
+    b, making = ctx.b, ctx.plan.merge_levels + 1
+    done, others, last = (ctx.label() for _ in range(3))
+    first = ctx.label()
+    with b.registers(1) as (lanes,):
+        b.set(lanes, ctx.plan.profile_lanes << _CHUNK_BITS)
+        b.branch_r(first, Cond.LT, start, lanes)
+    # A later chunk of the lane: into the partial that is being made.
+    _merge(ctx, tile, making, making, None, newer)
+    b.branch_r(done, Cond.EQ, next_lane, lane)
+    b.branch(last)
+    b.place(first)
+    b.branch_r(others, Cond.EQ, next_lane, lane)
+    # The only one of its lane: straight up the tree.
+    _climb(ctx, tile, lane, None, newer, done)
+    b.place(others)
+    _put_down(ctx, tile, making, None, newer)
+    b.branch(done)
+    b.place(last)
+    _climb(ctx, tile, lane, making, newer, done)
+    b.place(done)
+
+
+def _newer(ctx: GridContext, newer: int, next_lane: int, tile: _Tile) -> None:
+    """R[newer] = 1 where a chunk has begun behind the one in hand, else 0: where its M lies hangs on it."""
+    b = ctx.b
+    none = ctx.label()
+    b.set(newer, 0)
+    b.branch_r(none, Cond.EQ, next_lane, tile.active)
+    b.set(newer, 1)
+    b.place(none)
+
+
+def _climb(ctx: GridContext, tile: _Tile, lane: int, source: int | None, newer: int, done: Label) -> None:
+    """Merge a lane's partial with its siblings as far as they wait; put it where the next one will find it.
+
+    source : slot, or None for the chunk in hand. Lane n meets those that wait in the levels of its lowest ones.
+    """
+    b, levels = ctx.b, ctx.plan.merge_levels
+    making, at = levels + 1, source
+    with b.registers(1) as (bit,):
+        for level in range(levels + 1):
+            if level < levels:
+                up = ctx.label()
+                b.alu(AluFn.SHR, bit, lane, level)
+                b.alu(AluFn.AND, bit, bit, 1)
+                b.branch(up, Cond.NE, bit, 0)
+            _put_down(ctx, tile, level, at, newer)
+            b.branch(done)
+            if level < levels:
+                b.place(up)
+                _merge(ctx, tile, making, level, at, newer)
+                at = making
+
+
+def _put_down(ctx: GridContext, tile: _Tile, slot: int, source: int | None, newer: int) -> None:
+    """Copy a partial, or the chunk in hand, to a slot."""
+    b = ctx.b
+    with b.descriptors(2) as (d, x):
+        _kept(ctx, d, slot, "o")
+        wait = _o_of(ctx, x, source)
+        b.vec(d, x, wait=wait, post="acc_free" if wait else "")
+        for name in ("l", "m"):
+            _kept(ctx, d, slot, name, flat=True)
+            _row_of(ctx, x, tile, name, source, newer, flat=True)
+            b.vec(d, x)
+
+
+def _merge(ctx: GridContext, tile: _Tile, out: int, left: int, right: int | None, newer: int) -> None:
+    """Slot `out` = slot `left` merged with slot `right`, or with the chunk in hand (rule 7)."""
+    b = ctx.b
+    with b.pair() as exponents, b.descriptors(3) as (d, x, y):
+        _kept(ctx, exponents, left, "m")
+        _row_of(ctx, exponents + 1, tile, "m", right, newer)
+        _kept(ctx, d, out, "o")
+        _kept(ctx, x, left, "o")
+        wait = _o_of(ctx, y, right)
+        b.vec(d, x, y, exponents, op1=Op1.SHIFTADD, wait=wait, post="acc_free" if wait else "")
+        _kept(ctx, exponents, left, "m", flat=True)
+        _row_of(ctx, exponents + 1, tile, "m", right, newer, flat=True)
+        _kept(ctx, d, out, "l", flat=True)
+        _kept(ctx, x, left, "l", flat=True)
+        _row_of(ctx, y, tile, "l", right, newer, flat=True)
+        b.vec(d, x, y, exponents, op1=Op1.SHIFTADD)
+        _kept(ctx, d, out, "m", flat=True)
+        b.vec(d, exponents, exponents + 1, op1=Op1.IMAX)
+
+
+def _o_of(ctx: GridContext, d: int, source: int | None) -> str:
+    """D[d] = o of a slot, or the sums of the chunk in hand; gives the semaphore that these wait for."""
+    if source is not None:
+        _kept(ctx, d, source, "o")
+        return ""
+    plan = ctx.plan
+    view = ctx.acc(plan.tile_tokens, plan.dp, group=plan.group_queries)
+    ctx.load_ring(d, view.with_ext(2, plan.model.head_dim), ctx.r_acc)
+    ctx.b.advance(d, 3, 1)
+    return "acc_full"
+
+
+def _row_of(ctx: GridContext, d: int, tile: _Tile, name: str, source: int | None, newer: int, *,
+            flat: bool = False) -> None:  # fmt: skip
+    """D[d] = M or l of a slot, or of the chunk in hand."""
+    if source is not None:
+        _kept(ctx, d, source, name, flat=flat)
+        return
+    _row_values(ctx, d, tile, name, ahead=1, flat=flat)
+    if name == "m":
+        ctx.b.advance_r(d, 3, newer)
+
+
+def _finish(ctx: GridContext, tile: _Tile) -> None:
+    """Merge what still waits, divide by l, quantise, send to the parts of the operand of o."""
     b, grid, plan = ctx.b, ctx.grid, ctx.plan
-    g, dp, w, rows = plan.group_queries, plan.dp, grid.width, ctx.rows
+    g, dp, w, rows, levels = plan.group_queries, plan.dp, grid.width, ctx.rows, plan.merge_levels
     fmt, tokens = plan.profile.activations, plan.tile_tokens
-    current = Partial(ctx, 0)
-    attend_lanes(ctx, tile, current)
-    with b.descriptors(4) as (a, inverse, stage, out):
-        current.load(ctx, a, "l")
-        b.load(inverse, ctx.spad("inverse", "FP32", (tokens, g, 1), (g, 1, 0)))
-        b.vec(inverse, a, func=Func.RCP)
-        current.load(ctx, a, "o")
-        ctx.load_ring(stage, ctx.stage(fmt, (tokens, g, dp), (g * dp, dp, 1), scales=True), ctx.r_stage)
-        b.vec(stage, a, inverse, op1=Op1.MUL, wait="stage_free", post="stage_full")
-        parts = g * dp // w
-        ctx.load_ring(stage, ctx.stage(fmt, (tokens, parts, w), (g * dp, w, 1), scales=True), ctx.r_stage)
-        b.load(out, ctx.dram("grid_attention", fmt, (tokens, parts, w), (w, rows * w, 1),
-                             scales="grid_attention_scales", step=parts * rows * w))  # fmt: skip
-        with tile.segment.row() as row:
-            b.advance_r(out, 0, row)
-        b.advance_r(out, 0, tile.first)
-        ctx.to_group(out)
-        ctx.put_to_rows(out, stage, wait="stage_full", post="stage_free")
+    making = levels + 1
+    with b.registers(2) as (place, bit):
+        # R[place]: the slot that holds all lanes up to the last; levels that wait are the ones of `active`.
+        b.set(place, making + 1)
+        for level in range(levels + 1):
+            none, first = ctx.label(), ctx.label()
+            b.alu(AluFn.SHR, bit, tile.active, level)
+            b.alu(AluFn.AND, bit, bit, 1)
+            b.branch(none, Cond.EQ, bit, 0)
+            b.branch(first, Cond.EQ, place, making + 1)
+            _merge_at(ctx, making, level, place)
+            b.set(place, making)
+            b.branch(none)
+            b.place(first)
+            b.set(place, level)
+            b.place(none)
+        with b.descriptors(4) as (a, inverse, stage, out):
+            _kept(ctx, a, 0, "l", flat=True, by=place)
+            b.load(inverse, ctx.spad("inverse", "FP32", (1, 1, tokens * g), (0, 0, 1)))
+            b.vec(inverse, a, func=Func.RCP)
+            b.load(inverse, ctx.spad("inverse", "FP32", (tokens, g, 1), (g, 1, 0)))
+            _kept(ctx, a, 0, "o", by=place)
+            ctx.load_ring(stage, ctx.stage(fmt, (tokens, g, dp), (g * dp, dp, 1), scales=True), ctx.r_stage)
+            b.vec(stage, a, inverse, op1=Op1.MUL, wait="stage_free", post="stage_full")
+            parts = g * dp // w
+            ctx.load_ring(stage, ctx.stage(fmt, (tokens, parts, w), (g * dp, w, 1), scales=True), ctx.r_stage)
+            b.load(out, ctx.dram("grid_attention", fmt, (tokens, parts, w), (w, rows * w, 1),
+                                 scales="grid_attention_scales", step=parts * rows * w))  # fmt: skip
+            b.advance_r(out, 0, tile.row)
+            ctx.to_group(out)
+            ctx.put_to_rows(out, stage, wait="stage_full", post="stage_free")
     ctx.bump(ctx.r_stage)
+
+
+def _merge_at(ctx: GridContext, out: int, left: int, place: int) -> None:
+    """Slot `out` = slot `left` merged with slot R[place]."""
+    b = ctx.b
+    with b.pair() as exponents, b.descriptors(3) as (d, x, y):
+        for name in ("o", "l"):
+            flat = name == "l"
+            _kept(ctx, exponents, left, "m", flat=flat)
+            _kept(ctx, exponents + 1, 0, "m", flat=flat, by=place)
+            _kept(ctx, d, out, name, flat=flat)
+            _kept(ctx, x, left, name, flat=flat)
+            _kept(ctx, y, 0, name, flat=flat, by=place)
+            b.vec(d, x, y, exponents, op1=Op1.SHIFTADD)
+        _kept(ctx, d, out, "m", flat=True)
+        b.vec(d, exponents, exponents + 1, op1=Op1.IMAX)

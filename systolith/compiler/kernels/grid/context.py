@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Self
 
 from systolith.compiler.builder import tensor
@@ -77,6 +78,10 @@ class GridContext(Context):
         """Describe a ring of quantised entries of `elements` each, whose scales are a buffer of their own."""
         return tensor(Space.SPAD, fmt, self.memory.spad[name], ext, stride, sbase=self.memory.spad[f"{name}_scales"],
                       step=elements, wrap=entries * elements, xe=xe)  # fmt: skip
+
+    def plain(self, ring: Descriptor) -> Descriptor:
+        """The same without scales."""
+        return replace(ring, scale=0, sbase=0)
 
     def stage(self, fmt: str, ext: tuple[int, int, int], stride: tuple[int, int, int], *, xe: int = 0,
               scales: bool = False) -> Descriptor:  # fmt: skip

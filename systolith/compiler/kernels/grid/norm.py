@@ -1,6 +1,6 @@
 """Norms on the grid: a product's columns of the residual stream as operand of the next norm, and the factor r.
 
-A slice sums its blocks' squares over a product's columns, an aligned subtree of rule 5, and sends one sum of each.
+A slice sums the squares of a product's columns, an aligned subtree of the tree over all, and sends one sum of each row.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ from systolith.compiler.kernels.grid.context import GridContext
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.vector import Func, Op1, Op2, Red
-from systolith.spec.limits import BLOCK
 
 __all__ = ["load_gains", "load_residual", "make_r", "residual", "send_product", "store_residual"]
 
 
-def residual(ctx: GridContext, *, blocks: bool = False) -> Descriptor:
-    """The columns of the residual stream in hand: [rows, 1, width], or [rows, width / 32, 32]."""
+def residual(ctx: GridContext) -> Descriptor:
+    """The columns of the residual stream in hand: [rows, 1, width]."""
     rows, w = ctx.rows, ctx.grid.width
-    ext, stride = ((rows, w // BLOCK, BLOCK), (w, BLOCK, 1)) if blocks else ((rows, 1, w), (w, 0, 1))
-    return ctx.spad("x", "FP32", ext, stride, xe=Cell.ROWS)
+    return ctx.spad("x", "FP32", (rows, 1, w), (w, 0, 1), xe=Cell.ROWS)
 
 
 def _stored(ctx: GridContext, product: int) -> Descriptor:
@@ -63,20 +61,15 @@ def send_product(ctx: GridContext, which: str, product: int, half: int) -> None:
     x * g, and one sum of squares. The last one arrives."""
     b, grid, rows = ctx.b, ctx.grid, ctx.rows
     w, shard, hidden = grid.width, grid.shard, ctx.hidden
-    fmt, n = ctx.plan.profile.activations, w // BLOCK
+    fmt = ctx.plan.profile.activations
     last = product == shard // w - 1
     counter = Counter.SUMS_A if which == "a" else Counter.SUMS_B
     with b.pair() as d, b.descriptors(3) as (x, g, out):
-        b.load(x, residual(ctx, blocks=True))
-        b.load(g, ctx.spad("g", "FP32", (rows, n, BLOCK), (0, BLOCK, 1), offset=4 * (half * shard + product * w)))
-        ctx.load_ring(d, ctx.stage(fmt, (rows, n, BLOCK), (w, BLOCK, 1), scales=True), ctx.r_stage)
-        sums = ctx.words("stage_sums", "FP32", rows * n, (rows, n, 1), (n, 1, 0))
-        ctx.load_ring(d + 1, sums, ctx.r_stage)
-        b.vec(d, x, g, op1=Op1.MUL, red=Red.SUMSQ, wait="stage_free")
-        ctx.load_ring(x, ctx.words("stage_sums", "FP32", rows * n, (rows, 1, n), (n, 0, 1), xe=Cell.ROWS), ctx.r_stage)
-        total = ctx.words("stage_total", "FP32", rows, (rows, 1, 1), (1, 0, 0))
-        ctx.load_ring(SCRATCH, total, ctx.r_stage)
-        b.vec(0, x, red=Red.SUM, post="stage_full")
+        b.load(x, residual(ctx))
+        b.load(g, ctx.spad("g", "FP32", (rows, 1, w), (0, 0, 1), offset=4 * (half * shard + product * w)))
+        ctx.load_ring(d, ctx.stage(fmt, (rows, 1, w), (w, 0, 1), scales=True), ctx.r_stage)
+        ctx.load_ring(d + 1, ctx.words("stage_total", "FP32", rows, (rows, 1, 1), (1, 0, 0)), ctx.r_stage)
+        b.vec(d, x, g, op1=Op1.MUL, red=Red.SUMSQ, wait="stage_free", post="stage_full")
         ctx.load_ring(x, ctx.stage(fmt, (rows, 1, w), (w, 0, 1), scales=True, xe=Cell.ROWS), ctx.r_stage)
         codes = ctx.spad(which, fmt, (rows, 1, w), (hidden, 0, 1), scales=rows * hidden, step=shard, xe=Cell.ROWS)
         b.load(out, codes.advance(2, product * w))

@@ -21,7 +21,6 @@ def write_grid(base: Context, grid: Grid, memory: Memory) -> None:
     """Write the loop of all steps on the grid; it is passed over where there are none."""
     ctx = GridContext.of(base, grid, memory)
     b = ctx.b
-    ctx.copies = True
     again, done = ctx.label(), ctx.label()
     b.tensor_name = "grid"
     b.alu(AluFn.AND, ctx.r_member, RANK_REGISTER, grid.members - 1)
