@@ -106,7 +106,8 @@ def compile_graph(
         constants=tuple(b.constants),
         sem_init=tuple(counts + [0] * (SEMAPHORES - len(counts))),
         requires=Requires(
-            slices=chip.slices, dram_bytes=memory.dram_bytes, spad_bytes=max(memory.spad_bytes, body.spad_bytes if body is not None else 0),
+            slices=chip.slices, dram_bytes=memory.dram_bytes,
+            spad_bytes=max(memory.spad_bytes, body.spad_bytes if body is not None else 0),
             slot_bytes=_slot_bytes(plan), acc_bytes=8 * plan.acc_half_words, pairs=_pairs(plan),
         ),
         lines=tuple(b.lines),

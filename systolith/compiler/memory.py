@@ -20,7 +20,8 @@ from systolith.spec.errors import CapacityError
 from systolith.spec.limits import BLOCK, CHUNK_TOKENS
 
 __all__ = [
-    "ALIGN", "CONST_WORDS", "HEADER_WORDS", "MAIL_ENTRIES", "OWNER_CELLS", "PARAM_WORDS", "RANK_WORDS", "STATE_WORDS", "STOPS",
+    "ALIGN", "CONST_WORDS", "HEADER_WORDS", "MAIL_ENTRIES", "OWNER_CELLS", "PARAM_WORDS", "RANK_WORDS", "STATE_WORDS",
+    "STOPS",
     "Memory", "Phase", "Record", "blocks", "kv_bytes", "lay_out", "pack", "scratchpad", "sink_layers",
     "slot_pages",
 ]  # fmt: skip
@@ -350,9 +351,7 @@ def sink_layers(plan: Plan) -> int:
     return plan.model.layers if plan.model.sinks is not None else 1
 
 
-def pack(
-    buffers: list[Buffer], room: int, held: Sequence[tuple[int, int]] = ()
-) -> tuple[dict[str, int], int]:
+def pack(buffers: list[Buffer], room: int, held: Sequence[tuple[int, int]] = ()) -> tuple[dict[str, int], int]:
     """Place buffers, each at the lowest address free of all it shares a phase with, in the order of several that packs
     best; stops at the first that fits in `room` bytes. held: (base, bytes) of what has its place already."""
     always = [b for b in buffers if len(b[2]) == len(ALL)]
@@ -399,7 +398,9 @@ def _place(buffers: list[Buffer], held: Sequence[tuple[int, int]] = ()) -> tuple
 
 
 def lay_out(plan: Plan, control: Sequence[tuple[str, int]] = ()) -> Memory:
-    """Give every buffer its address. control: more regions (name, bytes) that decide what the program does next. Raises CapacityError where scratchpad, slots or DRAM are too small."""
+    """Give every buffer its address. control: more regions (name, bytes) that decide what the program does next.
+
+    Raises CapacityError where scratchpad, slots or DRAM are too small."""
     memory = Memory(record=record_layout(plan))
     buffers = scratchpad(plan)
     memory.spad_sizes = {name: count for name, count, _ in buffers}

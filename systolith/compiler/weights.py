@@ -179,7 +179,8 @@ def _grid_images(grid: Grid, memory: Memory, checkpoint: Checkpoint) -> Iterator
     k, v dealt out by column groups, each slice's tile round by round."""
     plan, m = grid.plan, grid.plan.model
     gains = [checkpoint.tensor(ref.at(layer)) for layer in range(m.layers) for ref in m.layer_norms]
-    table = _padded_to(np.stack([*gains, checkpoint.tensor(m.final_norm.at(None))]), (2 * m.layers + 1, padded(m.hidden)))
+    gains.append(checkpoint.tensor(m.final_norm.at(None)))
+    table = _padded_to(np.stack(gains), (len(gains), padded(m.hidden)))
     fmt = FORMATS[plan.profile.embed]
     codes, scales = quantise(checkpoint.tensor(m.table.at(None)), fmt, pad=True)
     for rank in range(plan.slices):

@@ -135,8 +135,8 @@ def check_requests(requests: Sequence[Request], vocab: int, context: int) -> Non
 def on_grid(grid: Mapping[str, int] | None, requests: Sequence[Request]) -> tuple[tuple[GridStep, ...], list[int]]:
     """The steps on the grid of prompts, and how many tokens of each they do.
 
-    grid : the program's, or None. All but the last token, whose row makes logits, may be done there, in whole chunks: one
-    that the prompt fills in part too, if more than LEFT tokens are in it; what is behind the prompt is never seen.
+    grid : the program's, or None. All but the last token, whose row makes logits, may be done there, in whole chunks:
+    one that the prompt fills in part too, if more than LEFT tokens are in it; what is behind the prompt is never seen.
     """
     steps: list[GridStep] = []
     done = [0] * len(requests)

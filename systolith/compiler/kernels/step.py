@@ -46,12 +46,12 @@ from systolith.isa.sequencer import AluFn, Cond
 __all__ = ["write_program"]
 
 
-def write_program(ctx: Context, before: Callable[[], None] | None = None) -> None:
-    """Write the whole program. before: writes steps that come before all others."""
+def write_program(ctx: Context, steps_before: Callable[[], None] | None = None) -> None:
+    """Write the whole program. steps_before: writes steps that come before all others."""
     b, plan = ctx.b, ctx.plan
     _start(ctx)
-    if before is not None:
-        before()
+    if steps_before is not None:
+        steps_before()
     step, no_logits, end = (ctx.label() for _ in range(3))
     told = ctx.label() if plan.options.serve else end
     b.place(step)

@@ -212,8 +212,10 @@ def _probabilities(ctx: GridContext, tile: _Tile) -> None:
 
 
 def _values(ctx: GridContext, tile: _Tile, next_lane: int) -> None:
-    """Sums [tokens, G, dp] = P times V, for the chunk whose probabilities were made last. Keys and values of a chunk are
-    given back together."""
+    """Sums [tokens, G, dp] = P times V, for the chunk whose probabilities were made last.
+
+    Keys and values of a chunk are given back together.
+    """
     b, plan = ctx.b, ctx.plan
     newer = ctx.label()
     b.branch_r(newer, Cond.NE, next_lane, tile.active)

@@ -10,6 +10,7 @@ from systolith.compiler.grid import GridLinear
 from systolith.compiler.kernels.grid.attention import attention
 from systolith.compiler.kernels.grid.context import GridContext
 from systolith.compiler.kernels.grid.norm import (
+    await_store,
     load_gains,
     load_residual,
     make_r,
@@ -43,6 +44,7 @@ def layer(ctx: GridContext, rounds: Rounds) -> None:
 
     # q, k, v.
     make_r(ctx, "a")
+    await_store(ctx)
     b.sync(Queue.V, post="released")
     _position_tables(ctx)
     count = grid.qkv.columns // w
@@ -58,9 +60,10 @@ def layer(ctx: GridContext, rounds: Rounds) -> None:
 
     # gate and up, in turn.
     make_r(ctx, "b")
+    await_store(ctx)
     count = grid.gate.columns // w
     with b.registers(1) as (number,):
-        again, last = ctx.label(), ctx.label()
+        again, end = ctx.label(), ctx.label()
         b.set(number, 0)
         known()
         b.place(again)
@@ -73,11 +76,11 @@ def layer(ctx: GridContext, rounds: Rounds) -> None:
 
         gate, up = Product(grid.gate, 0, number), Product(grid.up, 0, number)
         rounds.product(gate, up, resident("b"), between=up_before)
-        b.branch(last, Cond.EQ, number, count - 1)
+        b.branch(end, Cond.EQ, number, count - 1)
         rounds.product(up, Product(grid.gate, 1, number), resident("b"), between=_later(_feed_gate, ctx))
         b.alu(AluFn.ADD, number, number, 1)
         b.branch(again)
-        b.place(last)
+        b.place(end)
         rounds.product(up, Product(grid.down), resident("b"), between=_later(_feed_gate, ctx))
         _feed_up(ctx, number, 0, last=True)
 
@@ -90,7 +93,7 @@ def _later(kernel: Callable[..., None], *args: object) -> Callable[[], None]:
 
 
 def sums(ctx: GridContext, *, start: int = 0, columns: int = 0) -> Descriptor:
-    """Columns of the last product but the one in hand: [rows, 1, columns]; of the accumulator half that r_acc has left."""
+    """Columns of the product before the one in hand, [rows, 1, columns]: of the accumulator half that r_acc left."""
     w = ctx.grid.width
     whole = ctx.acc(ctx.rows, w, xe=Cell.ROWS)
     return replace(whole, base=whole.base + 4 * start, ext=(ctx.rows, 1, columns or w))
@@ -103,7 +106,8 @@ def load_sums(ctx: GridContext, d: int, view: Descriptor) -> None:
 
 
 def _position_tables(ctx: GridContext) -> None:
-    """Load cosines and sines of the rows' positions, when V has made r: they lie where the norm's sums were."""
+    """Load cosines and sines of the rows' positions, when V has made r and S has stored the residual stream: they lie
+    where these were."""
     b, rows, half = ctx.b, ctx.rows, ctx.plan.model.turned // 2
     here = 4 * ctx.kind.rope * ctx.plan.options.context * half
     with b.descriptors(3) as (index, d, a):

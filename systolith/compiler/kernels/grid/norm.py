@@ -11,7 +11,7 @@ from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.vector import Func, Op1, Op2, Red
 
-__all__ = ["load_gains", "load_residual", "make_r", "residual", "send_product", "store_residual"]
+__all__ = ["await_store", "load_gains", "load_residual", "make_r", "residual", "send_product", "store_residual"]
 
 
 def residual(ctx: GridContext) -> Descriptor:
@@ -42,6 +42,14 @@ def store_residual(ctx: GridContext, product: int) -> None:
         b.load(a, residual(ctx))
         b.load(d, _stored(ctx, product))
         b.copy(Queue.S, d, a, wait="store_full", post="residual")
+
+
+def await_store(ctx: GridContext) -> None:
+    """Let L and V wait until the residual stream is stored: others may have its place."""
+    b = ctx.b
+    b.sync(Queue.L, wait="residual", post="load_full")
+    b.sync(Queue.S, post="residual")
+    b.sync(Queue.V, wait="load_full")
 
 
 def load_gains(ctx: GridContext, half: int, number: int, per_layer: int) -> None:

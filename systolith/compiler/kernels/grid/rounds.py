@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from systolith.compiler.context import Cell, Counter
 from systolith.compiler.grid import OPERAND, RECEIVE, SEND, GridLinear
@@ -71,8 +72,9 @@ class Rounds:
         self._send(0)
 
     def product(
-        self, this: Product, follows: Product, source: Descriptor | Streamed, *, opening: Callable[[], None] | None = None,
-        between: Callable[[], None] | None = None, after: int = 2, again: bool = False,
+        self, this: Product, follows: Product, source: Descriptor | Streamed, *,
+        opening: Callable[[], None] | None = None, between: Callable[[], None] | None = None, after: int = 2,
+        again: bool = False,
     ) -> None:  # fmt: skip
         """Multiply the operand by the product's rounds into the next accumulator half.
 
@@ -91,7 +93,7 @@ class Rounds:
         parts = {rounds - OPERAND, rounds - OPERAND + 1} if isinstance(source, Streamed) else set()
         cuts = sorted({0, 1, rounds - ahead, rounds - 1, rounds, pause, *(cut for cut in parts if cut > 0)})
         reads = this.linear
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             if start == rounds - ahead:
                 self._point_reads(follows, ahead)
                 reads = follows.linear
@@ -102,7 +104,8 @@ class Rounds:
                 between = None
                 b.tensor_name = this.linear.name
             if end - start == 1:
-                self._round(start, rounds, reads, source, None if start else opening, again, follows.next_layer and start == rounds - 1)
+                may_end = follows.next_layer and start == rounds - 1
+                self._round(start, rounds, reads, source, None if start else opening, again, may_end)
             else:
                 with b.loop(end - start):
                     self._round(start, rounds, reads, source, None, again, False)

@@ -6,7 +6,7 @@ from systolith.compiler.context import Cell, Constant, Context, Counter
 from systolith.compiler.grid import HEAD_WORDS, MAX_CHUNKS, Grid
 from systolith.compiler.kernels.grid.context import GridContext
 from systolith.compiler.kernels.grid.layer import layer
-from systolith.compiler.kernels.grid.norm import load_gains, residual, send_product, store_residual
+from systolith.compiler.kernels.grid.norm import await_store, load_gains, residual, send_product, store_residual
 from systolith.compiler.kernels.grid.rounds import Product, Rounds
 from systolith.compiler.memory import Memory
 from systolith.isa.instruction import Queue
@@ -63,8 +63,9 @@ def _step(ctx: GridContext) -> None:
     layer(ctx, rounds)
     b.branch(layers, Cond.NE, ctx.r_layer, plan.model.layers)
     rounds.close()
-    # The last operand is nobody's; all slices meet.
+    # The last operand is nobody's. When S too has done its last store all slices meet.
     b.sync(Queue.V, wait="partials")
+    await_store(ctx)
     for _ in range(ctx.kv_tokens):
         b.sync(Queue.M, post="kv_free")
     ctx.arrive(("arrived", Counter.LOGITS))

@@ -1,0 +1,85 @@
+"""A prefill on the grid of slices: its bits are those of the reference, its programs leave nothing open."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from reference.make_model import make_llama
+
+from systolith.compiler import Options
+from systolith.compiler.compile import plan_graph
+from systolith.compiler.grid import plan_grid
+from systolith.runtime.job import GridStep, Request, Sampling, layout, on_grid, write_job
+from systolith.sim.sanitizer import sanitize
+
+from .harness import Subject, chip, compiled, generate, same_bits
+
+PAGES = 64
+SHAPES: dict[str, dict[str, Any]] = {
+    "four row groups": {"kv_heads": 2, "heads": 4, "head_dim": 64, "layers": 2, "seed": 3},
+    "two row groups": {"kv_heads": 4, "heads": 4, "head_dim": 64, "layers": 1, "seed": 4, "tied": False},
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES.values(), ids=SHAPES)
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """A model whose matrices eight slices share evenly."""
+    path = make_llama(
+        tmp_path_factory.mktemp("models") / "grid", hidden=256, intermediate=256, vocab=500, context=2048,
+        **request.param,
+    )  # fmt: skip
+    return Subject.open(path)
+
+
+def _prompt(length: int) -> tuple[int, ...]:
+    return tuple((7 * i * i + 3 * i) % 500 for i in range(length))
+
+
+@pytest.mark.parametrize(
+    "table", [{}, {"lanes": 2, "weights": "E2M1", "activations": "E4M3"}], ids=["default", "two lanes"]
+)
+def test_bits_are_those_of_the_reference(subject: Subject, table: dict[str, Any]) -> None:
+    """Two prompts: one ends inside a chunk that the grid fills, one leaves a few tokens to other rows."""
+    profile = subject.profile(table)
+    prompts = (_prompt(700), _prompt(530)[9:])
+    ran = generate(subject, chip("grid8"), profile, prompts, 2, page_tokens=128)
+    if "lanes" in table and ran.compiled.plan.group * ran.compiled.plan.model.kv_heads < 8:
+        assert ran.compiled.grid is None  # two lanes give two slices of a head work, not four
+        return
+    assert ran.compiled.grid is not None
+    assert {step.slot for step in ran.plan.grid} == {0, 1}
+    for prompt, logits in zip(prompts, ran.logits, strict=True):
+        want = subject.expected(profile, prompt).logits
+        same_bits(logits[:1], want[-1:], f"prompt of {len(prompt)}")
+    alone = generate(subject, chip("grid8"), profile, prompts[:1], 2, page_tokens=128, grid=False)
+    assert alone.compiled.grid is None
+    assert alone.tokens[0] == ran.tokens[0]
+    same_bits(ran.logits[0], alone.logits[0], "rows after the prompt")
+
+
+def test_a_prefill_leaves_nothing_open(subject: Subject) -> None:
+    on = chip("grid8")
+    requests = [Request(_prompt(600), 2, Sampling(0.7, 10, 0.9, 5))]
+    program = compiled(subject, on, subject.profile({}), requests, page_tokens=128)
+    plan = layout(program.program, requests)
+    assert plan.grid
+    found = sanitize(on, program.program, lambda s: write_job(s, program.program, requests, plan))
+    assert [f for f in found if not f.warning] == []
+
+
+def test_what_the_grid_takes() -> None:
+    """Whole chunks of all but the last token; a chunk with few tokens is left."""
+    grid = {"chunks": 3}
+    lengths = (2, 200, 257, 289, 290, 2048, 2049)
+    steps, done = on_grid(grid, [Request((0,) * n) for n in lengths])
+    assert done == [0, 199, 256, 256, 289, 2047, 2048]
+    assert [s for s in steps if s.slot == 5] == [GridStep(5, 0, 3), GridStep(5, 3, 3), GridStep(5, 6, 2)]
+    assert on_grid(None, [Request((0,) * 900)]) == ((), [0])
+
+
+@pytest.mark.parametrize("options", [{"every_row": True}, {"dump": True}, {"serve": True}, {"page_tokens": 32}])
+def test_no_grid_where_it_does_not_serve(subject: Subject, options: dict[str, Any]) -> None:
+    base = {"context": 1024, "page_tokens": 128}
+    plan, _ = plan_graph(subject.checkpoint.graph, chip("grid8"), subject.profile({}), Options(**{**base, **options}))
+    assert plan_grid(plan) is None
