@@ -1,7 +1,7 @@
 """The plan of a prefill on a grid of slices: rows of a prompt one way, columns of the matrices the other.
 
 A decode step gives every slice its own columns and all rows; what then comes into a slice is all of the operand, and
-with many rows that binds (docs/decisions/0010-grid.md). On the grid slice (c, r) = rank c * R + r takes the rows of
+with many rows that binds (docs/decisions/0012-grid.md). On the grid slice (c, r) = rank c * R + r takes the rows of
 row group r and the columns that the R slices of column group c own together: an operand's rows travel in a row group
 (ranks r, r + R, ...), weights in a column group (ranks c * R and up), each slice sending on what lies in its memory.
 

@@ -26,9 +26,9 @@ from systolith.models.family import build_graph, load_config, packaged_configs
 from systolith.models.graph import ModelGraph
 from systolith.models.profile import Profile
 from systolith.runtime.bound import StepCost, prefill_cost, step_cost
-from systolith.runtime.job import Request, pack
+from systolith.runtime.job import Layout, Request, pack
 from systolith.runtime.manifest import manifest
-from systolith.runtime.scenario import decode_at, prefill_of, run_scenario
+from systolith.runtime.scenario import OnWindow, decode_at, prefill_of, run_scenario
 from systolith.spec.chip import Chip
 from systolith.spec.errors import ConfigError, ModelError
 
@@ -339,12 +339,15 @@ def first_token(compiled: Compiled, question: Question) -> First:
 
     All steps are timed where there are few. Of many, the first, the last and SAMPLES between, each right after the step
     before it; between two samples the time of a step is taken as linear in its number, which it is but for the stairs
-    of chunks of 256 tokens.
+    of chunks of 256 tokens. Of steps on the grid the first, the last and the last whole one are timed: those between
+    differ in the chunks that attention meets, by as many from one to the next.
     """
     window: list[tuple[int, Counter[str]]] = []
     note = _line_counter(compiled, window)
     scenario = prefill_of(compiled, [question.prompt])
     total = len(scenario.layout.steps)
+    if scenario.layout.grid:
+        return _first_on_grid(compiled, question, scenario.layout, note, window)
     if total <= WHOLE_PREFILL:
         timed = run_scenario(compiled, scenario, seed=question.seed, on_window=note)
         return First(timed.tokens[0], total, total, (timed.simulated, timed.skipped), _all_lines(window))
@@ -363,6 +366,24 @@ def first_token(compiled: Compiled, question: Question) -> First:
         (a, low), (b, high) = next((p, q) for p, q in pairwise(known) if p[0] <= step < q[0])
         cycles += low + Fraction((high - low) * (step - a), b - a)
     return First(round(cycles), len(chosen), total, (timed.simulated, timed.skipped), _all_lines(window))
+
+
+def _first_on_grid(
+    compiled: Compiled, question: Question, whole: Layout, note: OnWindow, window: list[tuple[int, Counter[str]]]
+) -> First:
+    """As `first_token`, for a prompt that is done on the grid but for its last rows."""
+    steps = whole.grid
+    last_whole = max(i for i, step in enumerate(steps) if step.chunks == steps[0].chunks)
+    chosen = sorted({0, last_whole, len(steps) - 1})
+    some = prefill_of(compiled, [question.prompt], grid=[steps[i] for i in chosen])
+    timed = run_scenario(compiled, some, seed=question.seed, on_window=note)
+    cycles = Fraction(timed.tokens[0])
+    if last_whole > 1:
+        first, last = timed.steps[0], timed.steps[1] - timed.steps[0]
+        cycles += sum(first + Fraction((last - first) * i, last_whole) for i in range(1, last_whole))
+    total = len(steps) + len(whole.steps)
+    layers = (len(chosen) + len(whole.steps)) * compiled.plan.model.layers
+    return First(round(cycles), len(chosen) + len(whole.steps), total, (layers, 0), _all_lines(window))
 
 
 def _all_lines(window: list[tuple[int, Counter[str]]]) -> Counter[str]:

@@ -16,13 +16,13 @@ from systolith.compiler import Compiled
 from systolith.compiler.builder import SEMAPHORE
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import Sync
-from systolith.runtime.job import Layout, Request, Step, on_grid, pack, write_job
+from systolith.runtime.job import GridStep, Layout, Request, Step, on_grid, pack, write_job
 from systolith.spec.errors import ConfigError, ProgramError
 
 if TYPE_CHECKING:
     from systolith.timing import TimingMachine, TimingResult, Waterfall
 
-__all__ = ["Scenario", "Timed", "decode_at", "prefill_of", "run_scenario"]
+__all__ = ["OnWindow", "Scenario", "Timed", "decode_at", "prefill_of", "run_scenario"]
 
 _ISSUES = 1 << 14
 """Issues asked for at once, of all slices together; 128 of each at least."""
@@ -75,17 +75,21 @@ def decode_at(context: int, batch: int = 1, *, steps: int = 1) -> Scenario:
     return Scenario(requests, Layout((), rows))
 
 
-def prefill_of(compiled: Compiled, lengths: Sequence[int], chosen: Sequence[int] | None = None) -> Scenario:
-    """The prefill of prompts, to their first tokens; `chosen`: only these of its steps, in order."""
+def prefill_of(
+    compiled: Compiled, lengths: Sequence[int], chosen: Sequence[int] | None = None,
+    grid: Sequence[GridStep] | None = None,
+) -> Scenario:  # fmt: skip
+    """The prefill of prompts, to their first tokens; `chosen`: only these of its steps, in order; `grid`: only these on
+    the grid."""
     requests = tuple(Request((0,) * length, 1) for length in lengths)
-    grid, done = on_grid(compiled.program.meta["grid"], requests)
+    all_on_grid, done = on_grid(compiled.program.meta["grid"], requests)
     steps = pack(requests, compiled.plan.rows, compiled.memory.record.max_segments, done=done)
     if chosen is not None:
         steps = tuple(steps[i] for i in chosen)
     decode = Step(
         rows=[(s, n) for s, n in enumerate(lengths)], outputs=[(s, s) for s in range(len(lengths))], decode=len(lengths)
     )
-    return Scenario(requests, Layout(steps, decode, grid))
+    return Scenario(requests, Layout(steps, decode, all_on_grid if grid is None else tuple(grid)))
 
 
 def _step_ends(compiled: Compiled) -> list[int]:
@@ -98,7 +102,7 @@ def _step_ends(compiled: Compiled) -> list[int]:
         and i.queue == Queue.V
         and i.posts == released
         and not i.waits
-        and compiled.program.line(pc).startswith("kernels/step.py")
+        and compiled.program.line(pc).startswith(("kernels/step.py", "kernels/grid/step.py"))
     ]
 
 

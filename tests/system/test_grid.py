@@ -10,7 +10,9 @@ from reference.make_model import make_llama
 from systolith.compiler import Options
 from systolith.compiler.compile import plan_graph
 from systolith.compiler.grid import plan_grid
+from systolith.runtime.estimate import Question, compile_for, first_token
 from systolith.runtime.job import GridStep, Request, Sampling, layout, on_grid, write_job
+from systolith.runtime.scenario import prefill_of, run_scenario
 from systolith.sim.sanitizer import sanitize
 
 from .harness import Subject, chip, compiled, generate, same_bits
@@ -83,3 +85,15 @@ def test_no_grid_where_it_does_not_serve(subject: Subject, options: dict[str, An
     base = {"context": 1024, "page_tokens": 128}
     plan, _ = plan_graph(subject.checkpoint.graph, chip("grid8"), subject.profile({}), Options(**{**base, **options}))
     assert plan_grid(plan) is None
+
+
+def test_a_long_prompt_is_timed_by_its_ends(subject: Subject) -> None:
+    """Steps between the first and the last whole one are interpolated; all of them together take about as long."""
+    question = Question(context=1600, page_tokens=128)
+    program = compile_for(subject.checkpoint.graph, chip("grid8"), subject.profile({}), question)
+    whole = prefill_of(program, [1600])
+    assert len(whole.layout.grid) > 3
+    found = first_token(program, question)
+    exact = run_scenario(program, whole).tokens[0]
+    assert found.timed < found.steps
+    assert abs(found.cycles - exact) <= exact / 100
