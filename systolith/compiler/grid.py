@@ -26,8 +26,8 @@ MAX_CHUNKS = 8
 """Most chunks of a step: each has a cell with its page and one with the slice that keeps it."""
 RECEIVE = 3
 """Rounds of weights that a slice has room for: one in use, one that may still be in use elsewhere, one that comes."""
-KV_ENTRIES = 4
-"""Entries of the ring of keys and values: two chunks."""
+KV_ENTRIES = 8
+"""Entries of the ring of keys and values: four chunks."""
 SEND = 5
 """Rounds of its own weights that a slice has read ahead of sending them."""
 OPERAND = 4
