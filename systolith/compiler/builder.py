@@ -146,6 +146,10 @@ class Builder:
             raise ProgramError("the kernels need more than 63 descriptors at once.")
         return self._descriptors.pop()
 
+    def release(self, r: int) -> None:
+        """Give a register back."""
+        self._registers.append(r)
+
     def release_descriptor(self, d: int) -> None:
         """Give a descriptor register back."""
         self._descriptors.append(d)

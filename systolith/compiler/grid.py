@@ -30,7 +30,7 @@ KV_ENTRIES = 8
 """Entries of the ring of keys and values: four chunks."""
 SEND = 5
 """Rounds of its own weights that a slice has read ahead of sending them."""
-OPERAND = 4
+OPERAND = 5
 """Parts of an operand in memory that are loaded ahead."""
 HEAD_WORDS = 8
 """Head of a grid step: rows of a slice, chunks, first position, first page entry, first lane, 0, 0, 0."""
@@ -85,6 +85,11 @@ class Grid:
     def chunks(self) -> int:
         """Most chunks of a step."""
         return self.plan.rows // self.tokens
+
+    @property
+    def piece(self) -> int:
+        """Columns of a product that V hands to C at a time."""
+        return max(BLOCK, self.width // 2)
 
     @property
     def ahead(self) -> int:
@@ -222,7 +227,7 @@ def grid_buffers(grid: Grid) -> list[tuple[str, int, tuple[Phase, ...]]]:
     ring("receive", RECEIVE, w * w, grid.format, ALL)
     ring("send", SEND, grid.own * w, grid.format, ALL)
     ring("operand", OPERAND, rows * w, p.activations, (O_, D_))
-    staged = max(rows * w, plan.tile_tokens * g * plan.dp)
+    staged = max(rows * grid.piece, rows * plan.dp, plan.tile_tokens * g * plan.dp)
     ring("stage", 2, staged, p.activations, ALL)
     ring("embedded", 1, rows * w, p.embed, (Phase.START,))
     table += [
@@ -235,8 +240,8 @@ def grid_buffers(grid: Grid) -> list[tuple[str, int, tuple[Phase, ...]]]:
         ("stage_vscale", 2 * padded(rows, 4), ALL),
         ("r", 4 * rows, ALL),
         ("g", 2 * 4 * grid.shard, ALL),
-        ("tb_a", 4 * rows * (hidden // w), (D_, Phase.START)),
-        ("tb_b", 4 * rows * (hidden // w), (O_,)),
+        ("tb_a", 4 * rows * (hidden // grid.piece), (D_, Phase.START)),
+        ("tb_b", 4 * rows * (hidden // grid.piece), (O_,)),
         ("x", 4 * rows * w, (O_, D_, Phase.START)),
         ("head_tile", 4 * rows * plan.dp, (Q,)),
         ("head_turned", 4 * rows * (m.head_dim // 2), (Q,)),
@@ -258,10 +263,10 @@ def attention_area(grid: Grid) -> tuple[dict[str, int], int]:
     places, at = {}, 0
     for name, size, apart in (
         ("partials", slots * grid.partial_pitch, True), ("scores", 4 * n * CHUNK_TOKENS, True),
-        ("p", blocks(n * CHUNK_TOKENS, p.p), True), ("partial_rows", 2 * 4 * n * slots, False),
+        ("p", blocks(2 * n * CHUNK_TOKENS, p.p), True), ("partial_rows", 2 * 4 * n * slots, False),
         ("inverse", 4 * n, False), ("kv_ring", _scaled(KV_ENTRIES * entry, p.k)[0], True),
         ("kv_ring_scales", KV_ENTRIES * entry // BLOCK, True), ("vscale_ring", KV_ENTRIES * CHUNK_TOKENS, False),
-        ("chunk_rows", 3 * 4 * n, True),
+        ("chunk_rows", 4 * 4 * n, True),
     ):  # fmt: skip
         at = padded(at, bank if apart else ALIGN)
         places[name] = at

@@ -2,8 +2,8 @@
 
 Rule 7 of the numerics, as in any step, arranged for many rows: V has most to do, so that its passes decide. A chunk is
 two passes over the scores, fix with mask and maximum, then exp2 with sum, and one over the weighted values: that of a
-lane's first chunk is put where the tree over lanes wants it, merged with its sibling on the way where it has one. While
-V makes the maximum of the next chunk M makes the values of this one.
+lane's first chunk is put where the tree over lanes wants it, merged with its sibling on the way where it has one. The
+next chunk is begun before the one in hand is ended, so that M has its scores to make while V makes probabilities.
 
 Partials lie each in a bank of its own, M and l of those that wait apart from M and l of the chunk in hand.
 """
@@ -48,6 +48,7 @@ def attention(ctx: GridContext) -> None:
     # Entries for keys and values are free; L has taken the tokens of all rounds before.
     for _ in range(KV_ENTRIES):
         b.sync(Queue.M, post="kv_free")
+    b.sync(Queue.M, post="p_free")  # there is room for two P here
     b.sync(Queue.L, wait="arrived")
     with b.registers(4) as (position, row, active, begun):
         b.alu(AluFn.MUL, position, ctx.r_member, grid.tokens)
@@ -64,6 +65,7 @@ def attention(ctx: GridContext) -> None:
         b.close_loop(place)
     for _ in range(KV_ENTRIES):
         b.sync(Queue.L, wait="kv_free")
+    b.sync(Queue.V, wait="p_free")
     b.sync(Queue.V, wait="stage_free", post="stage_full")
     ctx.arrive_at_rows("arrived", Counter.OPERAND_ATTENTION, wait="stage_full", post="stage_free")
     b.tensor_name = ""
@@ -81,8 +83,8 @@ def _attend(ctx: GridContext, tile: _Tile) -> None:
         b.set(next_lane, 0)
         b.set(next_start, 0)
         _begin(ctx, tile, next_start)
-        b.place(again)
         _probabilities(ctx, tile)
+        b.place(again)
         b.move(lane, next_lane)
         b.move(start, next_start)
         # The next chunk: of this lane, or of the next one.
@@ -96,9 +98,12 @@ def _attend(ctx: GridContext, tile: _Tile) -> None:
         b.branch_r(ended, Cond.EQ, next_lane, tile.active)
         b.place(same)
         _begin(ctx, tile, next_start)
+        _probabilities(ctx, tile)
         b.place(ended)
-        _values(ctx, tile, next_lane)
-        _take(ctx, tile, lane, start, next_lane)
+        with b.registers(1) as (newer,):
+            _newer(ctx, newer, next_lane, tile)
+            _values(ctx, tile, newer)
+            _take(ctx, tile, lane, start, next_lane, newer)
         b.branch_r(finish, Cond.EQ, next_lane, tile.active)
         b.branch(again)
         b.place(finish)
@@ -183,16 +188,14 @@ def _value_scales(ctx: GridContext, ext: tuple[int, int, int], stride: tuple[int
 
 def _row_values(ctx: GridContext, d: int, tile: _Tile, name: str, *, ahead: int, flat: bool = False) -> None:
     """D[d] = M ("m") or l ("l") of a chunk's rows, [tokens, G, 1] or all in one row. ahead: 0, of the chunk that begins
-    now; 1, of the one that has begun last; 2, of the one before it. M has two entries, which take turns."""
+    now; 1, of the one that has begun last. Both have two entries, which take turns."""
     b, g, tokens = ctx.b, ctx.plan.group_queries, ctx.plan.tile_tokens
     n = tokens * g
     ext, stride = ((1, 1, n), (0, 0, 1)) if flat else ((tokens, g, 1), (g, 1, 0))
-    if name == "l":
-        b.load(d, ctx.spad("chunk_rows", "FP32", ext, stride, offset=4 * 2 * n))
-        return
-    b.load(d, ctx.spad("chunk_rows", "INT32", ext, stride, step=n, wrap=2 * n))
+    fmt, offset = ("INT32", 0) if name == "m" else ("FP32", 4 * 2 * n)
+    b.load(d, ctx.spad("chunk_rows", fmt, ext, stride, offset=offset, step=n, wrap=2 * n))
     b.advance_r(d, 3, tile.begun)
-    if ahead % 2:
+    if ahead:
         b.advance(d, 3, 1)
 
 
@@ -202,7 +205,7 @@ def _probabilities(ctx: GridContext, tile: _Tile) -> None:
     with b.pair() as d, b.descriptors(3) as (scores, maxima, scales):
         b.load(scores, _queries(ctx, CHUNK_TOKENS, CHUNK_TOKENS, "scores", "INT32"))
         _row_values(ctx, maxima, tile, "m", ahead=1)
-        b.load(d, _queries(ctx, CHUNK_TOKENS, CHUNK_TOKENS, "p", plan.profile.p, scaled=True))
+        _probability_ring(ctx, d, tile)
         _row_values(ctx, d + 1, tile, "l", ahead=1)
         ctx.load_ring(scales, _value_scales(ctx, (1, 1, CHUNK_TOKENS), (0, 0, 1)), ctx.r_kv)
         b.advance(scales, 3, 1)
@@ -211,19 +214,32 @@ def _probabilities(ctx: GridContext, tile: _Tile) -> None:
     ctx.bump(ctx.r_kv, 2)
 
 
-def _values(ctx: GridContext, tile: _Tile, next_lane: int) -> None:
-    """Sums [tokens, G, dp] = P times V, for the chunk whose probabilities were made last.
+def _probability_ring(ctx: GridContext, d: int, tile: _Tile) -> None:
+    """D[d] = P of the chunk that has begun last; there are two, which take turns."""
+    plan = ctx.plan
+    g, n = plan.group_queries, plan.tile_tokens * plan.group_queries * CHUNK_TOKENS
+    view = ctx.spad("p", plan.profile.p, (plan.tile_tokens, g, CHUNK_TOKENS), (g * CHUNK_TOKENS, CHUNK_TOKENS, 1),
+                    scales=2 * n, step=n, wrap=2 * n)  # fmt: skip
+    ctx.load_ring(d, view, tile.begun)
+    ctx.b.advance(d, 3, 1)
+
+
+def _values(ctx: GridContext, tile: _Tile, newer: int) -> None:
+    """Sums [tokens, G, dp] = P times V, for the chunk in hand: the one begun last, or where R[newer] is 1 the one before.
 
     Keys and values of a chunk are given back together.
     """
     b, plan = ctx.b, ctx.plan
-    newer = ctx.label()
-    b.branch_r(newer, Cond.NE, next_lane, tile.active)
+    counted = ctx.label()
+    b.branch(counted, Cond.NE, newer, 0)
     b.sync(Queue.M, wait="kv_full")
-    b.place(newer)
-    with b.descriptors(3) as (p, values, acc):
-        b.load(p, _queries(ctx, CHUNK_TOKENS, CHUNK_TOKENS, "p", plan.profile.p, scaled=True))
-        ctx.load_ring(values, _entry(ctx, plan.profile.v), ctx.r_kv)
+    b.place(counted)
+    with b.descriptors(3) as (p, values, acc), b.registers(1) as (entry,):
+        _probability_ring(ctx, p, tile)
+        b.advance_r(p, 3, newer)
+        b.alu(AluFn.SHL, entry, newer, 1)
+        b.alu_r(AluFn.SUB, entry, ctx.r_kv, entry)
+        ctx.load_ring(values, _entry(ctx, plan.profile.v), entry)
         b.advance(values, 3, -1)
         ctx.load_ring(acc, ctx.acc(plan.tile_tokens, plan.dp, group=plan.group_queries), ctx.r_acc)
         ctx.bump(ctx.r_acc)
@@ -257,17 +273,9 @@ def _kept(ctx: GridContext, d: int, slot: int, name: str, *, flat: bool = False,
         b.advance_r(d, 3, by)
 
 
-def _take(ctx: GridContext, tile: _Tile, lane: int, start: int, next_lane: int) -> None:
+def _take(ctx: GridContext, tile: _Tile, lane: int, start: int, next_lane: int, newer: int) -> None:
     """What the chunk in hand gives goes on: merged with the lane's chunks before it, and when it is the lane's last one
-    up the tree. It reads the accumulator, and its M and l before the next chunk's l is made."""
-    b = ctx.b
-    with b.registers(1) as (newer,):
-        _newer(ctx, newer, next_lane, tile)
-        _route(ctx, tile, lane, start, next_lane, newer)
-
-
-def _route(ctx: GridContext, tile: _Tile, lane: int, start: int, next_lane: int, newer: int) -> None:
-    """Where the chunk in hand goes, by whether others of its lane were before it and come behind it."""
+    up the tree."""
     b, making = ctx.b, ctx.plan.merge_levels + 1
     done, others, last = (ctx.label() for _ in range(3))
     first = ctx.label()

@@ -19,6 +19,7 @@ from systolith.compiler.kernels.grid.norm import (
     store_residual,
 )
 from systolith.compiler.kernels.grid.rounds import Product, Rounds, Streamed
+from systolith.compiler.kernels.grid.spread import Spread
 from systolith.compiler.kernels.grid.turn import send_keys, send_values, turn_queries
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
@@ -39,8 +40,9 @@ def layer(ctx: GridContext, rounds: Rounds) -> None:
     def resident(which: str) -> Descriptor:
         return ctx.spad(which, p.activations, (rows, 1, hidden), (hidden, 0, 1), scales=rows * hidden, xe=Cell.ROWS)
 
-    def known() -> None:
+    def known() -> list[Spread]:
         b.sync(Queue.M, wait="p_full")
+        return []
 
     # q, k, v.
     make_r(ctx, "a")
@@ -68,28 +70,36 @@ def layer(ctx: GridContext, rounds: Rounds) -> None:
         known()
         b.place(again)
 
-        def up_before() -> None:
+        spread = rounds.can_spread(grid.gate)
+        late: list[Spread] = []
+
+        def up_before() -> list[Spread]:
             none = ctx.label()
             b.branch(none, Cond.EQ, number, 0)
-            _feed_up(ctx, number, -1)
+            left = _feed_up(ctx, number, -1, spread=spread)
             b.place(none)
+            late.extend(left[1:])
+            return left[:1]
 
         gate, up = Product(grid.gate, 0, number), Product(grid.up, 0, number)
-        rounds.product(gate, up, resident("b"), between=up_before)
+        rounds.product(gate, up, resident("b"), between=up_before, spreads=int(spread))
         b.branch(end, Cond.EQ, number, count - 1)
-        rounds.product(up, Product(grid.gate, 1, number), resident("b"), between=_later(_feed_gate, ctx))
+        feed_gate = _later(_feed_gate, ctx)
+        rounds.product(up, Product(grid.gate, 1, number), resident("b"), between=feed_gate, more=late)
         b.alu(AluFn.ADD, number, number, 1)
         b.branch(again)
         b.place(end)
-        rounds.product(up, Product(grid.down), resident("b"), between=_later(_feed_gate, ctx))
+        rounds.product(up, Product(grid.down), resident("b"), between=feed_gate, more=late)
+        for one in late:
+            one.close()
         _feed_up(ctx, number, 0, last=True)
 
     _project(ctx, rounds, grid.down, H, Product(grid.qkv, next_layer=True), "a")
     ctx.bump(ctx.r_layer)
 
 
-def _later(kernel: Callable[..., None], *args: object) -> Callable[[], None]:
-    return lambda: kernel(*args)
+def _later(kernel: Callable[..., list[Spread] | None], *args: object) -> Callable[[], list[Spread]]:
+    return lambda: kernel(*args) or []
 
 
 def sums(ctx: GridContext, *, start: int = 0, columns: int = 0) -> Descriptor:
@@ -146,27 +156,30 @@ def _project(
     """x = RNE(x + source times w) for all products, each sent on as operand `which` of the next norm."""
     half, count = int(which == "b"), linear.columns // ctx.grid.width
     load_gains(ctx, half, 1 if which == "b" else 2, 2)
+    spread = rounds.can_spread(linear)
     for product in range(count):
         last = product == count - 1
         rounds.product(
             Product(linear, product), follows if last else Product(linear, product + 1), source,
             opening=None if product else _later(rounds.open_parts, source), again=not last,
-            between=_later(_add, ctx, product - 1, which, half) if product else None,
+            between=_later(_add, ctx, product - 1, which, half, spread) if product else None,
+            spreads=ctx.grid.width // ctx.grid.piece if product and spread else 0, after=2, behind=12,
+            aside=_later(load_residual, ctx, product),
         )  # fmt: skip
-    _add(ctx, count - 1, which, half)
+    _add(ctx, count - 1, which, half, False)
 
 
-def _add(ctx: GridContext, product: int, which: str, half: int) -> None:
+def _add(ctx: GridContext, product: int, which: str, half: int, spread: bool) -> list[Spread]:
     b = ctx.b
     b.tensor_name = "o" if which == "b" else "down"
-    load_residual(ctx, product)
     with b.descriptors(2) as (x, s):
         b.load(x, residual(ctx))
         load_sums(ctx, s, sums(ctx))
         b.vec(x, s, x, op1=Op1.ADD, wait="acc_full load_full", post="acc_free")
-    send_product(ctx, which, product, half)
+    left = send_product(ctx, which, product, half, spread=spread)
     store_residual(ctx, product)
     b.tensor_name = ""
+    return left
 
 
 def _feed_gate(ctx: GridContext) -> None:
@@ -188,24 +201,36 @@ def _feed_gate(ctx: GridContext) -> None:
     b.tensor_name = ""
 
 
-def _feed_up(ctx: GridContext, number: int, by: int, *, last: bool = False) -> None:
-    """Send quantise(silu * u), u = sums * r, of product R[number] + by to the slices with the same rows."""
-    b, grid, rows, w = ctx.b, ctx.grid, ctx.rows, ctx.grid.width
+def _feed_up(
+    ctx: GridContext, number: int, by: int, *, last: bool = False, spread: bool = False
+) -> list[Spread]:  # fmt: skip
+    """Send quantise(silu * u), u = sums * r, of product R[number] + by to the slices with the same rows, piece by
+    piece. spread : leave them to be sent over rounds, where R[number] is not 0."""
+    b, grid, rows, w, e = ctx.b, ctx.grid, ctx.rows, ctx.grid.width, ctx.grid.piece
     fmt, xe, parts = ctx.plan.profile.activations, Cell.ROWS, grid.gate.columns // grid.width
     b.tensor_name = "up"
-    with b.descriptors(5) as (d, s, r, x, y):
-        b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
-        load_sums(ctx, s, sums(ctx))
-        b.load(x, ctx.spad("exp_tile", "FP32", (rows, 1, w), (w, 0, 1), xe=xe))
-        ctx.load_ring(d, ctx.stage(fmt, (rows, 1, w), (w, 0, 1), scales=True, xe=xe), ctx.r_stage)
-        b.vec(d, s, r, x, op1=Op1.MUL, op2=Op2.MUL, wait="acc_full stage_free", post="acc_free stage_full")
-        out = ctx.dram("grid_h", fmt, (rows, 1, w), (w, rows * w, 1), scales="grid_h_scales", step=parts * rows * w,
-                       xe=xe)  # fmt: skip
-        b.load(y, out)
-        b.advance_r(y, 1, number)
-        b.advance(y, 1, by)
-        ctx.to_group(y)
-        ctx.put_to_rows(y, d, wait="stage_full", post="stage_free",
-                        arrival=("arrived", Counter.OPERAND_H) if last else None)  # fmt: skip
+    left = []
+    for piece in range(w // e):
+        final = piece == w // e - 1
+        staged = ctx.stage(fmt, (rows, 1, e), (e, 0, 1), scales=True, xe=xe)
+        out = ctx.dram("grid_h", fmt, (rows, 1, e), (w, rows * w, 1), scales="grid_h_scales", step=parts * rows * w,
+                       xe=xe).advance(2, piece * e)  # fmt: skip
+        with b.descriptors(5) as (d, s, r, x, y):
+            b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
+            load_sums(ctx, s, sums(ctx, start=piece * e, columns=e))
+            b.load(x, ctx.spad("exp_tile", "FP32", (rows, 1, e), (w, 0, 1), offset=4 * piece * e, xe=xe))
+            ctx.load_ring(d, staged, ctx.r_stage)
+            b.vec(d, s, r, x, op1=Op1.MUL, op2=Op2.MUL, wait="stage_free" if piece else "acc_full stage_free",
+                  post="acc_free stage_full" if final else "stage_full")  # fmt: skip
+            if spread:
+                left.append(Spread(ctx, staged, out, guard=number, along=(number, by)))
+            else:
+                b.load(y, out)
+                b.advance_r(y, 1, number)
+                b.advance(y, 1, by)
+                ctx.to_group(y)
+                ctx.put_to_rows(y, d, wait="stage_full", post="stage_free",
+                                arrival=("arrived", Counter.OPERAND_H) if last and final else None)  # fmt: skip
         ctx.bump(ctx.r_stage)
     b.tensor_name = ""
+    return left

@@ -5,8 +5,11 @@ A slice sums the squares of a product's columns, an aligned subtree of the tree 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from systolith.compiler.context import SCRATCH, Cell, Constant, Counter
 from systolith.compiler.kernels.grid.context import GridContext
+from systolith.compiler.kernels.grid.spread import Spread
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.vector import Func, Op1, Op2, Red
@@ -64,37 +67,69 @@ def load_gains(ctx: GridContext, half: int, number: int, per_layer: int) -> None
     b.sync(Queue.V, wait="load_full")
 
 
-def send_product(ctx: GridContext, which: str, product: int, half: int) -> None:
-    """Send a product's columns of the residual stream to the slices with the same rows, as operand "a" or "b": codes of
-    x * g, and one sum of squares. The last one arrives."""
+def send_product(ctx: GridContext, which: str, product: int, half: int, *, spread: bool = False) -> list[Spread]:
+    """Send a product's columns of the residual stream to the slices with the same rows, as operand "a" or "b", piece by
+    piece: codes of x * g, and one sum of squares. The last one arrives.
+
+    spread : leave them to be sent over rounds.
+    """
     b, grid, rows = ctx.b, ctx.grid, ctx.rows
-    w, shard, hidden = grid.width, grid.shard, ctx.hidden
+    w, e, shard, hidden = grid.width, grid.piece, grid.shard, ctx.hidden
     fmt = ctx.plan.profile.activations
-    last = product == shard // w - 1
     counter = Counter.SUMS_A if which == "a" else Counter.SUMS_B
-    with b.pair() as d, b.descriptors(3) as (x, g, out):
-        b.load(x, residual(ctx))
-        b.load(g, ctx.spad("g", "FP32", (rows, 1, w), (0, 0, 1), offset=4 * (half * shard + product * w)))
-        ctx.load_ring(d, ctx.stage(fmt, (rows, 1, w), (w, 0, 1), scales=True), ctx.r_stage)
-        ctx.load_ring(d + 1, ctx.words("stage_total", "FP32", rows, (rows, 1, 1), (1, 0, 0)), ctx.r_stage)
-        b.vec(d, x, g, op1=Op1.MUL, red=Red.SUMSQ, wait="stage_free", post="stage_full")
-        ctx.load_ring(x, ctx.stage(fmt, (rows, 1, w), (w, 0, 1), scales=True, xe=Cell.ROWS), ctx.r_stage)
-        codes = ctx.spad(which, fmt, (rows, 1, w), (hidden, 0, 1), scales=rows * hidden, step=shard, xe=Cell.ROWS)
-        b.load(out, codes.advance(2, product * w))
+    left = []
+    for piece in range(product * (w // e), (product + 1) * (w // e)):
+        arrival = ("partials", counter) if piece == shard // e - 1 else None
+        with b.pair() as d, b.descriptors(3) as (x, g, out):
+            b.load(x, ctx.spad("x", "FP32", (rows, 1, e), (w, 0, 1), offset=4 * (piece * e % w), xe=Cell.ROWS))
+            b.load(g, ctx.spad("g", "FP32", (rows, 1, e), (0, 0, 1), offset=4 * (half * shard + piece * e)))
+            ctx.load_ring(d, ctx.stage(fmt, (rows, 1, e), (e, 0, 1), scales=True), ctx.r_stage)
+            ctx.load_ring(d + 1, ctx.words("stage_total", "FP32", rows, (rows, 1, 1), (1, 0, 0)), ctx.r_stage)
+            b.vec(d, x, g, op1=Op1.MUL, red=Red.SUMSQ, wait="stage_free", post="stage_full")
+            staged = ctx.stage(fmt, (rows, 1, e), (e, 0, 1), scales=True, xe=Cell.ROWS)
+            codes = ctx.spad(which, fmt, (rows, 1, e), (hidden, 0, 1), scales=rows * hidden, step=shard, xe=Cell.ROWS)
+            codes = codes.advance(2, piece * e)
+            total = ctx.words("stage_total", "FP32", rows, (rows, 1, 1), (1, 0, 0), xe=Cell.ROWS)
+            totals = ctx.spad(f"tb_{which}", "FP32", (rows, 1, 1), (hidden // e, 0, 1), step=shard // e, xe=Cell.ROWS)
+            if spread:
+                turn = b.register()
+                b.move(turn, ctx.r_stage)
+                left.append(Spread(ctx, staged, codes, tail=_total(ctx, total, totals.advance(2, piece), turn)))
+            else:
+                ctx.load_ring(x, staged, ctx.r_stage)
+                b.load(out, codes)
+                ctx.to_group(out)
+                ctx.put_to_rows(out, x, wait="stage_full")
+                _send_total(ctx, total, totals.advance(2, piece), ctx.r_stage, arrival)
+        ctx.bump(ctx.r_stage)
+    return left
+
+
+def _send_total(
+    ctx: GridContext, staged: Descriptor, target: Descriptor, turn: int, arrival: tuple[str, int] | None = None
+) -> None:
+    """Send the staged sums of squares of entry R[turn], and give the stage back."""
+    with ctx.b.descriptors(2) as (x, out):
+        ctx.load_ring(x, staged, turn)
+        ctx.b.load(out, target)
         ctx.to_group(out)
-        ctx.put_to_rows(out, x, wait="stage_full")
-        ctx.load_ring(x, ctx.words("stage_total", "FP32", rows, (rows, 1, 1), (1, 0, 0), xe=Cell.ROWS), ctx.r_stage)
-        totals = ctx.spad(f"tb_{which}", "FP32", (rows, 1, 1), (hidden // w, 0, 1), step=shard // w, xe=Cell.ROWS)
-        b.load(out, totals.advance(2, product))
-        ctx.to_group(out)
-        ctx.put_to_rows(out, x, post="stage_free", arrival=("partials", counter) if last else None)
-    ctx.bump(ctx.r_stage)
+        ctx.put_to_rows(out, x, post="stage_free", arrival=arrival)
+
+
+def _total(ctx: GridContext, staged: Descriptor, target: Descriptor, turn: int) -> Callable[[], None]:
+    """The same, later; `turn` is a register of its own."""
+
+    def send() -> None:
+        _send_total(ctx, staged, target, turn)
+        ctx.b.release(turn)
+
+    return send
 
 
 def make_r(ctx: GridContext, which: str) -> None:
     """r = rsqrt(t * c + eps) of every row when all sums and codes have come; M is told that they have."""
     b, rows = ctx.b, ctx.rows
-    width = ctx.hidden // ctx.grid.width
+    width = ctx.hidden // ctx.grid.piece
     with b.descriptors(4) as (t, mean, eps, r):
         b.load(t, ctx.spad(f"tb_{which}", "FP32", (rows, 1, width), (width, 0, 1), xe=Cell.ROWS))
         b.load(SCRATCH, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))

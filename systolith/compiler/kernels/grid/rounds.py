@@ -14,13 +14,14 @@ descriptors that step from round to round; they are pointed at the next product 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from systolith.compiler.context import Cell, Counter
 from systolith.compiler.grid import OPERAND, RECEIVE, SEND, GridLinear
 from systolith.compiler.kernels.grid.context import GridContext
+from systolith.compiler.kernels.grid.spread import Spread
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
@@ -73,14 +74,17 @@ class Rounds:
 
     def product(
         self, this: Product, follows: Product, source: Descriptor | Streamed, *,
-        opening: Callable[[], None] | None = None, between: Callable[[], None] | None = None, after: int = 2,
-        again: bool = False,
+        opening: Callable[[], object] | None = None, between: Callable[[], list[Spread]] | None = None, after: int = 2,
+        spreads: int = 0, more: Sequence[Spread] = (), behind: int = 2,
+        aside: Callable[[], object] | None = None, again: bool = False,
     ) -> None:  # fmt: skip
         """Multiply the operand by the product's rounds into the next accumulator half.
 
         follows : the product after it.    source : the operand in the scratchpad [rows, 1, k], or parts in memory.
         opening : makes M wait for it.    between : written behind about `after` rounds: what V and C do with the
-        product before.    again : the next product takes the same parts.
+        product before.    spreads : what it leaves to be sent over these rounds, beside `more`, from `behind`
+        rounds after it on.    aside : written where these begin.    again : the next
+        product takes the same parts.
         """
         ctx, b, grid = self.ctx, self.ctx.b, self.ctx.grid
         rounds, ahead = this.linear.k // grid.width, grid.ahead
@@ -89,9 +93,16 @@ class Rounds:
         ctx.load_ring(self._acc, ctx.acc(ctx.rows, grid.width, xe=Cell.ROWS), ctx.r_acc)
         if isinstance(source, Descriptor):
             b.load(self._a, source.with_ext(2, grid.width))
-        pause = min(after, rounds - 1) if between is not None else 0
+        most = rounds - grid.chunks
+        starts = [min(after + behind + k * grid.chunks, most) for k in range(max(spreads, len(more)))]
+        pause = min(after, rounds - 1, *starts[:spreads]) if between is not None else 0
+        sent: list[Spread] = list(more)
         parts = {rounds - OPERAND, rounds - OPERAND + 1} if isinstance(source, Streamed) else set()
-        cuts = sorted({0, 1, rounds - ahead, rounds - 1, rounds, pause, *(cut for cut in parts if cut > 0)})
+        late = min(after + behind, rounds - 1) if aside is not None else 0
+        ends = {s + i for s in starts for i in (0, 1, grid.chunks - 1, grid.chunks)}
+        cuts = sorted(
+            {0, 1, rounds - ahead, rounds - 1, rounds, pause, late, *ends, *(cut for cut in parts if cut > 0)}
+        )
         reads = this.linear
         for start, end in pairwise(cuts):
             if start == rounds - ahead:
@@ -100,22 +111,31 @@ class Rounds:
             if start == rounds - 1:
                 self._point_sends(follows, 1)
             if between is not None and start == pause:
-                between()
+                sent += between()
                 between = None
                 b.tensor_name = this.linear.name
+            if aside is not None and start == late:
+                aside()
+            now = [(x, start - s) for x, s in zip(sent, starts, strict=False) if s <= start < s + grid.chunks]
             if end - start == 1:
                 may_end = follows.next_layer and start == rounds - 1
-                self._round(start, rounds, reads, source, None if start else opening, again, may_end)
+                self._round(start, rounds, reads, source, None if start else opening, again, may_end, now)
             else:
                 with b.loop(end - start):
-                    self._round(start, rounds, reads, source, None, again, False)
+                    self._round(start, rounds, reads, source, None, again, False, now)
         b.sync(Queue.M, post="acc_full")
         ctx.bump(ctx.r_acc)
         b.tensor_name = ""
+        for one in sent[len(more) :]:
+            one.close()
+
+    def can_spread(self, linear: GridLinear) -> bool:
+        """Whether a product has rounds enough to send over them."""
+        return linear.k // self.ctx.grid.width > self.ctx.grid.chunks
 
     def _round(
         self, start: int, rounds: int, reads: GridLinear, source: Descriptor | Streamed,
-        opening: Callable[[], None] | None, again: bool, may_end: bool,
+        opening: Callable[[], object] | None, again: bool, may_end: bool, now: Sequence[tuple[Spread, int]],
     ) -> None:  # fmt: skip
         """One round, number `start` of the product or one that goes like it."""
         ctx, b = self.ctx, self.ctx.b
@@ -126,6 +146,8 @@ class Rounds:
             b.branch(end, Cond.EQ, ctx.r_layer, ctx.plan.model.layers - 1)
         self._send(1)
         b.place(end)
+        for spread, part in now:
+            spread.send(first=part == 0, last=part == self.ctx.grid.chunks - 1)
         b.sync(Queue.L, wait="kv_free")
         self._read(reads)
         if opening is not None:

@@ -1,0 +1,74 @@
+"""What a product gives, sent over several rounds of the next one.
+
+All slices end a product at the same time. What each sends to its row group would fill the ways into all of them for
+thousands of cycles, and weights would wait behind it. So C sends the rows of one chunk a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from systolith.compiler.context import Cell
+from systolith.compiler.kernels.grid.context import GridContext
+from systolith.isa.descriptor import Descriptor
+from systolith.isa.sequencer import AluFn, Cond
+
+__all__ = ["Spread"]
+
+
+class Spread:
+    """Staged rows [rows, 1, n] on their way to the slices with the same rows. It keeps two descriptors and a register.
+
+    Made where the rows have been staged, at the entry that r_stage counts to. guard : register, where it is 0 nothing
+    has been staged. along : register and number of steps of dimension 1 to the target. tail : writes what goes last and
+    gives the stage back.
+    """
+
+    def __init__(
+        self, ctx: GridContext, source: Descriptor, target: Descriptor, *, guard: int = 0, along: tuple[int, int] | None = None,
+        tail: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.ctx, self._guard, self._tail = ctx, guard, tail
+        b, tokens = ctx.b, ctx.grid.tokens
+        self._from, self._to, self._left = b.descriptor(), b.descriptor(), b.register()
+        ctx.load_ring(self._from, replace(source, xe=0), ctx.r_stage)
+        b.load(self._to, replace(target, xe=0))
+        if along is not None:
+            b.advance_r(self._to, 1, along[0])
+            b.advance(self._to, 1, along[1])
+        ctx.to_group(self._to)
+        b.read(self._left, Cell.GRID_CHUNKS)
+        self._tokens = tokens
+
+    @property
+    def parts(self) -> int:
+        """Rounds that it takes."""
+        return self.ctx.grid.chunks
+
+    def send(self, *, first: bool, last: bool) -> None:
+        """Send the rows of the next chunk, if there is one."""
+        ctx, b = self.ctx, self.ctx.b
+        none = ctx.label()
+        if self._guard:
+            b.branch(none, Cond.EQ, self._guard, 0)
+        with b.registers(1) as (rows,):
+            b.alu(AluFn.MIN, rows, self._left, 1)
+            b.alu_r(AluFn.SUB, self._left, self._left, rows)
+            b.alu(AluFn.MUL, rows, rows, self._tokens)
+            for d in (self._from, self._to):
+                b.extent_r(d, 0, rows)
+            ctx.put_to_rows(self._to, self._from, wait="stage_full" if first else "",
+                            post="stage_free" if last and self._tail is None else "")  # fmt: skip
+            for d in (self._from, self._to):
+                b.advance(d, 0, self._tokens)
+        if last and self._tail is not None:
+            self._tail()
+        b.place(none)
+
+    def close(self) -> None:
+        """Give back what it keeps."""
+        b = self.ctx.b
+        b.release_descriptor(self._to)
+        b.release_descriptor(self._from)
+        b.release(self._left)
