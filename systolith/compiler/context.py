@@ -20,7 +20,7 @@ from systolith.isa.sequencer import AluFn
 from systolith.numerics.formats import FORMATS
 from systolith.spec.limits import BLOCK
 
-__all__ = ["SCRATCH", "Cell", "Constant", "Context", "Counter", "Mixture", "Norm"]
+__all__ = ["ROUND_COUNTERS", "SCRATCH", "Cell", "Constant", "Context", "Counter", "Mixture", "Norm"]
 
 SCRATCH = 1
 """Descriptor register that takes a reduction whose instruction has no elementwise result (D[0 + 1])."""
@@ -136,8 +136,6 @@ class Counter(IntEnum):
     SUMS_B = 6
     KV = 7
     """On the grid."""
-    ROUND = 0
-    """And 1: rounds of weights on the grid take turns."""
     LOGITS = 8
     EXCHANGE = 9
     """And 10: exchanges of partials take turns."""
@@ -152,6 +150,10 @@ class Counter(IntEnum):
     """That of SUMS_POST: a model with latent attention has no such norms."""
     ATTENDED = 8
     """That of LOGITS again, far from it."""
+
+
+ROUND_COUNTERS = (Counter.OPERAND_A, Counter.OPERAND_Q, Counter.OPERAND_B, Counter.EXCHANGE)
+"""Rounds of weights on the grid take turns; the gathers of these names are of other steps."""
 
 
 class Norm(IntEnum):

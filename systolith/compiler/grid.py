@@ -24,13 +24,15 @@ __all__ = ["MAX_CHUNKS", "Grid", "GridLinear", "lay_out_grid", "plan_grid"]
 
 MAX_CHUNKS = 8
 """Most chunks of a step: each has a cell with its page and one with the slice that keeps it."""
-RECEIVE = 3
-"""Rounds of weights that a slice has room for: one in use, one that may still be in use elsewhere, one that comes."""
+SENT = 2
+"""Rounds ahead of the one in hand that a slice sends its weights."""
+RECEIVE = 2 * SENT + 1
+"""Rounds of weights that a slice has room for: one in use, others that may be elsewhere, those that come."""
 KV_ENTRIES = 8
 """Entries of the ring of keys and values: four chunks."""
 SEND = 5
 """Rounds of its own weights that a slice has read ahead of sending them."""
-OPERAND = 5
+OPERAND = 4
 """Parts of an operand in memory that are loaded ahead."""
 HEAD_WORDS = 8
 """Head of a grid step: rows of a slice, chunks, first position, first page entry, first lane, 0, 0, 0."""

@@ -339,8 +339,8 @@ def first_token(compiled: Compiled, question: Question) -> First:
 
     All steps are timed where there are few. Of many, the first, the last and SAMPLES between, each right after the step
     before it; between two samples the time of a step is taken as linear in its number, which it is but for the stairs
-    of chunks of 256 tokens. Of steps on the grid the first, the last and the last whole one are timed: those between
-    differ in the chunks that attention meets, by as many from one to the next.
+    of chunks of 256 tokens. Of steps on the grid the first two, the last and the last whole one are timed: those
+    between differ in the chunks that attention meets, by as many from one to the next.
     """
     window: list[tuple[int, Counter[str]]] = []
     note = _line_counter(compiled, window)
@@ -374,13 +374,13 @@ def _first_on_grid(
     """As `first_token`, for a prompt that is done on the grid but for its last rows."""
     steps = whole.grid
     last_whole = max(i for i, step in enumerate(steps) if step.chunks == steps[0].chunks)
-    chosen = sorted({0, last_whole, len(steps) - 1})
+    chosen = sorted({0, min(1, last_whole), last_whole, len(steps) - 1})
     some = prefill_of(compiled, [question.prompt], grid=[steps[i] for i in chosen])
     timed = run_scenario(compiled, some, seed=question.seed, on_window=note)
     cycles = Fraction(timed.tokens[0])
-    if last_whole > 1:
-        first, last = timed.steps[0], timed.steps[1] - timed.steps[0]
-        cycles += sum(first + Fraction((last - first) * i, last_whole) for i in range(1, last_whole))
+    if last_whole > 2:
+        second, last = (timed.steps[i] - timed.steps[i - 1] for i in (1, 2))
+        cycles += sum(second + Fraction((last - second) * i, last_whole - 1) for i in range(1, last_whole - 1))
     total = len(steps) + len(whole.steps)
     layers = (len(chosen) + len(whole.steps)) * compiled.plan.model.layers
     return First(round(cycles), len(chosen) + len(whole.steps), total, (layers, 0), _all_lines(window))

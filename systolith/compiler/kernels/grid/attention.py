@@ -201,7 +201,7 @@ def _row_values(ctx: GridContext, d: int, tile: _Tile, name: str, *, ahead: int,
 
 def _probabilities(ctx: GridContext, tile: _Tile) -> None:
     """P = quantise(exp2fx(F - M) * 2^sv) of the chunk that has begun last; l, the tree over its positions."""
-    b, plan = ctx.b, ctx.plan
+    b = ctx.b
     with b.pair() as d, b.descriptors(3) as (scores, maxima, scales):
         b.load(scores, _queries(ctx, CHUNK_TOKENS, CHUNK_TOKENS, "scores", "INT32"))
         _row_values(ctx, maxima, tile, "m", ahead=1)
@@ -225,7 +225,7 @@ def _probability_ring(ctx: GridContext, d: int, tile: _Tile) -> None:
 
 
 def _values(ctx: GridContext, tile: _Tile, newer: int) -> None:
-    """Sums [tokens, G, dp] = P times V, for the chunk in hand: the one begun last, or where R[newer] is 1 the one before.
+    """Sums [tokens, G, dp] = P times V, for the chunk in hand: that begun last, or where R[newer] is 1 the one before.
 
     Keys and values of a chunk are given back together.
     """
@@ -382,8 +382,7 @@ def _row_of(ctx: GridContext, d: int, tile: _Tile, name: str, source: int | None
         _kept(ctx, d, source, name, flat=flat)
         return
     _row_values(ctx, d, tile, name, ahead=1, flat=flat)
-    if name == "m":
-        ctx.b.advance_r(d, 3, newer)
+    ctx.b.advance_r(d, 3, newer)
 
 
 def _finish(ctx: GridContext, tile: _Tile) -> None:

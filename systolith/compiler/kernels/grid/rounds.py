@@ -4,12 +4,13 @@ A product is `width` columns of all rows; it takes its weights in rounds of `wid
 the whole step, alike on all slices, and run on over products, operators and layers. With round j in hand
 
     M  knows that round j has come whole, and says so when round j - 1 is done ("consumed")
-    C  sends this slice's columns of round j + 1 and arrives; what is in round j + 1's place then was round j - 2,
+    C  sends this slice's columns of round j + 2 and arrives; what is in round j + 2's place then was round j - 3,
        which every slice has done, as each arrived at round j only after it
     L  reads this slice's columns of a later round, into the place of a round that has been sent
 
-so that no slice asks another for leave. Arrivals take turns between two counters. What is sent and what is read are
-descriptors that step from round to round; they are pointed at the next product when their time has come.
+so that no slice asks another for leave. Arrivals take turns between four counters: who arrives at round j + 4 knows
+that all have had all arrivals at round j. What is sent and what is read are descriptors that step from round to round;
+they are pointed at the next product when their time has come.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from systolith.compiler.context import Cell, Counter
-from systolith.compiler.grid import OPERAND, RECEIVE, SEND, GridLinear
+from systolith.compiler.context import ROUND_COUNTERS, Cell
+from systolith.compiler.grid import OPERAND, RECEIVE, SEND, SENT, GridLinear
 from systolith.compiler.kernels.grid.context import GridContext
 from systolith.compiler.kernels.grid.spread import Spread
 from systolith.isa.descriptor import Descriptor
@@ -70,7 +71,8 @@ class Rounds:
         for _ in range(ctx.grid.ahead):
             self._read(first.linear)
         self._point_sends(first, 0)
-        self._send(0)
+        for number in range(SENT):
+            self._send(number)
 
     def product(
         self, this: Product, follows: Product, source: Descriptor | Streamed, *,
@@ -101,15 +103,15 @@ class Rounds:
         late = min(after + behind, rounds - 1) if aside is not None else 0
         ends = {s + i for s in starts for i in (0, 1, grid.chunks - 1, grid.chunks)}
         cuts = sorted(
-            {0, 1, rounds - ahead, rounds - 1, rounds, pause, late, *ends, *(cut for cut in parts if cut > 0)}
+            {0, 1, rounds - ahead, rounds - SENT, rounds, pause, late, *ends, *(cut for cut in parts if cut > 0)}
         )
         reads = this.linear
         for start, end in pairwise(cuts):
             if start == rounds - ahead:
                 self._point_reads(follows, ahead)
                 reads = follows.linear
-            if start == rounds - 1:
-                self._point_sends(follows, 1)
+            if start == rounds - SENT:
+                self._point_sends(follows, SENT)
             if between is not None and start == pause:
                 sent += between()
                 between = None
@@ -118,11 +120,12 @@ class Rounds:
                 aside()
             now = [(x, start - s) for x, s in zip(sent, starts, strict=False) if s <= start < s + grid.chunks]
             if end - start == 1:
-                may_end = follows.next_layer and start == rounds - 1
+                may_end = follows.next_layer and start >= rounds - SENT
                 self._round(start, rounds, reads, source, None if start else opening, again, may_end, now)
             else:
                 with b.loop(end - start):
-                    self._round(start, rounds, reads, source, None, again, False, now)
+                    may_end = follows.next_layer and start >= rounds - SENT
+                    self._round(start, rounds, reads, source, None, again, may_end, now)
         b.sync(Queue.M, post="acc_full")
         ctx.bump(ctx.r_acc)
         b.tensor_name = ""
@@ -144,7 +147,7 @@ class Rounds:
         end = ctx.label()
         if may_end:
             b.branch(end, Cond.EQ, ctx.r_layer, ctx.plan.model.layers - 1)
-        self._send(1)
+        self._send(SENT)
         b.place(end)
         for spread, part in now:
             spread.send(first=part == 0, last=part == self.ctx.grid.chunks - 1)
@@ -251,20 +254,23 @@ class Rounds:
     def _send(self, ahead: int) -> None:
         """C sends this slice's columns of a round, which L has read, and arrives."""
         ctx, b = self.ctx, self.ctx.b
-        none, odd, said = (ctx.label() for _ in range(3))
+        none, said = ctx.label(), ctx.label()
         b.branch(none, Cond.EQ, ctx.r_sends, 0)
         ctx.put_to_columns(self._sent_to, self._sent_from, wait="own_weights")
         b.advance(self._sent_from, 3, 1)
         b.advance(self._sent_to, 3, 1)
         b.place(none)
-        with b.registers(1) as (parity,):
-            b.alu(AluFn.ADD, parity, ctx.r_round, ahead)
-            b.alu(AluFn.AND, parity, parity, 1)
-            b.branch(odd, Cond.NE, parity, 0)
-        b.arrive(ctx.nothing, "operand", Counter.ROUND, Cell.GROUP_RANK, ctx.grid.members)
-        b.branch(said)
-        b.place(odd)
-        b.arrive(ctx.nothing, "operand", Counter.ROUND + 1, Cell.GROUP_RANK, ctx.grid.members)
+        with b.registers(1) as (turn,):
+            b.alu(AluFn.ADD, turn, ctx.r_round, ahead)
+            b.alu(AluFn.AND, turn, turn, len(ROUND_COUNTERS) - 1)
+            for number, counter in enumerate(ROUND_COUNTERS):
+                other = ctx.label()
+                if number < len(ROUND_COUNTERS) - 1:
+                    b.branch(other, Cond.NE, turn, number)
+                b.arrive(ctx.nothing, "operand", counter, Cell.GROUP_RANK, ctx.grid.members)
+                if number < len(ROUND_COUNTERS) - 1:
+                    b.branch(said)
+                b.place(other)
         b.place(said)
 
     def _point_reads(self, product: Product, ahead: int) -> None:

@@ -26,8 +26,8 @@ class Spread:
     """
 
     def __init__(
-        self, ctx: GridContext, source: Descriptor, target: Descriptor, *, guard: int = 0, along: tuple[int, int] | None = None,
-        tail: Callable[[], None] | None = None,
+        self, ctx: GridContext, source: Descriptor, target: Descriptor, *, guard: int = 0,
+        along: tuple[int, int] | None = None, tail: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
         self.ctx, self._guard, self._tail = ctx, guard, tail
         b, tokens = ctx.b, ctx.grid.tokens
