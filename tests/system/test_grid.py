@@ -39,7 +39,9 @@ def _prompt(length: int) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize(
-    "table", [{}, {"lanes": 2, "weights": "E2M1", "activations": "E4M3"}], ids=["default", "two lanes"]
+    "table",
+    [{}, pytest.param({"lanes": 2, "weights": "E2M1", "activations": "E4M3"}, marks=pytest.mark.deep)],
+    ids=["default", "two lanes"],
 )
 def test_bits_are_those_of_the_reference(subject: Subject, table: dict[str, Any]) -> None:
     """Two prompts: one ends inside a chunk that the grid fills, one leaves a few tokens to other rows."""
@@ -89,9 +91,9 @@ def test_no_grid_where_it_does_not_serve(subject: Subject, options: dict[str, An
 
 def test_a_long_prompt_is_timed_by_its_ends(subject: Subject) -> None:
     """Steps between the first and the last whole one are interpolated; all of them together take about as long."""
-    question = Question(context=1600, page_tokens=128)
+    question = Question(context=2000, page_tokens=128)
     program = compile_for(subject.checkpoint.graph, chip("grid8"), subject.profile({}), question)
-    whole = prefill_of(program, [1600])
+    whole = prefill_of(program, [2000])
     assert len(whole.layout.grid) > 3
     found = first_token(program, question)
     exact = run_scenario(program, whole).tokens[0]
