@@ -65,6 +65,11 @@ class Cell(IntEnum):
     GRID_CHUNKS = 2
     GRID_FIRST = 3
     """Chunks and first position of a step on the grid, behind its rows; then first page entry, first lane, number."""
+    GRID_PICK = 7
+    """1 + the row that makes the first token, or 0; then its row group and, from bit 8 on, its request slot."""
+    GRID_PICKER = 8
+    FROM_GRID = 8
+    """1: the rows of this step's logits were made on the grid."""
     GRID_STEPS = 62
     ROW_FIRST = 63
     """Lowest rank of the slices with the same rows, on the grid."""
@@ -201,6 +206,7 @@ class Context:
         self.norm = Norm.FIRST
         self.kind = self.plan.model.kinds[0]
         self.mixture = Mixture()
+        self.after_grid = False
 
     # ---- descriptors -----------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ row group r and the columns that the R slices of column group c own together: an
 Column group c has KV head c with its query heads, so that rows meet all keys and values of a head in one slice. Row
 group r has tokens r * t .. (r + 1) * t - 1 of every chunk of 256, t = 256 / R, so that each has an equal share of the
 causal triangle. A step takes up to `chunks` whole chunks of one request; rows behind the end of the prompt are computed
-and never seen. A normal step of one row follows and makes the logits.
+and never seen. The operand of the head of its last row goes to all slices, for a step that has only logits to make.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ SEND = 5
 OPERAND = 4
 """Parts of an operand in memory that are loaded ahead."""
 HEAD_WORDS = 8
-"""Head of a grid step: rows of a slice, chunks, first position, first page entry, first lane, 0, 0, 0."""
+"""Head of a grid step: rows of a slice, chunks, first position, first page entry, first lane, number, 1 + the row that
+makes the first token (0: none), its row group and request slot."""
 
 Q, A, O_, F, D_ = Phase.QKV, Phase.ATTENTION, Phase.O, Phase.FFN, Phase.DOWN
 ALL = tuple(Phase)
@@ -315,11 +316,13 @@ def _regions(grid: Grid, memory: Memory) -> bool:
     rows, positions = plan.rows, grid.positions
     regions = [
         ("grid_g", 4 * grid.shard * (2 * m.layers + 1)), ("grid_x", 4 * rows * grid.shard),
+        ("grid_r", 4 * plan.options.batch),
     ]  # fmt: skip
     for name, elements, fmt in (
         ("grid_table", m.vocab * grid.shard, p.embed),
         ("grid_attention", rows * plan.o.k, p.activations),
         ("grid_h", rows * plan.down.k, p.activations),
+        ("grid_picked", plan.options.batch * padded(m.hidden), p.activations),
         ("grid_k", m.layers * positions * plan.dp, p.k),
         ("grid_v", m.layers * positions * plan.dp, p.v),
         ("w_grid_qkv", m.layers * grid.qkv.nt * grid.qkv.k, grid.format),

@@ -77,6 +77,8 @@ class Step:
     """(row, slot)"""
     decode: int = 0
     """Rows, the first ones, whose tokens and positions the device has."""
+    picked: bool = False
+    """No rows: the grid has made those that give tokens, one for each slot."""
 
     def segments(self) -> list[tuple[int, int, int, int]]:
         """Runs of consecutive rows of one slot inside one chunk: (slot, first row, rows, first position)."""
@@ -97,11 +99,13 @@ LEFT = 32
 
 @dataclass(frozen=True, slots=True)
 class GridStep:
-    """A step on the grid: whole chunks of a request slot, from chunk `first` on."""
+    """A step on the grid: whole chunks of a request slot, from chunk `first` on. last: position of the row that makes
+    the first token, if it has it."""
 
     slot: int
     first: int
     chunks: int
+    last: int | None = None
 
 
 @dataclass(frozen=True)
@@ -135,21 +139,28 @@ def check_requests(requests: Sequence[Request], vocab: int, context: int) -> Non
 def on_grid(grid: Mapping[str, int] | None, requests: Sequence[Request]) -> tuple[tuple[GridStep, ...], list[int]]:
     """The steps on the grid of prompts, and how many tokens of each they do.
 
-    grid : the program's, or None. All but the last token, whose row makes logits, may be done there, in whole chunks:
-    one that the prompt fills in part too, if more than LEFT tokens are in it; what is behind the prompt is never seen.
+    grid : the program's, or None. All is done there, in whole chunks: one that the prompt fills in part too, if more
+    than LEFT tokens are in it; what is behind the prompt is never seen.
     """
     steps: list[GridStep] = []
     done = [0] * len(requests)
     if grid is None:
         return (), done
     for slot, request in enumerate(requests):
-        most = len(request.prompt) - 1
-        chunks = (most + CHUNK_TOKENS - 1 - LEFT) // CHUNK_TOKENS if most > LEFT else 0
-        steps += [
-            GridStep(slot, first, min(grid["chunks"], chunks - first)) for first in range(0, chunks, grid["chunks"])
-        ]
-        done[slot] = min(most, chunks * CHUNK_TOKENS)
+        length = len(request.prompt)
+        chunks = max(0, length + CHUNK_TOKENS - 1 - LEFT) // CHUNK_TOKENS
+        done[slot] = min(length, chunks * CHUNK_TOKENS)
+        for first in range(0, chunks, grid["chunks"]):
+            count = min(grid["chunks"], chunks - first)
+            ends = first + count == chunks and done[slot] == length
+            steps.append(GridStep(slot, first, count, length - 1 if ends else None))
     return tuple(steps), done
+
+
+def picked(grid: Sequence[GridStep]) -> tuple[Step, ...]:
+    """The step that makes the logits of prompts that ended on the grid, if any did."""
+    slots = [step.slot for step in grid if step.last is not None]
+    return (Step(outputs=[(slot, slot) for slot in slots], picked=True),) if slots else ()
 
 
 def pack(
@@ -202,6 +213,7 @@ def layout(program: Program, requests: Sequence[Request], prefill_chunk: int | N
         requests, meta["rows"], meta["record"]["max_segments"],
         prefill_chunk=prefill_chunk, every_row=options["every_row"], done=done,
     )  # fmt: skip
+    steps = (*picked(grid), *steps)
     decode = Step(
         rows=[(slot, len(r.prompt)) for slot, r in enumerate(requests)],
         outputs=[(slot, slot) for slot in range(len(requests))],
@@ -219,6 +231,7 @@ def _record(program: Program, step: Step, requests: Sequence[Request]) -> Words:
     words = np.zeros(at["words"], np.uint32)
     segments = step.segments()
     words[:4] = (len(step.rows), len(segments), len(step.outputs), step.decode)
+    words[7] = step.picked
     assert at["ids"] == HEADER_WORDS
     for row, (slot, position) in enumerate(step.rows):
         prompt = requests[slot].prompt
@@ -243,6 +256,10 @@ def _grid_record(grid: Mapping[str, int], number: int, step: GridStep, program: 
     entry = (step.slot * meta["pages"]["chunks"] + step.first) * per_chunk
     words[:6] = (step.chunks * tokens, step.chunks, step.first * CHUNK_TOKENS, entry,
                  step.first % meta["profile"]["lanes"], number)  # fmt: skip
+    if step.last is not None:
+        chunk, token = divmod(step.last - step.first * CHUNK_TOKENS, CHUNK_TOKENS)
+        member, within = divmod(token, tokens)
+        words[6:8] = (1 + chunk * tokens + within, member | step.slot << 8)
     for member in range(grid["members"]):
         chunks = np.arange(step.first, step.first + step.chunks)[:, None] * CHUNK_TOKENS
         positions = (chunks + member * tokens + np.arange(tokens)).ravel()

@@ -16,7 +16,7 @@ from systolith.compiler import Compiled
 from systolith.compiler.builder import SEMAPHORE
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import Sync
-from systolith.runtime.job import GridStep, Layout, Request, Step, on_grid, pack, write_job
+from systolith.runtime.job import GridStep, Layout, Request, Step, on_grid, pack, picked, write_job
 from systolith.spec.errors import ConfigError, ProgramError
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def prefill_of(
     requests = tuple(Request((0,) * length, 1) for length in lengths)
     all_on_grid, done = on_grid(compiled.program.meta["grid"], requests)
     steps = pack(requests, compiled.plan.rows, compiled.memory.record.max_segments, done=done)
+    steps = (*picked(all_on_grid), *steps)
     if chosen is not None:
         steps = tuple(steps[i] for i in chosen)
     decode = Step(

@@ -73,12 +73,13 @@ def test_a_prefill_leaves_nothing_open(subject: Subject) -> None:
 
 
 def test_what_the_grid_takes() -> None:
-    """Whole chunks of all but the last token; a chunk with few tokens is left."""
+    """Whole chunks; a chunk with few tokens is left, and so is what makes its logits."""
     grid = {"chunks": 3}
     lengths = (2, 200, 257, 289, 290, 2048, 2049)
     steps, done = on_grid(grid, [Request((0,) * n) for n in lengths])
-    assert done == [0, 199, 256, 256, 289, 2047, 2048]
-    assert [s for s in steps if s.slot == 5] == [GridStep(5, 0, 3), GridStep(5, 3, 3), GridStep(5, 6, 2)]
+    assert done == [0, 200, 256, 289, 290, 2048, 2048]
+    assert [s for s in steps if s.slot == 5] == [GridStep(5, 0, 3), GridStep(5, 3, 3), GridStep(5, 6, 2, 2047)]
+    assert [s.slot for s in steps if s.last is not None] == [1, 3, 4, 5]
     assert on_grid(None, [Request((0,) * 900)]) == ((), [0])
 
 

@@ -7,7 +7,7 @@ from systolith.compiler.kernels.linear import operand, product, sums
 from systolith.compiler.memory import OWNER_CELLS
 from systolith.compiler.plan import padded
 from systolith.isa.instruction import Queue
-from systolith.isa.sequencer import AluFn
+from systolith.isa.sequencer import AluFn, Cond
 from systolith.isa.vector import Op1
 
 __all__ = ["head"]
@@ -26,13 +26,35 @@ def head(ctx: Context) -> None:
     b.sync(Queue.V, wait="acc_full", post="released")
     with b.descriptors(3) as (index, a, d):
         b.load(index, ctx.spad("record", "INT32", (out_rows, 1, 1), (1, 0, 0), offset=4 * ctx.memory.record.out_rows))
-        b.load(a, ctx.spad("a", fmt, (rows, 1, hidden), (hidden, 0, 1), scales=rows * hidden, via=index))
-        b.load(d, ctx.spad("picked", fmt, (out_rows, 1, hidden), (hidden, 0, 1), scales=out_rows * hidden, xe=xe))
-        b.copy(Queue.L, d, a, wait="released", post="kv_full" if deferred else "kv_full load_full")
-        b.load(a, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0), via=index))
-        b.load(d, ctx.spad("r_picked", "FP32", (out_rows, 1, 1), (1, 0, 0), xe=xe))
-        if deferred:
-            b.copy(Queue.L, d, a, post="load_full")
+        sources = [(
+            ctx.spad("a", fmt, (rows, 1, hidden), (hidden, 0, 1), scales=rows * hidden, via=index),
+            ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0), via=index),
+        )]  # fmt: skip
+        if ctx.after_grid:
+            batch = plan.options.batch
+            sources.append((
+                ctx.dram("grid_picked", fmt, (batch, 1, hidden), (hidden, 0, 1), scales="grid_picked_scales",
+                         via=index),
+                ctx.dram("grid_r", "FP32", (batch, 1, 1), (1, 0, 0), via=index),
+            ))  # fmt: skip
+        done = ctx.label()
+        for number, (codes, factors) in enumerate(sources):
+            other = ctx.label()
+            if number < len(sources) - 1:
+                with b.registers(1) as (flag,):
+                    b.read(flag, Cell.FROM_GRID)
+                    b.branch(other, Cond.NE, flag, 0)
+            b.load(a, codes)
+            b.load(d, ctx.spad("picked", fmt, (out_rows, 1, hidden), (hidden, 0, 1), scales=out_rows * hidden, xe=xe))
+            b.copy(Queue.L, d, a, wait="released", post="kv_full" if deferred else "kv_full load_full")
+            if deferred:
+                b.load(a, factors)
+                b.load(d, ctx.spad("r_picked", "FP32", (out_rows, 1, 1), (1, 0, 0), xe=xe))
+                b.copy(Queue.L, d, a, post="load_full")
+            if number < len(sources) - 1:
+                b.branch(done)
+            b.place(other)
+        b.place(done)
         b.sync(Queue.V, wait="load_full")
     b.sync(Queue.M, wait="kv_full")
     with ctx.cell_loop(Cell.HEAD_TILES) as tile, b.descriptors(2) as (stage, r):

@@ -51,6 +51,7 @@ def write_program(ctx: Context, steps_before: Callable[[], None] | None = None) 
     b, plan = ctx.b, ctx.plan
     _start(ctx)
     if steps_before is not None:
+        ctx.after_grid = True
         steps_before()
     step, no_logits, end = (ctx.label() for _ in range(3))
     told = ctx.label() if plan.options.serve else end
@@ -79,6 +80,11 @@ def write_program(ctx: Context, steps_before: Callable[[], None] | None = None) 
         rewind_head_gains(ctx)
     b.load(ctx.streams["g"], ctx.dram("g", "FP32", (1, 1, ctx.shard), (0, 0, 1), step=ctx.shard))
     b.set(ctx.r_layer, 0)
+    from_grid = ctx.label()
+    if ctx.after_grid:
+        with b.registers(1) as (flag,):
+            b.read(flag, Cell.FROM_GRID)
+            b.branch(from_grid, Cond.NE, flag, 0)
     if plan.model.latent is not None:
         rewind_low_gains(ctx)
     if "correction" in ctx.streams:
@@ -97,6 +103,7 @@ def write_program(ctx: Context, steps_before: Callable[[], None] | None = None) 
     b.sync(Queue.M, wait="operand")
     if plan.profile.deferred_norm:
         make_r(ctx, "a")
+    b.place(from_grid)
     with b.registers(1) as (count,):
         b.read(count, Cell.OUT_ROWS)
         b.branch(no_logits, Cond.EQ, count, 0)

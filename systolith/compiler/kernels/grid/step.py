@@ -6,7 +6,7 @@ from systolith.compiler.context import Cell, Constant, Context, Counter
 from systolith.compiler.grid import HEAD_WORDS, MAX_CHUNKS, Grid
 from systolith.compiler.kernels.grid.context import GridContext
 from systolith.compiler.kernels.grid.layer import layer
-from systolith.compiler.kernels.grid.norm import await_store, load_gains, residual, send_product, store_residual
+from systolith.compiler.kernels.grid.norm import await_store, load_gains, make_r, residual, send_product, store_residual
 from systolith.compiler.kernels.grid.rounds import Product, Rounds
 from systolith.compiler.memory import Memory
 from systolith.isa.instruction import Queue
@@ -63,14 +63,43 @@ def _step(ctx: GridContext) -> None:
     layer(ctx, rounds)
     b.branch(layers, Cond.NE, ctx.r_layer, plan.model.layers)
     rounds.close()
-    # The last operand is nobody's. When S too has done its last store all slices meet.
-    b.sync(Queue.V, wait="partials")
+    make_r(ctx, "a")
+    b.sync(Queue.M, wait="p_full")
+    _send_picked(ctx)
+    # When S too has done its last store all slices meet.
     await_store(ctx)
     for _ in range(ctx.kv_tokens):
         b.sync(Queue.M, post="kv_free")
     ctx.arrive(("arrived", Counter.LOGITS))
     b.sync(Queue.L, wait="arrived")
     b.sync(Queue.V, post="released")
+
+
+def _send_picked(ctx: GridContext) -> None:
+    """Send the operand of the head and the factor r of the prompt's last row to the memory of all slices, if the step
+    has that row: the first column group's slice of its row group does."""
+    b, fmt, rows, hidden = ctx.b, ctx.plan.profile.activations, ctx.rows, ctx.hidden
+    none = ctx.label()
+    with ctx.reading(Cell.GRID_PICK) as row, b.registers(1) as (slot,), b.descriptors(2) as (a, d):
+        b.branch(none, Cond.EQ, row, 0)
+        b.branch(none, Cond.GE, RANK_REGISTER, ctx.grid.members)
+        with ctx.reading(Cell.GRID_PICKER) as member:
+            b.alu(AluFn.SHR, slot, member, 8)
+            b.alu(AluFn.AND, member, member, (1 << 8) - 1)
+            b.branch_r(none, Cond.NE, member, ctx.r_member)
+        b.alu(AluFn.SUB, row, row, 1)
+        b.sync(Queue.V, wait="stage_free", post="stage_full")
+        b.load(a, ctx.spad("a", fmt, (1, 1, hidden), (hidden, 0, 1), scales=rows * hidden))
+        b.advance_r(a, 0, row)
+        b.load(d, ctx.dram("grid_picked", fmt, (1, 1, hidden), (hidden, 0, 1), scales="grid_picked_scales"))
+        b.advance_r(d, 0, slot)
+        b.put(d, a, wait="stage_full")
+        b.load(a, ctx.spad("r", "FP32", (1, 1, 1), (1, 0, 0)))
+        b.advance_r(a, 0, row)
+        b.load(d, ctx.dram("grid_r", "FP32", (1, 1, 1), (1, 0, 0)))
+        b.advance_r(d, 0, slot)
+        b.put(d, a, post="stage_free")
+    b.place(none)
 
 
 def _load_step(ctx: GridContext, stream: int) -> None:
