@@ -369,7 +369,9 @@ def pack(buffers: list[Buffer], room: int, held: Sequence[tuple[int, int]] = ())
         orders += [sorted(rest, key=lambda b: -b[1] * generator.uniform(0.3, 1.0)) for _ in range(40)]
     best: tuple[dict[str, int], int] | None = None
     for order in orders:
-        placed = _place([*sorted(always, key=lambda b: (-b[1], b[0])), *order], held)
+        # Beside what has its place small ones fill the gaps, so that large ones begin in banks of their own.
+        first = sorted(always, key=lambda b: (b[1] if held else -b[1], b[0]))
+        placed = _place([*first, *order], held)
         if best is None or placed[1] < best[1]:
             best = placed
         if best[1] <= room:

@@ -195,11 +195,11 @@ def _grid_images(grid: Grid, memory: Memory, checkpoint: Checkpoint) -> Iterator
     g, dp = plan.group_queries, plan.dp
     for layer in range(m.layers):
         parts = [_quantised(plan, x, checkpoint, layer, None) for x in (plan.q, plan.k, plan.v)]
-        # Column group by column group: its query heads, its key head, its value head.
+        # Column group by column group: its value head, its key head, its query heads.
         joined = [
             np.concatenate([
                 part[which][group * heads * dp : (group + 1) * heads * dp]
-                for group in range(grid.groups) for part, heads in zip(parts, (g, 1, 1), strict=True)
+                for group in range(grid.groups) for part, heads in zip(reversed(parts), (1, 1, g), strict=True)
             ])
             for which in (0, 1)
         ]  # fmt: skip

@@ -20,7 +20,7 @@ from systolith.compiler.kernels.grid.norm import (
 )
 from systolith.compiler.kernels.grid.rounds import Product, Rounds, Streamed
 from systolith.compiler.kernels.grid.spread import Spread
-from systolith.compiler.kernels.grid.turn import send_keys, send_values, turn_queries
+from systolith.compiler.kernels.grid.turn import send_keys, send_values, stage_keys, stage_values, turn_queries
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
@@ -55,8 +55,12 @@ def layer(ctx: GridContext, rounds: Rounds) -> None:
         rounds.product(
             Product(grid.qkv, product), Product(grid.o) if last else Product(grid.qkv, product + 1), resident("a"),
             opening=None if product else known, between=_later(_qkv, ctx, product - 1) if product else None,
+            behind=12, aside=_later(_send_heads, ctx, product - 1) if product else None,
         )  # fmt: skip
     _qkv(ctx, count - 1)
+    _send_heads(ctx, count - 1)
+    b.sync(Queue.V, post="p_full")
+    known()  # the queries
     attention(ctx)
     _project(ctx, rounds, grid.o, ATTENTION, Product(grid.gate), "b")
 
@@ -129,25 +133,38 @@ def _position_tables(ctx: GridContext) -> None:
     b.sync(Queue.V, wait="load_full")
 
 
+def _heads(ctx: GridContext, product: int) -> range:
+    """The heads of a product: 0 is that of values, 1 that of keys, then come those of queries."""
+    each = ctx.grid.width // ctx.plan.dp
+    return range(product * each, (product + 1) * each)
+
+
 def _qkv(ctx: GridContext, product: int) -> None:
-    """The heads of a product: r, rotary, quantised; queries stay, keys and values go where they are needed."""
-    b, plan = ctx.b, ctx.plan
-    each, dp, rows = ctx.grid.width // plan.dp, plan.dp, ctx.rows
+    """The heads of a product: r, rotary, quantised. Queries stay; values and keys, which come first so that they are on
+    their way early, are staged."""
+    b, dp, rows = ctx.b, ctx.plan.dp, ctx.rows
     b.tensor_name = "qkv"
-    for i in range(each):
-        head = product * each + i
+    heads = _heads(ctx, product)
+    for i, head in enumerate(heads):
         with b.descriptors(3) as (d, s, r):
             b.load(d, ctx.spad("head_tile", "FP32", (rows, 1, dp), (dp, 0, 1)))
             load_sums(ctx, s, sums(ctx, start=i * dp, columns=dp))
             b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
-            b.vec(d, s, r, op1=Op1.MUL, wait="" if i else "acc_full", post="acc_free" if i == each - 1 else "")
-        if head < plan.group_queries:
-            turn_queries(ctx, head)
-        elif head == plan.group_queries:
-            send_keys(ctx)
+            b.vec(d, s, r, op1=Op1.MUL, wait="" if i else "acc_full", post="acc_free" if i == len(heads) - 1 else "")
+        if head > 1:
+            turn_queries(ctx, head - 2)
+        elif head == 1:
+            stage_keys(ctx)
         else:
-            send_values(ctx)
+            stage_values(ctx)
     b.tensor_name = ""
+
+
+def _send_heads(ctx: GridContext, product: int) -> None:
+    """Send what `_qkv` has staged of a product."""
+    staged = [head for head in _heads(ctx, product) if head < 2]
+    for place, head in enumerate(staged):
+        (send_keys if head else send_values)(ctx, len(staged) - place)
 
 
 def _project(

@@ -15,7 +15,7 @@ from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
 from systolith.isa.vector import Op1, Op2, Red
 
-__all__ = ["send_keys", "send_values", "turn_queries"]
+__all__ = ["send_keys", "send_values", "stage_keys", "stage_values", "turn_queries"]
 
 
 def turn_queries(ctx: GridContext, head: int) -> None:
@@ -53,53 +53,64 @@ def _table(ctx: Context, name: str) -> Descriptor:
     return ctx.spad(name, "FP32", (ctx.rows, 1, half), (half, 0, 1))
 
 
-def send_keys(ctx: GridContext) -> None:
-    """Turn and quantise the key head; send it."""
-    b, plan = ctx.b, ctx.plan
-    fmt, dp, rows = plan.profile.k, plan.dp, ctx.rows
-    with b.descriptors(1) as (d,):
-        ctx.load_ring(d, ctx.stage(fmt, (rows, 1, dp), (dp, 0, 1), scales=True), ctx.r_stage)
+def stage_keys(ctx: GridContext) -> None:
+    """Turn and quantise the key head into the stage."""
+    dp, rows = ctx.plan.dp, ctx.rows
+    with ctx.b.descriptors(1) as (d,):
+        ctx.load_ring(d, ctx.stage(ctx.plan.profile.k, (rows, 1, dp), (dp, 0, 1), scales=True), ctx.r_stage)
         _turn(ctx, d, wait="stage_free", post="stage_full")
-    t, pool = ctx.grid.tokens, ctx.first_plan.pool_pages * plan.page_tokens
-    source = ctx.stage(fmt, (ctx.grid.chunks, t, dp), (t * dp, dp, 1), scales=True)
-    copy = ctx.dram("grid_k", fmt, (ctx.grid.chunks, t, dp), (256 * dp, dp, 1), scales="grid_k_scales",
-                    step=ctx.grid.positions * dp)  # fmt: skip
-    page = ctx.dram("k_cache", fmt, (1, t, dp), (pool * dp, dp, 1), scales="k_scales", step=plan.page_tokens * dp)
-    _send(ctx, source, copy, page, 1, wait="stage_full", post="stage_free")
     ctx.bump(ctx.r_stage)
 
 
-def send_values(ctx: GridContext) -> None:
-    """Quantise the value head with one scale a row; send codes and scales. The slice arrives: keys went before."""
-    b, plan = ctx.b, ctx.plan
-    fmt, dp, rows, grid = plan.profile.v, plan.dp, ctx.rows, ctx.grid
+def send_keys(ctx: GridContext, back: int) -> None:
+    """Send the keys that were staged `back` stages ago. The slice arrives: values went before."""
+    plan, grid = ctx.plan, ctx.grid
+    fmt, dp = plan.profile.k, plan.dp
+    t, pool = grid.tokens, ctx.first_plan.pool_pages * plan.page_tokens
+    source = ctx.stage(fmt, (grid.chunks, t, dp), (t * dp, dp, 1), scales=True)
+    copy = ctx.dram("grid_k", fmt, (grid.chunks, t, dp), (256 * dp, dp, 1), scales="grid_k_scales",
+                    step=grid.positions * dp)  # fmt: skip
+    page = ctx.dram("k_cache", fmt, (1, t, dp), (pool * dp, dp, 1), scales="k_scales", step=plan.page_tokens * dp)
+    _send(ctx, source, copy, page, 1, back, wait="stage_full", post="stage_free", arrive=True)
+
+
+def stage_values(ctx: GridContext) -> None:
+    """Quantise the value head with one scale a row into the stage."""
+    b, dp, rows = ctx.b, ctx.plan.dp, ctx.rows
     scales = ctx.words("stage_vscale", "E8M0", -(-rows // 4) * 4, (rows, 1, 1), (1, 0, 0))
     with b.pair() as d, b.descriptors(1) as (x,):
         b.load(x, ctx.spad("head_tile", "FP32", (rows, 1, dp), (dp, 0, 1), xe=Cell.ROWS))
-        ctx.load_ring(d, ctx.stage(fmt, (rows, 1, dp), (dp, 0, 1)), ctx.r_stage)
+        ctx.load_ring(d, ctx.stage(ctx.plan.profile.v, (rows, 1, dp), (dp, 0, 1)), ctx.r_stage)
         ctx.load_ring(d + 1, scales, ctx.r_stage)
         b.vec(d, x, red=Red.ROWSCALE, wait="stage_free", post="stage_full")
+    ctx.bump(ctx.r_stage)
+
+
+def send_values(ctx: GridContext, back: int) -> None:
+    """Send the values, codes and scales, that were staged `back` stages ago."""
+    plan, grid, rows = ctx.plan, ctx.grid, ctx.rows
+    fmt, dp = plan.profile.v, plan.dp
     t, pool = grid.tokens, ctx.first_plan.pool_pages * plan.page_tokens
     source = ctx.stage(fmt, (grid.chunks, t, dp), (t * dp, dp, 1))
     copy = ctx.dram("grid_v", fmt, (grid.chunks, t, dp), (256 * dp, dp, 1), step=grid.positions * dp)
     page = ctx.dram("v_cache", fmt, (1, t, dp), (pool * dp, dp, 1), step=plan.page_tokens * dp)
-    _send(ctx, source, copy, page, 1, wait="stage_full")
+    _send(ctx, source, copy, page, 1, back, wait="stage_full")
     source = ctx.words("stage_vscale", "E8M0", -(-rows // 4) * 4, (grid.chunks, 1, t), (t, 0, 1))
     copy = ctx.dram("grid_vscale", "E8M0", (grid.chunks, 1, t), (256, 0, 1), step=grid.positions)
     page = ctx.dram("v_scales", "E8M0", (1, 1, t), (pool, 0, 1), step=plan.page_tokens)
-    _send(ctx, source, copy, page, 2, post="stage_free", arrive=True)
-    ctx.bump(ctx.r_stage)
+    _send(ctx, source, copy, page, 2, back, post="stage_free")
 
 
 def _send(
-    ctx: GridContext, source: Descriptor, copy: Descriptor, page: Descriptor, along: int, *, wait: str = "",
+    ctx: GridContext, source: Descriptor, copy: Descriptor, page: Descriptor, along: int, back: int, *, wait: str = "",
     post: str = "", arrive: bool = False,
 ) -> None:  # fmt: skip
     """Send staged rows [chunks, ., .] to the column group, at their positions, and chunk by chunk to the pages of those
-    who keep them. along : dimension that tokens lie along."""
+    who keep them. along : dimension that tokens lie along. back : stages since."""
     b, grid = ctx.b, ctx.grid
     with b.descriptors(2) as (a, d), b.registers(1) as (at,):
         ctx.load_ring(a, source, ctx.r_stage)
+        b.advance(a, 3, -back)
         b.load(d, copy)
         with ctx.reading(Cell.GRID_CHUNKS) as chunks:
             b.extent_r(a, 0, chunks)
@@ -119,6 +130,7 @@ def _send(
                     b.branch(done, Cond.LT, chunks, chunk + 1)
             from_stage = source.with_ext(0, 1)
             ctx.load_ring(a, from_stage, ctx.r_stage)
+            b.advance(a, 3, -back)
             b.advance(a, 0, chunk)
             b.load(d, replace(page, xb=Cell.GRID_PAGE + chunk))
             b.advance_r(d, 0, ctx.r_layer)
