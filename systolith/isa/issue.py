@@ -20,13 +20,15 @@ __all__ = ["CARRY_COLS", "OP_COLS", "issues"]
 
 # The work of `isa.cycles`, then:
 W: Final = cycles.WORK_COLS
-(OP_CODE, OP_QUEUE, OP_WAIT, OP_POST, OP_PC, OP_ISSUE, OP_FIRST, OP_COUNT, OP_SEM, OP_COUNTER, OP_EXPECT, OP_ARRIVE,
- OP_APART, OP_BEFORE, OP_WORDS, OP_MARK) = range(W, W + 16)  # fmt: skip
-# OP_BEFORE on: read when it is dispatched, and not kept in its queue.
+(OP_CODE, OP_QUEUE, OP_WAIT, OP_POST, OP_PC, OP_RANKS, OP_ARRIVAL, OP_ISSUE, OP_BEFORE, OP_WORDS,
+ OP_MARK) = range(W, W + 11)  # fmt: skip
+# OP_RANKS, of a PUT: which ranks it reaches (`ranks`); OP_ARRIVAL: what it gives them (`arrival`).
+# OP_ISSUE: cycles that its dispatch takes.
+# OP_ISSUE on: read when it is dispatched, and not kept in its queue.
 # OP_BEFORE: cycles of the words before it; OP_WORDS: words it stands for, itself too (HALT is not counted).
 # OP_MARK: where the first of them is the marked word 1, and 2 where its loop begins.
-OP_COLS: Final = W + 16
-OP_KEPT: Final = OP_BEFORE
+OP_COLS: Final = W + 11
+OP_KEPT: Final = OP_ISSUE
 """Columns that an entry of a queue has."""
 
 # Of a slice, from row to row: what the words since its last issue add up to, and its loops (word after the body, left).
@@ -104,7 +106,7 @@ def is_issue(op: int, queue: int, wait: int) -> bool:
 def head(f: Ints, op: int, queue: int, wait: int, post: int, pc: int, taken: int, carry: Ints, out: Ints) -> None:
     """Fill an issue [OP_COLS], whose work is there, with what its word says and what has been carried."""
     out[OP_CODE], out[OP_QUEUE], out[OP_WAIT], out[OP_POST], out[OP_PC] = op, queue, wait, post, pc
-    out[OP_FIRST] = out[OP_COUNT] = out[OP_SEM] = out[OP_COUNTER] = out[OP_EXPECT] = out[OP_ARRIVE] = out[OP_APART] = 0
+    out[OP_RANKS] = out[OP_ARRIVAL] = 0
     hand_on(carry, out)
     if queue < _QUEUES:
         out[OP_ISSUE] = max(f[ISSUE], out[cycles.COPIES])
@@ -117,14 +119,23 @@ def head(f: Ints, op: int, queue: int, wait: int, post: int, pc: int, taken: int
 @rule
 def send(f: Ints, first: int, count: int, fields: int, out: Ints) -> None:
     """Fill the columns of a PUT: the ranks that it reaches and what it gives them."""
-    out[OP_FIRST], out[OP_COUNT] = first, count
-    out[OP_SEM] = fields >> f[PUT_SEM] & 31
-    out[OP_COUNTER] = fields >> f[PUT_COUNTER] & 15
-    out[OP_EXPECT] = fields >> f[PUT_EXPECT] & 2047
-    if out[OP_EXPECT] == 0:
-        out[OP_EXPECT] = f[SLICES]
-    out[OP_ARRIVE] = fields >> f[PUT_ARRIVE] & 1
-    out[OP_APART] = fields >> f[PUT_APART] & 15
+    expect = fields >> f[PUT_EXPECT] & 2047
+    arrive, counter, sem = fields >> f[PUT_ARRIVE] & 1, fields >> f[PUT_COUNTER] & 15, fields >> f[PUT_SEM] & 31
+    out[OP_RANKS] = first | count << 20 | (fields >> f[PUT_APART] & 15) << 40
+    out[OP_ARRIVAL] = arrive | sem << 1 | counter << 6 | (expect if expect > 0 else f[SLICES]) << 10
+
+
+@rule
+def ranks(packed: int) -> tuple[int, int, int]:
+    """Of OP_RANKS: the lowest, the first beyond them, and how far they are apart."""
+    first, count, apart = packed & (1 << 20) - 1, packed >> 20 & (1 << 20) - 1, packed >> 40
+    return first, first + (count << apart), 1 << apart
+
+
+@rule
+def arrival(packed: int) -> tuple[int, int, int, int]:
+    """Of OP_ARRIVAL: 1 where it counts as arrived, semaphore, counter, and arrivals that give a token."""
+    return packed & 1, packed >> 1 & 31, packed >> 6 & 15, packed >> 10
 
 
 @rule

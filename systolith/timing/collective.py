@@ -7,7 +7,7 @@ taken the last one, so that the network holds no more than is on its wires. A sl
 from __future__ import annotations
 
 from systolith.isa import cycles, facts
-from systolith.isa.issue import OP_APART, OP_ARRIVE, OP_COUNT, OP_COUNTER, OP_EXPECT, OP_FIRST, OP_SEM
+from systolith.isa.issue import OP_ARRIVAL, OP_RANKS, arrival, ranks
 
 from .candidate import consider, post
 from .records import finish
@@ -71,7 +71,9 @@ def start_put(st: State, s: int, number: int, start: int, op: Row) -> int:
     first_flit, flits = start + op[cycles.LEAD], op[cycles.HOLD]
     latency, to_dram = f[facts.NET_LATENCY], op[cycles.FLAGS] & cycles.TO_DRAM
     sent = first_flit + flits
-    for r in range(op[OP_FIRST], op[OP_FIRST] + (op[OP_COUNT] << op[OP_APART]), 1 << op[OP_APART]):
+    lowest, end, apart = ranks(op[OP_RANKS])
+    arrives, sem, counter, expect = arrival(op[OP_ARRIVAL])
+    for r in range(lowest, end, apart):
         begin = first_flit
         if r != s:
             begin = max(first_flit + latency, st.sl[r, S_INGRESS])
@@ -92,16 +94,15 @@ def start_put(st: State, s: int, number: int, start: int, op: Row) -> int:
             )
             fl[F_ELIGIBLE] = (begin + f[facts.BANK]) * f[facts.UNITS_PER_CYCLE]
             fl[F_OWN], fl[F_TAIL], fl[F_START], fl[F_NEW] = op[cycles.OWN], f[facts.DRAM_LATENCY], start, 1
-            fl[F_SEM], fl[F_COUNTER], fl[F_EXPECT] = op[OP_SEM], op[OP_COUNTER], op[OP_EXPECT]
-            fl[F_ARRIVE] = op[OP_ARRIVE]
+            fl[F_SEM], fl[F_COUNTER], fl[F_EXPECT], fl[F_ARRIVE] = sem, counter, expect, arrives
             po[P_TAIL] += 1
             st.sl[r, S_NEXT] = min(st.sl[r, S_NEXT], begin + f[facts.BANK])
         else:
             visible = done + op[cycles.TAIL]
             if visible >= st.sl[r, S_END]:
                 st.sl[r, S_END], st.sl[r, S_END_REF] = visible, number
-            if op[OP_ARRIVE]:
-                arrive(st, r, visible, number, op[OP_SEM], op[OP_COUNTER], op[OP_EXPECT])
+            if arrives:
+                arrive(st, r, visible, number, sem, counter, expect)
     st.sl[s, S_EGRESS] = sent
     st.qu[s, _C, Q_BUSY] += flits
     end = finish(st, s, _C, number, first_flit, first_flit, sent, sent)

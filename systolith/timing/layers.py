@@ -201,7 +201,7 @@ class LayerMachine(TimingMachine):
     def _refill(self) -> None:
         """Bring what is pending into the streams, a little more than a layer ahead."""
         ahead = self.state.sl[:, at.S_OPS_TAIL] - self.state.sl[:, at.S_OPS_HEAD]
-        want = max(_AHEAD, self._longest + self._longest // 4 + 1)
+        want = max(_AHEAD, self._longest + self._longest // 8 + 1)
         for s in range(self.slices):
             room = want - int(ahead[s])
             while room > 0 and self._pending[s]:
@@ -230,7 +230,7 @@ class LayerMachine(TimingMachine):
             self._give_up()
         if self._plain or self._exhausted:
             return False
-        return not self._longest or 4 * int(ahead.min()) < 5 * self._longest
+        return not self._longest or 8 * int(ahead.min()) < 9 * self._longest
 
     def _push(self, s: int, ops: Ints) -> None:
         """Add to a slice's stream and note where layers start."""
