@@ -9,15 +9,16 @@ import pytest
 
 import systolith.models
 from systolith.compiler import Compiled
+from systolith.isa import cycles
 from systolith.isa.facts import SLICES, facts
 from systolith.isa.issue import CARRY_COLS, OP_COLS, issues
-from systolith.isa.resolved import BASE, COLS, OPERANDS, SBASE
+from systolith.isa.resolved import BASE, COLS, OPERANDS, SBASE, SPACE
 from systolith.models.checkpoint import Checkpoint
 from systolith.models.profile import Profile
 from systolith.runtime.job import Request, layout, write_job
 from systolith.runtime.session import compile_job
 from systolith.sim import FastMachine
-from systolith.sim.skeleton import Skeleton
+from systolith.sim.skeleton import Skeleton, _apart
 from systolith.spec import load
 from tests.reference.make_model import make_llama
 
@@ -69,6 +70,37 @@ def test_its_issues_are_those_of_the_stream(most: int) -> None:
         n = issues(known, expected, np.zeros(CARRY_COLS, np.int64), mark, out)
         assert n < len(expected) // 3, "most words are carried"
         np.testing.assert_array_equal(np.concatenate(found[rank]), out[:n])
+
+
+def test_work_sees_no_more_of_an_address_than_is_remembered() -> None:
+    """Rows whose addresses move by whole bursts in DRAM, whole banks in the scratchpad, and at will elsewhere, have the
+    same work: what `repeats` and the memory of a word's work build on."""
+    chip, random = load("nano"), np.random.default_rng(5)
+    compiled = compile_job(Checkpoint.open(TINYCODE), chip, Profile.default(), JOB)
+    rows = stream(Skeleton(chip, compiled.program, *compiled.memory.control), compiled, JOB)[0][::7].copy()
+    works = [np.zeros((len(rows), cycles.WORK_COLS), np.int64) for _ in range(2)]
+    cycles.work(facts(chip), rows, works[0])
+    banks = random.integers(0, 9, len(rows)) * chip.bank_size_bytes
+    for column in OPERANDS.values():
+        space = rows[:, column + SPACE]
+        for field in (BASE, SBASE):
+            bursts = random.integers(0, 99, len(rows)) * chip.dram_burst_bytes
+            free = random.integers(0, 999, len(rows)) * 32
+            rows[:, column + field] += np.select([space == 0, space == 1, space >= 2], [bursts, banks, free], 0)
+    cycles.work(facts(chip), rows, works[1])
+    np.testing.assert_array_equal(*works)
+    assert len(np.unique(works[0], axis=0)) > 50
+
+
+def test_operands_may_move_as_long_as_the_same_ones_share_a_bank() -> None:
+    def periods(bases: list[int], steps: list[int]) -> int:
+        return _apart(np.array([bases]), np.array([steps]), 100, 30)
+
+    assert periods([10, 150, -1], [10, 0, 0]) == 8  # the ninth comes into the other's bank
+    assert periods([10, 50, -1], [10, 0, 0]) == 8  # the ninth leaves it
+    assert periods([10, 350, -1], [10, 0, 0]) == 28
+    assert periods([10, 20, -1], [100, 100, 0]) == 30  # together
+    assert periods([10, 850, -1], [0, 0, 0]) == 30
 
 
 def test_a_mixture_of_experts_has_a_scenario_for_its_router(tmp_path: Path) -> None:
