@@ -427,7 +427,7 @@ class LayerMachine(TimingMachine):
         st.sl[:, at.S_BUS] += times * moved
         st.g[at.G_NOW] += by
         st.g[at.G_DONE] += times * (int(st.g[at.G_DONE]) - before.done)
-        shift(st, by)
+        shift(st, by, self._first_record)
         moved_on = tuple(Repeat(r.start + by, r.end + by, r.times) for r in self._repeats)
         self._repeats = (*moved_on, Repeat(before.moment + by, now.moment + by, times))
         self.skipped += times * (now.layer - before.layer)

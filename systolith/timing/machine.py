@@ -172,14 +172,18 @@ class TimingMachine:
                 st.g[at.G_PASSED] = 1
             elif why == at.FINISHED:
                 self.finished = True
-                last = int(st.sl[:, at.S_HALT].argmax())
-                # The record of the last halt is the newest of its slice.
-                rec = self.records
-                mine = np.flatnonzero((rec[:, at.R_SLICE] == last) & (rec[:, at.R_QUEUE] == at.QUEUES))
-                self._window(self.first_record + int(mine[-1]), self.now)
+                self._window(self._last_halt(), self.now)
                 return True
             else:
                 raise self._fault(why)
+
+    def _last_halt(self) -> int:
+        """Number of the record of the last slice's HALT."""
+        st, size = self.state, int(self.state.rec.shape[0])
+        last = int(st.sl[:, at.S_HALT].argmax())
+        newest = int(st.g[at.G_RECORDS]) - 1
+        mine = np.flatnonzero((st.rec[:, at.R_QUEUE] == at.QUEUES) & (st.rec[:, at.R_SLICE] == last))
+        return newest - int(((newest - mine) & (size - 1)).min())
 
     def _at_mark(self) -> bool:
         """Slice 0 is about to issue the marked word: look at the state and say whether to go on."""

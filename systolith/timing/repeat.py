@@ -232,9 +232,9 @@ def signature(st: State, moment: int, out: Ints) -> int:
 
 
 @entry
-def shift(st: State, by: int) -> None:
-    """Move every entry, token, flight and record `by` cycles on; the columns of slices, queues and ports are the
-    caller's."""
+def shift(st: State, by: int, oldest: int) -> None:
+    """Move every entry, token and flight, and the records from `oldest` on, `by` cycles on; the columns of slices, queues
+    and ports are the caller's."""
     units = st.f[facts.UNITS_PER_CYCLE]
     for s in range(st.sl.shape[0]):
         for i in range(SEMAPHORES):
@@ -253,8 +253,8 @@ def shift(st: State, by: int) -> None:
                 fl[F_ELIGIBLE] += by * units
                 fl[F_OWN_END] += by
                 fl[F_START] += by
-    for i in range(min(st.g[G_RECORDS], st.rec.shape[0])):
-        rec = st.rec[i]
+    for i in range(max(oldest, st.g[G_RECORDS] - st.rec.shape[0]), st.g[G_RECORDS]):
+        rec = st.rec[i & (st.rec.shape[0] - 1)]
         for column in (R_DISPATCH, R_START, R_BEGIN, R_FIRST, R_OWN_END, R_END, R_RUN, R_DATA_END):
             if 0 < rec[column] < INF:
                 rec[column] += by
