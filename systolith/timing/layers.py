@@ -25,7 +25,7 @@ from systolith.spec import Chip
 
 from . import state as at
 from .machine import TimingMachine
-from .repeat import shift, signature
+from .repeat import digest, shift, signature
 from .sequencer import push
 from .state import State
 from .waterfall import Repeat
@@ -96,8 +96,12 @@ class _Moment:
     queues: Ints
     ports: Ints
     done: int
-    period: int = 0
-    """Layers back to an equal state; 0: none has been seen."""
+    stream: int
+    """Digest of what was issued since the moment before."""
+
+    def equals(self, other: _Moment) -> bool:
+        """Whether all goes on from here as from another."""
+        return self.places == other.places and np.array_equal(self.signature, other.signature)
 
 
 class LayerMachine(TimingMachine):
@@ -296,17 +300,19 @@ class LayerMachine(TimingMachine):
             self._moments.clear()
             return True
         size = int(self.state.ops.shape[1])
+        streams = [m.stream for m in self._moments] + [now.stream]
         for before in reversed(self._moments):
-            if (self.state.sl[:, at.S_OPS_TAIL] - before.heads > size).any():
+            period = now.layer - before.layer
+            if period > _PERIODS or (self.state.sl[:, at.S_OPS_TAIL] - before.heads > size).any():
                 break  # its instructions are no longer there
-            if before.places == now.places and np.array_equal(before.signature, now.signature):
-                now.period = now.layer - before.layer
-                if before.period == now.period:
-                    self._begin(before, now)
-                    return False
-                break
+            if not before.equals(now):
+                continue
+            first = next((m for m in self._moments if m.layer == before.layer - period), None)
+            if first is not None and first.equals(before) and streams[-period:] == streams[-2 * period : -period]:
+                self._begin(before, now)
+                return False
         self._moments.append(now)
-        del self._moments[:-_PERIODS]
+        del self._moments[: -2 * _PERIODS]
         return True
 
     def _look(self) -> _Moment | None:
@@ -334,10 +340,11 @@ class LayerMachine(TimingMachine):
         if len(self._out) < need:
             self._out = np.zeros(2 * need, np.int64)
         n = signature(st, moment, self._out)
+        stream = digest(st, self._moments[-1].heads) if self._moments else 0
         assert n <= need
         return _Moment(
             moment, layer, self._out[:n].copy(), heads, [(number - layer, offset) for number, offset in places],
-            st.sl.copy(), st.qu.copy(), st.po.copy(), int(st.g[at.G_DONE]),
+            st.sl.copy(), st.qu.copy(), st.po.copy(), int(st.g[at.G_DONE]), stream,
         )  # fmt: skip
 
     # --- what follows a repeated state ---

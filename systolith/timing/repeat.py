@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from systolith.isa import cycles, facts
 from systolith.isa.compiled import Ints
-from systolith.isa.issue import OP_BEFORE, OP_KEPT
+from systolith.isa.issue import OP_BEFORE, OP_COLS, OP_KEPT
 from systolith.spec import SEMAPHORES
 
 from .state import (
@@ -90,7 +90,7 @@ from .state import (
     kernel,
 )
 
-__all__ = ["shift", "signature"]
+__all__ = ["digest", "shift", "signature"]
 
 _NONE = -INF
 
@@ -232,8 +232,21 @@ def signature(st: State, moment: int, out: Ints) -> int:
 
 
 @entry
+def digest(st: State, heads: Ints) -> int:
+    """Give a number that tells issues apart: those of all slices from positions `heads` [slices] to where they are."""
+    found, mask = 0, st.ops.shape[1] - 1
+    for s in range(st.sl.shape[0]):
+        for i in range(heads[s], st.sl[s, S_OPS_HEAD]):
+            op = st.ops[s, i & mask]
+            for j in range(OP_COLS):
+                found = found * 1099511628211 + op[j]
+        found = found * 1099511628211 + st.sl[s, S_OPS_HEAD] - heads[s]
+    return int(found)
+
+
+@entry
 def shift(st: State, by: int, oldest: int) -> None:
-    """Move every entry, token and flight, and the records from `oldest` on, `by` cycles on; the columns of slices, queues
+    """Move every entry, token and flight, and records from `oldest` on, `by` cycles on; the columns of slices, queues
     and ports are the caller's."""
     units = st.f[facts.UNITS_PER_CYCLE]
     for s in range(st.sl.shape[0]):
