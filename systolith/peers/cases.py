@@ -27,6 +27,7 @@ _QUEUE = re.compile(
     r"|\binteractive\b|\bserver\b",
     re.IGNORECASE,
 )
+_CLOSED_LOOP = re.compile(r"conc|user|stream|client", re.IGNORECASE)
 _GOODPUT = re.compile(r"goodput|\bslo\b|queue|waiting", re.IGNORECASE)
 _TAIL = re.compile(r"\bp ?(7[05]|8\d|9\d(\.\d+)?|99\d)\b|percentile|\bmax\b.*(latency|ttft|tpot|itl)", re.IGNORECASE)
 _SATURATED = re.compile(r"max(imum)? throughput|all requests queued|\boffline\b|saturat|\bmax\b", re.IGNORECASE)
@@ -103,6 +104,10 @@ def _case(row: Measurement) -> Case:
     _refuse_other_machinery(row)
     metric, unit = _metric(row)
     batch = _batch(row)
+    if metric == "ttft" and batch is not None and batch > 1 and _CLOSED_LOOP.search(row.batch):
+        raise Refused(
+            f"{_show(row.batch)}: the first tokens of requests that come one after another need a queueing model"
+        )
     device = find_device(_name("device", row.chip, "chip"))
     work = work_of(_model(row.model))
     engine = engine_of(row.framework)

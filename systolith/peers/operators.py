@@ -1,7 +1,8 @@
 """Single operators that were measured on a device, and what the device model gives for them.
 
 A row is a matrix product, the attention of a prompt or of a decode step; each takes its kernels' time beside that of
-`model.product_seconds` or `model.attend_seconds`.
+`model.product_seconds` or `model.attend_seconds`. Those of the H200 were captured and replayed, as the collector of
+their source does, so that launching is no part of them.
 """
 
 from __future__ import annotations
