@@ -13,6 +13,7 @@ from systolith.cli._evidence import evidence
 
 if TYPE_CHECKING:
     from systolith.runtime.estimate import Estimate
+    from systolith.runtime.fields import Trial
 
 __all__ = ["register"]
 
@@ -36,6 +37,9 @@ SensitivityOption = Annotated[
     bool, typer.Option("--sensitivity/--no-sensitivity", help="Time it at memory efficiencies of 0.90 and 0.95, too.")
 ]
 
+FieldsOption = Annotated[
+    bool, typer.Option("--fields", help="Time the step again with one field of the chip changed at a time.")
+]
 PrefillOption = Annotated[
     bool, typer.Option("--prefill/--no-prefill", help="Time the prompt, too; without it there is no ttft_s.")
 ]
@@ -90,6 +94,7 @@ def waterfall(
     kv: options.KvOption = None,
     page_tokens: options.PageOption = 64,
     seed: SeedOption = 0,
+    fields: FieldsOption = False,
     svg: Annotated[Path | None, typer.Option("--svg", help="Also write the picture to this file.")] = None,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -110,14 +115,37 @@ def waterfall(
         notes = [f"{name}: {_percent(found, key)}" for name, key in _FRACTIONS if key in found["fractions"]]
         text = picture(found["waterfall"], title, notes)
         write_whole(svg, lambda file: file.write(text.encode()))
+    trials = _try_fields(timed, model) if fields else []
     if as_json:
-        print_json(found | {"manifest": _made_of(ctx, timed)})  # knows the picture, which is written by now
+        tried = {"fields": [trial.to_dict() for trial in trials]} if fields else {}
+        print_json(found | tried | {"manifest": _made_of(ctx, timed)})  # knows the picture, which is written by now
         return
     write(f"{title}\n\n{bars(found['waterfall'])}\n\n")
     print_table(
         [(line, seconds_text(seconds)) for line, seconds in found["lines"].items()],
         header=("kernel line: why", "on the path"),
     )
+    if fields:
+        write("\n")
+        print_table([_trial_row(trial) for trial in trials], header=("field", "step", "of what memory allows"))
+
+
+def _try_fields(timed: Estimate, model: str) -> list[Trial]:
+    """Time the step with one field changed at a time."""
+    from systolith.runtime.estimate import open_config
+    from systolith.runtime.fields import try_fields
+
+    graph, source, sha256 = open_config(model)
+    plan = timed.compiled.plan
+    with progress(f"timing {graph.name} with other fields"):
+        return list(try_fields(graph, plan.chip, plan.profile, timed.question, source=source, sha256=sha256))
+
+
+def _trial_row(trial: Trial) -> tuple[str, str, str]:
+    name = f"{trial.field}: {trial.was} -> {trial.value}" if trial.field else "as it is"
+    if trial.seconds is None or trial.of_stated is None:
+        return name, "cannot be", trial.reason
+    return name, seconds_text(trial.seconds), f"{trial.of_stated * 100:.1f} %"
 
 
 def _made_of(ctx: typer.Context, found: Estimate) -> dict[str, Any]:
@@ -188,6 +216,7 @@ def _print(estimated: Estimate) -> None:
         ("bytes a step must read: keys, values", bytes_text(found["bytes"]["kv"])),
         ("bound of a step: memory, at the pins", seconds_text(found["bound_s"]["memory"])),
         ("bound of a step: arithmetic", seconds_text(found["bound_s"]["compute"])),
+        ("what binds a step", found["binds"]),
         *((name, _percent(found, key)) for name, key in _FRACTIONS if key in found["fractions"]),
         *(
             (f"step at memory efficiency {share}", seconds_text(seconds))
@@ -196,6 +225,16 @@ def _print(estimated: Estimate) -> None:
         *((name.replace("_", " "), str(value)) for name, value in found["simulated"].items()),
     ]
     print_table(rows)
+    path = found["layer_path"]
+    write("\n")
+    print_table(
+        [
+            *((name, f"{us:.3f}", f"{path['all_layers_us'][name]:.1f}") for name, us in path["per_layer_us"].items()),
+            ("all of a layer", f"{path['layer_us']:.3f}", f"{path['layer_us'] * path['layers']:.1f}"),
+            ("outside of layers", "", f"{path['outside_us']:.1f}"),
+        ],
+        header=("critical path of a decode step", "us a layer", f"us, {path['layers']} layers"),
+    )
     write(
         f"chip {found['manifest']['chip_sha256'][:12]}, model {found['manifest']['model_sha256'][:12]}, program "
         f"{found['manifest']['program_sha256'][:12]}, version {found['manifest']['version']}, seed {asked['seed']}\n"

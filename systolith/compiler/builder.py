@@ -51,6 +51,10 @@ SEMAPHORE = {
 
 assert len(SEMAPHORE) <= SEMAPHORES
 
+SEMAPHORE["columns"] = SEMAPHORE["residual"]
+"""Network to V: columns that the slice before has made. Only where the residual stream stays in the scratchpad, so that
+the other is not used."""
+
 _HELPERS = ("builder.py", "context.py", "contextlib.py")
 """Files that write words for a kernel: not the source line a reader wants."""
 
@@ -311,6 +315,14 @@ class Builder:
                 Put(d=d, a=a, b=first_cell, count=count, apart=apart, sem=sem, counter=counter, expect=count, arrive=1,
                     wait=mask(wait), post=mask(post))
             )  # fmt: skip
+
+    def send(self, d: int, a: int, cell: int, arrival: tuple[str, int], wait: str = "", post: str = "") -> None:
+        """PUT of data to the one rank X[cell], with an arrival there that gives a token by itself."""
+        sem, counter = SEMAPHORE[arrival[0]], arrival[1]
+        self.emit(
+            Put(d=d, a=a, b=cell, count=1, sem=sem, counter=counter, expect=1, arrive=1, wait=mask(wait),
+                post=mask(post))
+        )  # fmt: skip
 
     def arrive(self, nothing: int, sem: str, counter: int, first_cell: int = 0, count: int = 0, wait: str = "",
                post: str = "", apart: int = 0) -> None:  # fmt: skip

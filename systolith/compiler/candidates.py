@@ -48,23 +48,88 @@ def _linear(
         nt = _divisor(n, min(BLOCK * most, max(1, n // chip.slices), 256))
     else:
         even = max(1, n // BLOCK // chip.slices)
-        nt = BLOCK * _divisor(n // BLOCK, min(most, even, max(1, chip.columns // BLOCK), narrow or 16))
-    # A slot holds whole blocks of K of a tile. Four slots or more let weights run ahead; three larger ones serve a
-    # small chip better than seven that hold a single block each.
-    fits = [chip.slots_bytes // count // (nt * block_bytes) for count in (15, 4, 3)]
-    fit = next((f for f, least in zip(fits, (8, 2, 1), strict=True) if f >= least), 1)
-    kt = _divisor(math.gcd(*lengths), fit) * BLOCK
+        wide = min(most, even, max(1, chip.columns // BLOCK), narrow or 16)
+        nt = BLOCK * (_even_divisor(n // BLOCK, wide, chip.slices) if name == "head" else _divisor(n // BLOCK, wide))
+    kt = _slot_length(chip, nt, block_bytes, lengths)
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     cuts = tuple((BLOCK * s, BLOCK * length) for s, length in zip(starts, lengths, strict=True))
     return LinearPlan(name, n, k, nt, kt, cuts, terms, fmt.name, n // nt, copies)
 
 
+def _even_divisor(count: int, most: int, slices: int) -> int:
+    """Largest divisor of `count` that is at most `most`, of those that leave the slice with most items hardly more than
+    it need have."""
+    shares = {i: -(-(count // i) // slices) * i for i in range(1, most + 1) if count % i == 0}
+    least = min(shares.values())
+    return max(i for i, share in shares.items() if share <= least + least // 64)
+
+
+def _slot_length(chip: Chip, nt: int, block_bytes: int, lengths: list[int]) -> int:
+    """Elements of K in a slot of a tile of `nt` columns; lengths: blocks of each span.
+
+    A slot holds whole blocks of K. Four slots or more let weights run ahead; three larger ones serve a small chip
+    better than seven that hold a single block each.
+    """
+    fits = [chip.slots_bytes // count // (nt * block_bytes) for count in (15, 4, 3)]
+    fit = next((f for f, least in zip(fits, (8, 2, 1), strict=True) if f >= least), 1)
+    return _divisor(math.gcd(*lengths), fit) * BLOCK
+
+
+def _evenly(chip: Chip, linear: LinearPlan, unit: int, rows: int, most: int) -> LinearPlan:
+    """The same class with its columns dealt out evenly, where the slice that has most then has fewer: else as it is.
+
+    unit: columns that belong to one slice; most: columns of the slice that has most as it is.
+    """
+    slices = chip.slices
+    spans = len(linear.spans)
+    room = chip.accumulator_words // 2 // (rows * spans)
+    bits = FORMATS[linear.format].bits
+    block_bytes = linear.terms * (BLOCK * bits // 8 + 1)
+    wide = min(room, max(BLOCK, chip.columns), max(BLOCK, chip.slots_bytes // 15 // (8 * block_bytes)))
+    made = -(-linear.n // slices)
+    tiles = -(-made // wide)
+    nt = -(-made // tiles)
+    made = nt * tiles
+    carried = [rank * made % unit for rank in range(slices)]  # columns from the slice before
+    if made >= most or unit & (unit - 1) or any(tail > made for tail in carried):
+        return linear
+    lengths = [length // BLOCK for _, length in linear.spans]
+    kt = _slot_length(chip, nt, block_bytes, lengths)
+    return replace(linear, n=slices * made, nt=nt, kt=kt, tiles=slices * tiles, unit=unit)
+
+
+def _even_plan(base: Plan, rows: int) -> Plan:
+    """The plan with columns dealt out evenly where that helps: q, k and v; o and down; gate and up of experts."""
+    chip, m = base.chip, base.model
+    if chip.slices == 1 or m.latent is not None or m.post_norms is not None or base.shared is not None:
+        return base
+
+    def most(linear: LinearPlan) -> int:
+        return base.most_tiles(linear) * linear.nt
+
+    alike = len({(x.spans, m.bias(x.name)) for x in (base.q, base.k, base.v)}) == 1
+    heads = max(sum(n for _, n in base.head_shares(rank)) for rank in range(chip.slices))
+    found = base
+    if alike:
+        whole = replace(base.q, name="qkv", n=base.q.n + base.k.n + base.v.n)
+        even = _evenly(chip, whole, base.dp, rows, heads * base.dp)
+        if even.unit:
+            found = replace(found, qkv=even)
+    o, down = (_evenly(chip, x, BLOCK, rows, most(x)) for x in (base.o, base.down))
+    if o.unit and down.unit and base.dense is None:
+        found = replace(found, o=o, down=down)
+    gate, up = (_evenly(chip, x, BLOCK, rows, most(x)) for x in (base.gate, base.up))
+    if m.experts is not None and gate.unit and up.unit:
+        found = replace(found, gate=gate, up=up)
+    return found
+
+
 def kv_entries(chip: Chip, profile: Profile, dp: int) -> int:
     """Chunks of K or V that the ring should hold: one in use and one being given back, and half as much again as what
-    the memory delivers within its latency."""
+    the memory delivers within its latency, or three of each: K and V of old positions come while q is being made."""
     chunk = CHUNK_TOKENS * dp * FORMATS[profile.k].bits // 8
     under_way = chip.dram_latency_cycles * chip.dram_bytes_per_cycle * 3 / 2
-    return 2 + min(14, int(under_way / chunk))
+    return 2 + min(14, max(6, int(under_way / chunk)))
 
 
 def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Options) -> Iterator[Plan]:
@@ -122,14 +187,17 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
             base, o=_narrow(base.o, o_nt), down=main.down, gate=main.gate, up=main.up, dense=dense,
             shared=others.pop() if others else None,
         )  # fmt: skip
+        # Even columns take some room: rather as many rows without.
+        even = _even_plan(base, rows)
+        ways = [(even, True)] * (even is not base) + [(base, True), (base, False)]
         # All heads read a latent, and their partials travel: where there is no room for those of many slices, fewer.
         groups = [group] if latent is None else [group >> i for i in range(group.bit_length())]
-        for resident in (True, False):
+        for way, resident in ways:
             for shared in groups:
                 for tokens, part, entries in shapes:
                     if tokens <= rows and tokens * group_queries * max(part, dp) <= half:
                         for gains in (True, False) if model.post_norms is None else (True,):
-                            yield replace(base, x_resident=resident, gains_resident=gains, tile_tokens=tokens,
+                            yield replace(way, x_resident=resident, gains_resident=gains, tile_tokens=tokens,
                                           part_tokens=part, kv_entries=entries, group=shared,
                                           lanes_local=active // shared)  # fmt: skip
 

@@ -97,9 +97,9 @@ def compile_graph(
     b = ctx.b
     tokens = dict.fromkeys(SEMAPHORE, 0) | {
         "slot_free": plan.slots, "acc_free": 2, "stage_free": 2, "kv_free": plan.kv_entries,
-        "load_free": plan.load_entries, "p_free": 1, "released": 1, "residual": 1,
+        "load_free": plan.load_entries, "p_free": 2, "released": 1, "residual": int(not plan.x_resident),
     }  # fmt: skip
-    counts = [tokens[name] for name in SEMAPHORE]
+    counts = [tokens[name] for name in SEMAPHORE if name != "columns"]
     program = Program(
         name=graph.name,
         words=tuple(i.encode() for i in b.instructions),

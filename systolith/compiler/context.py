@@ -34,6 +34,7 @@ class Cell(IntEnum):
     OUT_ROWS = 3
     O_FIRST = 9
     O_TILES = 10
+    """Parts of the residual stream: tiles, or blocks of the only tile."""
     Q_FIRST = 11
     """Heads; with latent attention K and V stand for tiles of q_a and of kv_a."""
     Q_HEADS = 12
@@ -62,6 +63,8 @@ class Cell(IntEnum):
     """Of gate and up in layers without experts, where others have them."""
     SHARED_FIRST = 29
     SHARED_TILES = 30
+    NEXT_RANK = 31
+    """The slice behind this one, the first behind the last."""
     GRID_CHUNKS = 2
     GRID_FIRST = 3
     """Chunks and first position of a step on the grid, behind its rows; then first page entry, first lane, number."""
@@ -153,6 +156,8 @@ class Counter(IntEnum):
     """That of KV_FRESH again, far from it."""
     LOW = 15
     """That of SUMS_POST: a model with latent attention has no such norms."""
+    COLUMNS = 15
+    """That again: models with either have no columns that are dealt out evenly."""
     ATTENDED = 8
     """That of LOGITS again, far from it."""
 

@@ -305,7 +305,7 @@ def lay_out_grid(grid: Grid, memory: Memory | None) -> Memory | None:
 
 
 def _resident_gains(plan: Plan) -> int:
-    shard = plan.most_tiles(plan.o) * plan.o.nt
+    shard = plan.shard
     return 4 * shard * (len(plan.model.layer_norms) * plan.model.layers + 1)
 
 

@@ -36,7 +36,7 @@ CONST_WORDS = 24
 """Words of the constant table."""
 OWNER_CELLS = 8
 """Cells of a set with ranks."""
-RANK_WORDS = 22
+RANK_WORDS = 23
 """A slice's share of the work: cells 9 and up."""
 HEADER_WORDS = 8
 """Head of a step record: rows, segments, output rows, decode rows; with serve also updates of request slots, decode
@@ -178,7 +178,7 @@ def stage_bytes(plan: Plan) -> int:
     p, rows = plan.profile, plan.rows
     return padded(
         max(
-            _codes(rows * max(plan.o.nt, plan.ffn_tile), p.activations),
+            _codes(rows * max(plan.tile, plan.ffn_tile), p.activations),
             _codes(plan.tile_tokens * plan.group_queries * plan.dp, p.activations),
             _codes(rows * plan.kp, p.k),
             _codes(rows * plan.dp, p.v),
@@ -186,6 +186,7 @@ def stage_bytes(plan: Plan) -> int:
             rows * max((x.nt for x in (plan.q_a, plan.kv_a) if x is not None), default=0) * 4,
             plan.out_rows * plan.head.nt * 4,
             rows * plan.router.nt * 4 if plan.router is not None else 0,
+            _codes(plan.pairs * plan.owned_columns(plan.gate), p.activations) if plan.gate.unit else 0,
         ),
         4 * BLOCK,
     )
@@ -195,12 +196,11 @@ def scratchpad(plan: Plan) -> list[Buffer]:
     """Buffers (name, bytes, phases). Codes and their scales are one buffer, the scales at the end: `scales_at`."""
     m, p, o = plan.model, plan.profile, plan.options
     rows, g = plan.rows, plan.group_queries
-    hidden, inner = padded(m.hidden), padded(m.inner)
-    shard = plan.shard
+    hidden, inner, shard = padded(m.hidden), padded(m.inner), plan.shard
     tq = plan.tile_tokens * g
     partial = tq * (plan.dp + 2) * 4
     spans = [len(x.spans) * x.nt * rows * 4 for x in plan.linears if len(x.spans) > 1]
-    rec, embed_entries = record_layout(plan), plan.load_entries
+    rec, embed = record_layout(plan), plan.load_entries * ring_bytes(rows * plan.tile, p.embed)
     dense = blocks(rows * plan.dense.down.k, p.activations) if plan.dense is not None else 0
     # S stores K and V until V has been told: with the gains of o, or, where these stay, before down.
     stored = (Q, A, O_, F) if plan.gains_resident else (Q, A, O_)
@@ -215,16 +215,16 @@ def scratchpad(plan: Plan) -> list[Buffer]:
         ("cos", 4 * len(m.ropes) * rows * m.turned // 2, ALL),
         ("sin", 4 * len(m.ropes) * rows * m.turned // 2, ALL),
         ("g", 4 * shard * (len(m.layer_norms) * m.layers + 1 if plan.gains_resident else 2), ALL),
-        ("vscale_ring", (plan.kv_entries if plan.whole_chunks else plan.load_entries) * CHUNK_TOKENS, LAYERS),
+        ("vscale_ring", plan.scale_entries * CHUNK_TOKENS, LAYERS),
         ("kv_ring", plan.kv_entries * kv_bytes(plan), LAYERS),
         ("kv_ring_scales", plan.kv_entries * kv_bytes(plan) * 8 // FORMATS[p.k].bits // BLOCK, LAYERS),
         ("stage", 2 * stage_bytes(plan), ALL),
         ("stage_scales8", 2 * stage_bytes(plan) // BLOCK, ALL),
         ("stage_scales4", 2 * stage_bytes(plan) * 2 // BLOCK, ALL),
-        ("stage_sums", 2 * rows * (plan.o.nt // BLOCK) * 4, ALL),
+        ("stage_sums", 2 * rows * (plan.tile // BLOCK) * 4, ALL),
         ("stage_vscale", 2 * padded(rows, 4), ALL),
         ("r", 4 * rows, ALL),
-        ("x", 4 * rows * (shard if plan.x_resident else plan.o.nt), ALL),
+        ("x", 4 * rows * (shard if plan.x_resident else plan.tile), ALL),
         ("a", blocks(rows * hidden, p.activations), (S_, D_, Q, H)),
         ("tb_a", 4 * rows * plan.d_blocks, (S_, D_, Q, H)),
         ("b", blocks(rows * hidden, p.activations), (O_, F)),
@@ -238,17 +238,13 @@ def scratchpad(plan: Plan) -> list[Buffer]:
         ("head_tile", 4 * rows * plan.hp, (Q,)),
         ("head_turned", 4 * rows * (plan.hp if plan.turn_whole or m.latent else m.head_dim // 2), (Q,)),
         ("scores", 4 * tq * CHUNK_TOKENS, (A,)),
-        ("p", blocks(tq * CHUNK_TOKENS, p.p), (A,)),
-        ("chunk_lm", 4 * 2 * tq, (A,)),
+        ("p", blocks(2 * tq * CHUNK_TOKENS, p.p), (A,)),
+        ("chunk_lm", 4 * 2 * 2 * tq, (A,)),
         ("partial", partial * (1 + plan.merge_levels), (A,)),
         ("inverse", 4 * tq, (A,)),
         ("exp_tile", 4 * rows * plan.ffn_tile, (F,)),
-        ("embed_ring", embed_entries * ring_bytes(rows * plan.o.nt, p.embed), (S_,)),
-        (
-            "embed_ring_scales",
-            embed_entries * ring_bytes(rows * plan.o.nt, p.embed) * 8 // FORMATS[p.embed].bits // BLOCK,
-            (S_,),
-        ),
+        ("embed_ring", embed, (S_,)),
+        ("embed_ring_scales", embed * 8 // FORMATS[p.embed].bits // BLOCK, (S_,)),
         ("picked", blocks(plan.out_rows * hidden, p.activations), (H,)),
         ("r_picked", 4 * plan.out_rows, (H,)),
     ]
@@ -269,6 +265,10 @@ def scratchpad(plan: Plan) -> list[Buffer]:
         table += [("branch", 4 * rows * shard, (O_, D_)), ("tb_post", 4 * rows * plan.d_blocks, (O_, D_))]
     if m.latent is not None:
         table += _latent_buffers(plan)
+    even = (("qkv", plan.qkv, rows, (Q,)), ("x", plan.o, rows, (O_, D_)), ("h", plan.gate, plan.pairs, (F,)))
+    for name, linear, count, phases in even:
+        if linear is not None and linear.unit:
+            table.append((f"columns_{name}", 4 * count * plan.column_pitch(linear), phases))
     if plan.group > 1:
         table.append(("exchange", 2 * plan.group * partial, (A,)))
     if spans:

@@ -158,8 +158,8 @@ class DecoderModel:
         return (first, second) if self.post_norms is None else (first, self.post_norms[0], second, self.post_norms[1])
 
     def bias(self, name: str) -> bool:
-        """Whether the matrices of a class have a bias."""
-        return self.matrices[name].bias is not None
+        """Whether the matrices of a class have a bias; of "qkv", if those of q have one."""
+        return self.matrices["q" if name == "qkv" else name].bias is not None
 
     def inner_of(self, name: str) -> int:
         """Columns of the gates of a class, unpadded: "gate", "shared_gate" or "expert_gate"."""

@@ -38,7 +38,7 @@ def weight_format(profile: Profile, name: str) -> str:
 
 def spans_of(profile: Profile, name: str) -> int:
     """Spans of the matrices of a class; an expert that all rows share has those of a feed-forward."""
-    return profile.spans[{"q_a": "q", "kv_a": "k"}.get(name, name.removeprefix("shared_"))]
+    return profile.spans[{"q_a": "q", "kv_a": "k", "qkv": "q"}.get(name, name.removeprefix("shared_"))]
 
 
 def share(items: int, slices: int, rank: int) -> tuple[int, int]:
@@ -91,7 +91,10 @@ class LinearPlan:
 
     name: class of the profile; n, k: padded columns and contraction, elements; nt: columns of a tile; kt: elements of K
     in one weight slot; spans: (first element, elements) of each span that holds any; terms: 1 or 2; format: of the
-    weights; tiles: over all slices; copies: matrices of this class in a layer (experts).
+    weights; tiles: over all slices; copies: matrices of this class in a layer (experts). unit: 0 where a slice keeps
+    the tiles that it makes; else every slice makes as many columns as any other, and whole units of so many, a head or
+    a block, belong to the slice that makes their last column (docs/decisions/0005-compiler.md, "Even columns"); n then
+    counts columns of zeros that make it even.
     """
 
     name: str
@@ -104,6 +107,7 @@ class LinearPlan:
     format: str
     tiles: int
     copies: int = 1
+    unit: int = 0
 
     @property
     def slot_elements(self) -> int:
@@ -132,7 +136,8 @@ class Plan:
     part_tokens: tokens of queries and of keys that attention takes at a time; kv_entries: parts of K and V that L may
     have loaded ahead; group: slices that share the lanes of a
     head; lanes_local: lanes of a unit; units: over all slices. gate, up, down: of the experts where there are any, and
-    then dense: of the layers without; shared: of the expert that all rows share."""
+    then dense: of the layers without; shared: of the expert that all rows share. qkv: q, k and v as one matrix whose
+    columns are dealt out evenly, where whole heads would not be; q, k, v then tell of heads only."""
 
     model: DecoderModel
     profile: Profile
@@ -161,6 +166,7 @@ class Plan:
     shared: FeedForward | None
     q_a: LinearPlan | None = None
     kv_a: LinearPlan | None = None
+    qkv: LinearPlan | None = None
 
     # Sizes that many kernels need.
     @property
@@ -198,12 +204,62 @@ class Plan:
             q_tiles = self.q_a.tiles if self.q_a is not None else 0
             kv_share = share(self.kv_a.tiles, self.slices, rank)
             return share(h, self.slices, rank), share(q_tiles, self.slices, rank), kv_share
-        first, count = share(h + 2 * kv, self.slices, rank)
+        first, count = share(h + 2 * kv, self.slices, rank) if self.qkv is None else self.owned(self.qkv, rank)
         shares = []
         for start, heads in ((0, h), (h, kv), (h + kv, kv)):
             low, high = max(first, start), min(first + count, start + heads)
             shares.append((low - start, high - low) if high > low else (0, 0))
         return shares[0], shares[1], shares[2]
+
+    def made(self, linear: LinearPlan) -> int:
+        """Columns that each slice makes of a class that is dealt out evenly."""
+        return linear.n // self.slices
+
+    def owned(self, linear: LinearPlan, rank: int) -> tuple[int, int]:
+        """First and number of a rank's units of a class that is dealt out evenly: those whose last column it makes."""
+        made, units = self.made(linear), self._columns(linear) // linear.unit
+        first = min(rank * made // linear.unit, units)
+        return first, min((rank + 1) * made // linear.unit, units) - first
+
+    def column_pitch(self, linear: LinearPlan) -> int:
+        """Words of a row in the buffer of such a class: columns of the slice before, fewer than a unit, and its own."""
+        return padded(linear.unit + self.made(linear), 4)
+
+    def owned_columns(self, linear: LinearPlan) -> int:
+        """Columns that belong to the slice that has most of such a class."""
+        return linear.unit * max(self.owned(linear, rank)[1] for rank in range(self.slices))
+
+    def _columns(self, linear: LinearPlan) -> int:
+        """Columns of a class that is dealt out evenly, without those of zeros, in whole units."""
+        m = self.model
+        if linear.name == "qkv":
+            return (m.heads + 2 * m.kv_heads) * self.dp
+        return padded(m.inner if linear.name in (self.gate.name, self.up.name) else m.hidden)
+
+    @property
+    def tile(self) -> int:
+        """Most columns of a tile of the residual stream: where columns are dealt out evenly, all blocks of a slice
+        are one tile."""
+        return self.most_residual_parts * self.o.unit or self.o.nt
+
+    @property
+    def residual_part(self) -> int:
+        """Columns by which the residual stream is dealt out: a block of a slice's only tile, or a tile."""
+        return self.o.unit or self.o.nt
+
+    def residual_share(self, rank: int) -> tuple[int, int]:
+        """First and number of a rank's parts of the residual stream."""
+        return self.owned(self.o, rank) if self.o.unit else share(self.o.tiles, self.slices, rank)
+
+    @property
+    def most_residual_parts(self) -> int:
+        """Residual parts of the slice that has most."""
+        return max(self.residual_share(rank)[1] for rank in range(self.slices))
+
+    @property
+    def one_residual_tile(self) -> bool:
+        """Whether every slice has a single tile of the residual stream: what it sends of it is all it has to send."""
+        return self.o.unit > 0 or all(self.residual_share(rank)[1] == 1 for rank in range(self.slices))
 
     def tile_share(self, linear: LinearPlan, rank: int) -> tuple[int, int]:
         """First tile and number of tiles of a rank; whole heads of q, k and v."""
@@ -228,7 +284,7 @@ class Plan:
     @property
     def shard(self) -> int:
         """Columns of the residual stream of the slice that has most."""
-        return self.most_tiles(self.o) * self.o.nt
+        return self.most_residual_parts * self.residual_part
 
     @property
     def kp(self) -> int:
@@ -340,8 +396,18 @@ class Plan:
 
     @property
     def whole_chunks(self) -> bool:
-        """Whether K and V come a chunk at a time, so that all loads of a chunk can run ahead of its arithmetic."""
-        return self.part_tokens == CHUNK_TOKENS
+        """Whether K and V come a chunk at a time, all loads of a chunk together: two chunks are in the ring then."""
+        return self.part_tokens == CHUNK_TOKENS and (self.kv_entries >= 4 or self.model.latent is not None)
+
+    @property
+    def keys_stay(self) -> bool:
+        """Whether a chunk of K comes whole and stays until it has been V, too: of a latent."""
+        return self.model.latent is not None and self.whole_chunks
+
+    @property
+    def scale_entries(self) -> int:
+        """Entries of the ring of V's scales: those of the ring of K where that is V, too."""
+        return self.kv_entries if self.keys_stay else self.load_entries
 
     @property
     def turn_whole(self) -> bool:
@@ -363,7 +429,8 @@ class Plan:
         router = (self.router,) if self.router is not None else ()
         parts = [x for part in self.feed_forwards for x in (part.gate, part.up, part.down)]
         low = [x for x in (self.q_a, self.kv_a) if x is not None]
-        return (*low, self.q, self.k, self.v, self.o, *router, *parts, self.head)
+        heads = (self.q, self.k, self.v) if self.qkv is None else (self.qkv,)
+        return (*low, *heads, self.o, *router, *parts, self.head)
 
     @property
     def feed_forwards(self) -> tuple[FeedForward, ...]:

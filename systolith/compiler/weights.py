@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +30,10 @@ Floats = NDArray[np.float32]
 def rank_table(plan: Plan, rank: int) -> list[int]:
     """Words for cells 9 and up: first and number of tiles, heads and units of a rank; the 16th is the host's."""
     words: list[int] = []
-    words += share(plan.o.tiles, plan.slices, rank)
+    words += plan.residual_share(rank)
     for heads in plan.head_shares(rank):
         words += heads
-    words += share(plan.gate.tiles, plan.slices, rank)
+    words += plan.owned(plan.gate, rank) if plan.gate.unit else share(plan.gate.tiles, plan.slices, rank)
     words += share(plan.head.tiles, plan.slices, rank)
     first, count = plan.unit_share(rank)
     words += (first, count)
@@ -41,6 +42,7 @@ def rank_table(plan: Plan, rank: int) -> list[int]:
     gates = [None if part is None else part.gate for part in (plan.dense, plan.shared)]
     for linear in (plan.router, *gates):
         words += (0, 0) if linear is None else share(linear.tiles, plan.slices, rank)
+    words.append((rank + 1) % plan.slices)
     return words
 
 
@@ -139,8 +141,8 @@ def _gains(plan: Plan, memory: Memory, checkpoint: Checkpoint) -> Iterator[Image
     table = _padded_to(np.stack(rows), (len(rows), padded(m.hidden)))
     shard = plan.shard
     for rank in range(plan.slices):
-        first, count = share(plan.o.tiles, plan.slices, rank)
-        part = table[:, first * plan.o.nt : (first + count) * plan.o.nt]
+        first, count = plan.residual_share(rank)
+        part = table[:, first * plan.residual_part : (first + count) * plan.residual_part]
         yield Image(rank, memory.dram["g"], _padded_to(part, (len(rows), shard)).tobytes())
     if m.head_norms is not None:
         heads = [checkpoint.tensor(ref.at(layer)) for layer in range(m.layers) for ref in m.head_norms]
@@ -160,10 +162,10 @@ def _embedding(plan: Plan, memory: Memory, checkpoint: Checkpoint) -> Iterator[I
     """The table's rows, each slice's columns of the residual stream."""
     m, fmt = plan.model, FORMATS[plan.profile.embed]
     codes, scales = quantise(checkpoint.tensor(m.table.at(None)), fmt, pad=True)
-    nt = plan.o.nt
+    nt = plan.residual_part
     shard = plan.shard
     for rank in range(plan.slices):
-        first, count = share(plan.o.tiles, plan.slices, rank)
+        first, count = plan.residual_share(rank)
         if not count:
             continue
         part = np.zeros((m.vocab, shard), np.uint8)
@@ -305,6 +307,13 @@ def _quantised(
     plan: Plan, linear: LinearPlan, checkpoint: Checkpoint, layer: int | None, expert: int | None
 ) -> tuple[Bytes, Bytes]:
     """Codes and scales of a matrix, padded; as they lie in the checkpoint where that has them in this format."""
+    if linear.name == "qkv":
+        parts = [
+            _quantised(plan, replace(linear, name=part.name, n=part.n), checkpoint, layer, expert)
+            for part in (plan.q, plan.k, plan.v)
+        ]
+        codes, scales = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+        return _padded_codes(codes, (linear.n, codes.shape[1])), _padded_codes(scales, (linear.n, scales.shape[1]))
     ref, fmt = plan.model.matrices[linear.name].weight, FORMATS[linear.format]
     of_heads = ref.experts > 0 and expert is None
     stored = checkpoint.blocks(ref, layer, expert) if linear.format == "E2M1" and not of_heads else None
@@ -341,18 +350,28 @@ def _slots(linear: LinearPlan, codes: Bytes, scales: Bytes) -> tuple[Bytes, Byte
 
 def _biases(plan: Plan, memory: Memory, checkpoint: Checkpoint, linear: LinearPlan) -> Iterator[Image]:
     """Biases of one class in the order of the tiles."""
-    m = plan.model
-    ref = m.matrices[linear.name].bias
-    assert ref is not None
     offsets = dict.fromkeys(range(plan.slices), memory.dram[f"bias_{linear.name}"])
     most = plan.most_tiles(linear) if linear.copies > 1 else 0
     for layer, expert in _instances(plan, linear):
-        bias = _shape_weight_bias(plan, linear, checkpoint.weight(ref, layer, expert))
+        bias = _bias(plan, linear, checkpoint, layer, expert)
         for rank in range(plan.slices):
             first, count = plan.tile_share(linear, rank)
             if count:
                 yield Image(rank, offsets[rank], bias[first * linear.nt : (first + count) * linear.nt].tobytes())
             offsets[rank] += 4 * max(most, count) * linear.nt
+
+
+def _bias(plan: Plan, linear: LinearPlan, checkpoint: Checkpoint, layer: int | None, expert: int | None) -> Floats:
+    """A bias, padded; those of q, k and v one behind the other where they are one matrix."""
+    if linear.name == "qkv":
+        parts = [
+            _bias(plan, replace(linear, name=part.name, n=part.n), checkpoint, layer, expert)
+            for part in (plan.q, plan.k, plan.v)
+        ]
+        return _padded_to(np.concatenate(parts), (linear.n,))
+    ref = plan.model.matrices[linear.name].bias
+    assert ref is not None
+    return _shape_weight_bias(plan, linear, checkpoint.weight(ref, layer, expert))
 
 
 def _shape_weight_bias(plan: Plan, linear: LinearPlan, bias: Floats) -> Floats:

@@ -27,6 +27,7 @@ from systolith.models.graph import ModelGraph
 from systolith.models.profile import Profile
 from systolith.runtime.bound import StepCost, prefill_cost, step_cost
 from systolith.runtime.job import Layout, Request, pack
+from systolith.runtime.layer_path import StepPath, layer_path, lines_of
 from systolith.runtime.manifest import manifest
 from systolith.runtime.scenario import OnWindow, decode_at, prefill_of, run_scenario
 from systolith.spec.chip import Chip
@@ -121,13 +122,13 @@ class Question:
 
 @dataclass
 class Decode:
-    """A timed decode step. cycles: of the step; cost: what it must do; lines: critical path by kernel line."""
+    """A timed decode step. cycles: of the step; cost: what it must do; path: where its critical path goes."""
 
     context: int
     cycles: int
     cost: StepCost
     waterfall: Waterfall
-    lines: Counter[str]
+    path: StepPath
     layers: tuple[int, int]
     """Simulated, and skipped as equal."""
 
@@ -140,8 +141,8 @@ class First:
     timed: int
     steps: int
     layers: tuple[int, int]
-    lines: Counter[str]
-    """Critical path of the steps that were timed, by kernel line."""
+    path: StepPath
+    """Critical path of the steps that were timed."""
 
 
 @dataclass
@@ -203,8 +204,10 @@ class Estimate:
                 "compute_of_peak": _ratio(compute, step_s),
             }
             | prefill_fractions,
-            "lines": {line: n / chip.clock_hz for line, n in middle.lines.most_common(12)},
-            "prefill_lines": _shares(self.first.lines) if self.first else {},
+            "binds": "memory bandwidth" if memory / share >= compute else "arithmetic",
+            "layer_path": layer_path(middle.path, plan.model.layers, chip.clock_hz),
+            "lines": {line: n / chip.clock_hz for line, n in lines_of(middle.path).most_common(12)},
+            "prefill_lines": _shares(lines_of(self.first.path)) if self.first else {},
             "decode_steps": [{"context": d.context, "seconds": d.cycles / chip.clock_hz} for d in self.decodes],
             "sensitivity": self.sensitivity,
             "simulated": {
@@ -293,9 +296,9 @@ def on_chip(compiled: Compiled, chip: Chip) -> Compiled:
 
 def decode_step(compiled: Compiled, context: int, question: Question) -> Decode:
     """Time the decode step that sees `context` tokens, after another: the chip is warm."""
-    lines: Counter[str] = Counter()
+    path: StepPath = Counter()
     batch = question.batch
-    window: list[tuple[int, Counter[str]]] = []
+    window: list[tuple[int, StepPath]] = []
     timed = run_scenario(
         compiled, decode_at(context, batch, steps=2), seed=question.seed,
         on_window=_line_counter(compiled, window),
@@ -303,32 +306,30 @@ def decode_step(compiled: Compiled, context: int, question: Question) -> Decode:
     start, end = timed.tokens[batch - 1], timed.tokens[2 * batch - 1]
     for closed, counted in window:
         if start < closed <= end:
-            lines += counted
+            path += counted
     return Decode(
-        context, end - start, step_cost(compiled.plan, [context] * batch), timed.waterfall(start, end), lines,
+        context, end - start, step_cost(compiled.plan, [context] * batch), timed.waterfall(start, end), path,
         (timed.simulated, timed.skipped),
     )  # fmt: skip
 
 
-def _line_counter(
-    compiled: Compiled, window: list[tuple[int, Counter[str]]]
-) -> Callable[[TimingMachine, Waterfall], None]:
-    """Collect, for each window, the cycles of its critical path by kernel line and reason."""
-    from systolith.timing.path import WHY
+def _line_counter(compiled: Compiled, window: list[tuple[int, StepPath]]) -> Callable[[TimingMachine, Waterfall], None]:
+    """Collect, for each window, where its critical path goes."""
+    from systolith.timing.path import PARTS, WHY
     from systolith.timing.state import R_PC
     from systolith.timing.waterfall import overlaps
 
     def note(machine: TimingMachine, found: Waterfall) -> None:
         assert found.edges is not None
         rec, mask = machine.state.rec, machine.state.rec.shape[0] - 1
-        why, number = found.edges[:, 3], found.edges[:, 4]
+        part, why, number = found.edges[:, 2], found.edges[:, 3], found.edges[:, 4]
         pc = np.where(number >= 0, rec[number & mask, R_PC], -1)
-        totals = np.zeros((len(compiled.program.words) + 1, len(WHY)), np.int64)
-        np.add.at(totals, (pc, why), overlaps(found.edges, found.repeats))  # the last row: before the run
-        counted: Counter[str] = Counter()
-        for word, reason in np.argwhere(totals).tolist():
+        totals = np.zeros((len(compiled.program.words) + 1, len(PARTS), len(WHY)), np.int64)
+        np.add.at(totals, (pc, part, why), overlaps(found.edges, found.repeats))  # the last row: before the run
+        counted: StepPath = Counter()
+        for word, kind, reason in np.argwhere(totals).tolist():
             line = compiled.program.line(word) if word < len(totals) - 1 else "before"
-            counted[f"{line}: {WHY[reason]}"] += int(totals[word, reason])
+            counted[line, PARTS[kind], WHY[reason]] += int(totals[word, kind, reason])
         window.append((found.end, counted))
 
     return note
@@ -342,7 +343,7 @@ def first_token(compiled: Compiled, question: Question) -> First:
     of chunks of 256 tokens. Of steps on the grid the first two, the last and the last whole one are timed: those
     between differ in the chunks that attention meets, by as many from one to the next.
     """
-    window: list[tuple[int, Counter[str]]] = []
+    window: list[tuple[int, StepPath]] = []
     note = _line_counter(compiled, window)
     scenario = prefill_of(compiled, [question.prompt])
     total = len(scenario.layout.steps)
@@ -350,7 +351,7 @@ def first_token(compiled: Compiled, question: Question) -> First:
         return _first_on_grid(compiled, question, scenario.layout, note, window)
     if total <= WHOLE_PREFILL:
         timed = run_scenario(compiled, scenario, seed=question.seed, on_window=note)
-        return First(timed.tokens[0], total, total, (timed.simulated, timed.skipped), _all_lines(window))
+        return First(timed.tokens[0], total, total, (timed.simulated, timed.skipped), _whole_path(window))
     picks = sorted({1 + round(i * (total - 2) / (SAMPLES - 1)) for i in range(SAMPLES)} | {total - 1})
     chosen = sorted({0} | {p - 1 for p in picks} | set(picks))
     some = prefill_of(compiled, [question.prompt], chosen)
@@ -365,11 +366,11 @@ def first_token(compiled: Compiled, question: Question) -> First:
             continue
         (a, low), (b, high) = next((p, q) for p, q in pairwise(known) if p[0] <= step < q[0])
         cycles += low + Fraction((high - low) * (step - a), b - a)
-    return First(round(cycles), len(chosen), total, (timed.simulated, timed.skipped), _all_lines(window))
+    return First(round(cycles), len(chosen), total, (timed.simulated, timed.skipped), _whole_path(window))
 
 
 def _first_on_grid(
-    compiled: Compiled, question: Question, whole: Layout, note: OnWindow, window: list[tuple[int, Counter[str]]]
+    compiled: Compiled, question: Question, whole: Layout, note: OnWindow, window: list[tuple[int, StepPath]]
 ) -> First:
     """As `first_token`, for a prompt that is done on the grid but for its last rows."""
     steps = whole.grid
@@ -383,12 +384,12 @@ def _first_on_grid(
         cycles += sum(second + Fraction((last - second) * i, last_whole - 1) for i in range(1, last_whole - 1))
     total = len(steps) + len(whole.steps)
     layers = (len(chosen) + len(whole.steps)) * compiled.plan.model.layers
-    return First(round(cycles), len(chosen) + len(whole.steps), total, (layers, 0), _all_lines(window))
+    return First(round(cycles), len(chosen) + len(whole.steps), total, (layers, 0), _whole_path(window))
 
 
-def _all_lines(window: list[tuple[int, Counter[str]]]) -> Counter[str]:
-    """Cycles by line over all windows."""
-    found: Counter[str] = Counter()
+def _whole_path(window: list[tuple[int, StepPath]]) -> StepPath:
+    """The path of all windows."""
+    found: StepPath = Counter()
     for _, counted in window:
         found += counted
     return found

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from systolith.compiler import Options, compile_model
-from systolith.compiler.compile import plan_model
+from systolith.compiler.compile import plan_graph, plan_model
 from systolith.compiler.plan import Plan, share
 from systolith.models.checkpoint import Checkpoint
 from systolith.models.profile import Profile
+from systolith.runtime.estimate import open_config
 from systolith.spec import CapacityError, Chip, ConfigError, ModelError, load
 from systolith.spec.limits import BLOCK
 
@@ -42,6 +43,42 @@ def test_share_deals_everything_once() -> None:
             runs = [share(items, slices, rank) for rank in range(slices)]
             assert [i for first, count in runs for i in range(first, first + count)] == list(range(items))
             assert max(count for _, count in runs) - min(count for _, count in runs) <= 1
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "slices", "even"),
+    [
+        ("llama-3.1-8b", "server", 64, {"qkv": 96}), ("llama-3.1-70b", "server", 64, {"qkv": 160}),
+        ("gpt-oss-120b", "server", 64, {"qkv": 80, "o": 45, "expert_down": 45, "expert_gate": 45, "expert_up": 45}),
+        ("llama-3.1-8b", "server", 63, {"o": 66, "down": 66}), ("qwen3-8b", "server", 64, {"qkv": 96}),
+        ("tinycode", "nano", 1, {}),
+    ],
+)  # fmt: skip
+def test_columns_dealt_out_evenly_come_from_a_slice_or_the_one_before(
+    model: str, name: str, slices: int, even: dict[str, int]
+) -> None:
+    """Every unit has one owner, which makes its last column; what it lacks the slice before makes."""
+    graph, source, _ = open_config(model)
+    profile = Profile.from_dict({"weights": "E2M1", "activations": "E4M3"}).resolved(graph)
+    found, _ = plan_graph(graph, load(name).vary(slices=slices), profile, Options(context=512), source=source)
+    dealt = [linear for linear in found.linears if linear.unit]
+    assert {linear.name: found.made(linear) for linear in dealt} == even
+    for linear in dealt:
+        made, next_unit = found.made(linear), 0
+        assert found.most_tiles(linear) * linear.nt == made
+        for rank in range(slices):
+            first, count = found.owned(linear, rank)
+            assert first == next_unit or count == 0
+            next_unit = first + count
+            low, high = first * linear.unit, (first + count) * linear.unit
+            if count:
+                assert (rank - 1) * made <= low <= rank * made < high <= (rank + 1) * made
+                assert rank * made - low == rank * made % linear.unit  # what kernels/columns.py puts before its own
+        columns = {"qkv": found.q.n + found.k.n + found.v.n, "o": found.model.hidden, "down": found.model.hidden}
+        assert next_unit * linear.unit == columns.get(linear.name, next_unit * linear.unit)
+    for rank in range(slices):
+        first, count = found.residual_share(rank)
+        assert first + count <= -(-found.model.hidden // found.residual_part)
 
 
 @pytest.mark.parametrize("name", ["nano", "micro", "mini", "server", "slice64"])

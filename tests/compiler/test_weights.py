@@ -76,7 +76,8 @@ def expected(checkpoint: Checkpoint, linear: LinearPlan, layer: int, chosen: str
     if linear.name == "head":
         w = model.tensors["model.embed_tokens.weight"]
     else:
-        w = model.tensors[f"model.layers.{layer}.{LINEAR[linear.name]}.weight"]
+        names = "qkv" if linear.name == "qkv" else (linear.name,)
+        w = np.concatenate([model.tensors[f"model.layers.{layer}.{LINEAR[name]}.weight"] for name in names])
     d = model.head_dim
     if linear.name in "qkv":
         w = np.pad(w.reshape(-1, d, w.shape[1]), ((0, 0), (0, dp - d), (0, 0))).reshape(-1, w.shape[1])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from fractions import Fraction
+
 import pytest
 
 from systolith.models.checkpoint import Checkpoint
 from systolith.models.family import build_graph, load_config, packaged_configs
 from systolith.models.profile import Profile
+from systolith.runtime import fields
 from systolith.runtime.device import Sim
 from systolith.runtime.estimate import Question, decode_step, estimate, first_token, open_config
 from systolith.runtime.job import Request
+from systolith.runtime.layer_path import StepPath, layer_path
 from systolith.runtime.scenario import prefill_of, run_scenario
 from systolith.runtime.session import compile_job, run_job
 from systolith.spec import ConfigError, ModelError, load
@@ -48,6 +53,51 @@ def test_the_answer_has_its_keys_and_stays_above_the_bounds() -> None:
     for fraction in found["fractions"].values():
         assert 0 < fraction["value"] <= 1
         assert fraction["value"] == pytest.approx(fraction["numerator_s"] / fraction["denominator_s"])
+
+
+def test_what_a_layer_waits_for_adds_up_to_the_step() -> None:
+    graph, source, sha256 = open_config("tinycode")
+    question = Question(context=300, prefill=False)
+    made = estimate(graph, load("mini"), Profile.default(), question, source=source, sha256=sha256)
+    found = made.to_dict()["layer_path"]
+    assert found["step_us"] == pytest.approx(made.tpot_s * 1e6)
+    assert found["layers"] * found["layer_us"] + found["outside_us"] == pytest.approx(found["step_us"])
+    assert sum(found["per_layer_us"].values()) == pytest.approx(found["layer_us"])
+    assert set(found["per_layer_us"]) == {"issue", "semaphores", "collectives", "memory", "work"}
+
+
+def test_the_way_to_the_first_bytes_of_experts_is_the_routers() -> None:
+    path: StepPath = Counter({
+        ("kernels/route.py:52 router", "vector", "runs"): 40,
+        ("kernels/route.py:197", "issue", "sequencer"): 7,
+        ("kernels/linear.py:101 expert gate", "weights", "memory latency"): 960,
+        ("kernels/linear.py:101 expert gate", "weights", "memory bandwidth"): 5000,
+        ("kernels/linear.py:101 expert up", "weights", "memory latency"): 20,
+        ("kernels/qkv.py:58 v", "collectives", "runs"): 30,
+        ("kernels/linear.py:103 head", "compute", "runs"): 500,
+        ("kernels/step.py:250", "issue", "sequencer"): 3,
+    })  # fmt: skip
+    found = layer_path(path, 2, 1_000_000)
+    rows = {"router": 500, "issue": 3.5, "semaphores": 0, "collectives": 15, "memory": 2510, "work": 0}
+    assert found["per_layer_us"] == rows
+    assert found["router_per_layer_us"] == {"weights": 480, "vector": 20, "issue": 3.5}
+    assert (found["outside_us"], found["step_us"]) == (503, 6560)
+
+
+def test_fields_are_changed_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, source, sha256 = open_config("tinycode")
+    question = Question(context=100, prefill=False)
+    wanted = (("dram_latency_ns", Fraction(1, 2)), ("scratchpad_bytes", Fraction(1, 4)))
+    monkeypatch.setattr(fields, "FIELDS", wanted)
+    as_it_is, latency, small = fields.try_fields(graph, load("nano"), Profile.default(), question, source=source)
+    made = estimate(graph, load("nano"), Profile.default(), question, source=source, sha256=sha256)
+    assert as_it_is.seconds == made.tpot_s
+    assert as_it_is.of_stated == pytest.approx(made.to_dict()["fractions"]["decode_of_stated_rate"]["value"])
+    assert latency.seconds is not None
+    assert latency.seconds < made.tpot_s
+    assert (latency.was, latency.value) == ("20", "10")
+    assert small.seconds is None
+    assert "scratchpad_bytes=16384 must be at least" in small.reason
 
 
 def test_bad_questions_are_refused() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from systolith.compiler.builder import Label
 from systolith.compiler.context import Cell, Constant, Context, Counter
-from systolith.compiler.kernels.chunk import attend_chunk, wait_for_rows
+from systolith.compiler.kernels.chunk import begin_chunk, begin_none, end_chunk, end_none, wait_for_rows
 from systolith.compiler.kernels.dump import store_rows, tap
 from systolith.compiler.kernels.partial import Partial, merge, merge_halves, start_empty
 from systolith.compiler.kernels.segment import Tile, each_segment, each_unit
@@ -79,26 +79,52 @@ def _attend(ctx: Context, tile: Tile) -> None:
 
 
 def _lane(ctx: Context, tile: Tile, current: Partial, index: int) -> None:
-    """The chunks of the unit's lane R[index], ascending: lane, lane + R, ... of those that are there."""
-    b, lanes = ctx.b, ctx.plan.profile_lanes
+    """The chunks of the unit's lane R[index], ascending: lane, lane + R, ... of those that are there. One ends when the
+    next has begun, so that neither M nor V waits for what the other makes of the same chunk."""
+    b, lanes, none, over, first = ctx.b, ctx.plan.profile_lanes, *(ctx.label() for _ in range(3))
     start_empty(ctx, current, tile)
-    with b.registers(1) as (start,):
+    # start: of a chunk; before: chunks that have begun before it.
+    with b.registers(2) as (start, before):
         b.alu(AluFn.MUL, start, tile.unit.group, ctx.plan.lanes_local)
         b.alu_r(AluFn.ADD, start, start, index)
-        with b.registers(2) as (count, stride):
-            tile.chunks(count)
-            b.set(stride, lanes)
-            b.alu_r(AluFn.SUB, count, count, start)
-            b.alu_r(AluFn.CEILDIV, count, count, stride)
-            if ctx.kind.window is not None:
-                _skip_unseen(ctx, tile, ctx.kind.window, start, count, stride)
+        with b.registers(1) as (count,):
+            with b.registers(1) as (stride,):
+                tile.chunks(count)
+                b.set(stride, lanes)
+                b.alu_r(AluFn.SUB, count, count, start)
+                b.alu_r(AluFn.CEILDIV, count, count, stride)
+                if ctx.kind.window is not None:
+                    _skip_unseen(ctx, tile, ctx.kind.window, start, count, stride)
+            b.branch(none, Cond.EQ, count, 0)
             b.alu(AluFn.SHL, start, start, CHUNK_TOKENS.bit_length() - 1)
+            b.set(before, 0)
+            b.alu(AluFn.ADD, count, count, 1)
             place = b.open_loop(count)
-        attend_chunk(ctx, tile, current, start)
-        with b.registers(1) as (stride,):
-            b.set(stride, lanes * CHUNK_TOKENS)
-            b.alu_r(AluFn.ADD, start, start, stride)
+        # The last round, behind the segment's chunk, begins none.
+        b.branch_r(over, Cond.LT, tile.segment.position, start)
+        begin_chunk(ctx, tile, start, before)
+        begin_none(ctx, over)
+        b.alu(AluFn.ADD, before, before, 1)
+        b.branch(first, Cond.EQ, before, 1)
+        _move(ctx, AluFn.SUB, start)
+        end_chunk(ctx, tile, current, start, before)
+        _move(ctx, AluFn.ADD, start)
+        b.place(first)
+        _move(ctx, AluFn.ADD, start)
         b.close_loop(place)
+        end_none(ctx)
+    b.place(none)
+
+
+def _move(ctx: Context, fn: AluFn, start: int) -> None:
+    """Move R[start] to the lane's next chunk, or back."""
+    step = ctx.plan.profile_lanes * CHUNK_TOKENS
+    if step < 1 << 15:
+        ctx.b.alu(fn, start, start, step)
+        return
+    with ctx.b.registers(1) as (stride,):
+        ctx.b.set(stride, step)
+        ctx.b.alu_r(fn, start, start, stride)
 
 
 def _skip_unseen(ctx: Context, tile: Tile, window: int, start: int, count: int, stride: int) -> None:

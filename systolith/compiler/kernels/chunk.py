@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from systolith.compiler.builder import Label
 from systolith.compiler.context import SCRATCH, Constant, Context
 from systolith.compiler.kernels.partial import Partial
 from systolith.compiler.kernels.segment import Segment, Tile
@@ -20,64 +21,104 @@ from systolith.isa.sequencer import AluFn, Cond
 from systolith.isa.vector import Op1, Op2, Red
 from systolith.spec.limits import CHUNK_TOKENS
 
-__all__ = ["attend_chunk", "page_list", "wait_for_rows"]
+__all__ = ["begin_chunk", "begin_none", "end_chunk", "end_none", "page_list", "wait_for_rows"]
 
 
-def attend_chunk(ctx: Context, tile: Tile, current: Partial, start: int) -> None:
-    """Merge the chunk that starts at position R[start] into the partial."""
-    b, plan = ctx.b, ctx.plan
+def begin_chunk(ctx: Context, tile: Tile, start: int, before: int) -> None:
+    """Make the probabilities of the chunk that starts at position R[start]; `end_chunk` makes the rest.
+
+    The next chunk begins before this one ends: M makes its scores, and V its probabilities, while M is at the values of
+    this one. So P, M and l have two entries each. before: register, chunks of the lane that have begun before.
+
+    Where chunks come whole L brings all of a chunk at once, K before V, so that nothing of the cache waits for rows of
+    this step. M takes the next K before this V, and counts both then; K and V of a chunk are given back together. Parts
+    of a chunk come in the order in which M takes them.
+    """
+    with _extent(ctx, tile, start) as (total, parts):
+        if ctx.plan.whole_chunks:
+            what = (_keys(ctx), _scales_of(ctx), _values_of(ctx))
+            _load(ctx, tile, *what[: 2 if _kept(ctx) else 3], position=start, start=start, total=total)
+        _scores(ctx, tile, start, total, parts, before)
+        _probabilities(ctx, tile, start, total, parts, before)
+
+
+def begin_none(ctx: Context, over: Label) -> None:
+    """Go on behind `begin_chunk`; who comes from `over`, behind the lane's last chunk, counts as if one had begun."""
+    b = ctx.b
+    if not ctx.plan.whole_chunks:
+        b.place(over)
+        return
+    go_on = ctx.label()
+    b.branch(go_on)
+    b.place(over)
+    if not _kept(ctx):
+        b.sync(Queue.M, wait="kv_full")  # the last V
+    ctx.bump(ctx.r_kv, _entries(ctx))
+    b.place(go_on)
+
+
+def end_none(ctx: Context) -> None:
+    """Take back what `begin_none` has counted."""
+    if ctx.plan.whole_chunks:
+        ctx.b.alu(AluFn.SUB, ctx.r_kv, ctx.r_kv, _entries(ctx))
+
+
+def end_chunk(ctx: Context, tile: Tile, current: Partial, start: int, before: int) -> None:
+    """Merge the chunk that starts at position R[start] into the partial. before: register, chunks of the lane that have
+    begun before it, or two more."""
+    with _extent(ctx, tile, start) as (total, parts):
+        _values(ctx, tile, start, total, parts, before)
+    _merge(ctx, tile, current, before)
+
+
+def _entries(ctx: Context) -> int:
+    """Entries of the ring of K and V that a whole chunk takes."""
+    return 1 if _kept(ctx) else 2
+
+
+@contextmanager
+def _extent(ctx: Context, tile: Tile, start: int) -> Iterator[tuple[int, int]]:
+    """Registers: tokens of the chunk at position R[start] that are there, and parts that they take."""
+    b = ctx.b
     with b.registers(2) as (total, parts):
-        # total: tokens of the chunk that are there.
         with tile.segment.rows() as rows:
             b.alu_r(AluFn.ADD, total, tile.segment.position, rows)
         b.alu_r(AluFn.SUB, total, total, start)
         b.alu(AluFn.MIN, total, total, CHUNK_TOKENS)
-        b.set(parts, plan.part_tokens)
+        b.set(parts, ctx.plan.part_tokens)
         b.alu_r(AluFn.CEILDIV, parts, total, parts)
-        if plan.whole_chunks:
-            what = (_keys(ctx), _scales_of(ctx), _values_of(ctx, 1))
-            _load(
-                ctx, tile, *(what if plan.model.latent is None else what[:2]), position=start, start=start, total=total
-            )
-        _scores(ctx, tile, start, total, parts)
-        _probabilities(ctx, tile, start, total, parts)
-        _values(ctx, tile, start, total, parts)
-    _merge(ctx, tile, current)
+        yield total, parts
 
 
-def _tile_view(ctx: Context, buffer: str, fmt: str, width: int, stride: int, *, quantised: bool = False, step: int = 0,
-               columns: int = 1) -> Descriptor:  # fmt: skip
-    """Describe a work buffer [tokens, G, width] of the tile, rows `stride` elements apart."""
+def _probability_ring(ctx: Context, d: int, width: int, before: int) -> None:
+    """D[d] = P of the chunk that has R[before] others before it, [tokens, G, width]."""
     plan = ctx.plan
-    g, tokens = plan.group_queries, plan.tile_tokens
-    return ctx.spad(buffer, fmt, (tokens, g, width), (g * stride, stride, columns),
-                    scales=tokens * g * stride if quantised else None, step=step)  # fmt: skip
+    g, tokens, pitch = plan.group_queries, plan.tile_tokens, CHUNK_TOKENS
+    entry = tokens * g * pitch
+    view = ctx.spad("p", plan.profile.p, (tokens, g, width), (g * pitch, pitch, 1), scales=2 * entry, step=entry,
+                    wrap=2 * entry)  # fmt: skip
+    ctx.load_ring(d, view, before)
 
 
-def _maxima(ctx: Context) -> Descriptor:
-    return _tile_view(ctx, "chunk_lm", "INT32", 1, 1, columns=0)
-
-
-def _sums(ctx: Context) -> Descriptor:
+def _row_ring(ctx: Context, d: int, name: str, before: int) -> None:
+    """D[d] = M ("m") or l ("l") of the rows of the chunk that has R[before] others before it."""
     g, tokens = ctx.plan.group_queries, ctx.plan.tile_tokens
-    return ctx.spad("chunk_lm", "FP32", (tokens, g, 1), (g, 1, 0), offset=4 * tokens * g)
+    rows = tokens * g
+    view = ctx.spad("chunk_lm", "INT32" if name == "m" else "FP32", (tokens, g, 1), (g, 1, 0),
+                    offset=0 if name == "m" else 4 * 2 * rows, step=rows, wrap=2 * rows)  # fmt: skip
+    ctx.load_ring(d, view, before)
 
 
-def _scores(ctx: Context, tile: Tile, start: int, total: int, parts: int) -> None:
+def _scores(ctx: Context, tile: Tile, start: int, total: int, parts: int, before: int) -> None:
     """scores [tokens, G, columns] = fix(q k^T * c), masked; and the largest of each row."""
     b, plan = ctx.b, ctx.plan
     g, dp, part, fmt = plan.group_queries, plan.kp, plan.part_tokens, plan.profile.k
     rows, heads = plan.rows, plan.model.heads
-    kept = _kept(ctx)
-    with b.registers(3) as (position, window, high), b.descriptors(5) as (q, weights, acc, out, scale):
+    whole, kept = plan.whole_chunks, _kept(ctx)
+    with b.registers(1) as (position,), b.descriptors(5) as (q, weights, acc, out, scale):
         b.move(position, start)
-        # Positions that the tile's first token sees: its own and those before.
-        b.alu_r(AluFn.ADD, high, tile.segment.position, tile.first)
-        b.alu(AluFn.ADD, high, high, 1)
-        if ctx.kind.window is not None:
-            b.set(window, ctx.kind.window)
         with b.loop_r(parts):
-            if not plan.whole_chunks:
+            if not whole:
                 _load(ctx, tile, _keys(ctx), position=position, start=start, total=total)
             b.load(q, ctx.spad("q", fmt, (plan.tile_tokens, g, dp), (dp, rows * dp, 1), scales=heads * rows * dp,
                                step=g * rows * dp))  # fmt: skip
@@ -88,81 +129,102 @@ def _scores(ctx: Context, tile: Tile, start: int, total: int, parts: int) -> Non
             b.advance_r(q, 0, tile.first)
             b.extent_r(q, 0, tile.tokens)
             ctx.load_ring(weights, _keys(ctx).ring, ctx.r_kv)
-            if not kept:
-                ctx.bump(ctx.r_kv)
+            ctx.bump(ctx.r_kv, _entries(ctx) if whole else 1)
             ctx.load_ring(acc, ctx.acc(plan.tile_tokens, part, group=g), ctx.r_acc)
             ctx.bump(ctx.r_acc)
+            if whole and not kept:  # K and V of a chunk: two entries
+                alone = ctx.label()
+                b.branch(alone, Cond.EQ, before, 0)
+                b.sync(Queue.M, wait="kv_full")  # the V that it takes next
+                b.place(alone)
             b.matmul(acc, q, weights, zero=1, wait="kv_full acc_free",
-                     post="acc_full" if kept else "kv_free acc_full")  # fmt: skip
+                     post="acc_full" if whole else "kv_free acc_full")  # fmt: skip
             b.extent_r(acc, 0, tile.tokens)
-            b.load(out, _tile_view(ctx, "scores", "INT32", part, CHUNK_TOKENS, step=1))
+            b.load(out, _score_view(ctx, part))
             with b.registers(1) as (column,):
                 b.alu_r(AluFn.SUB, column, position, start)
                 b.advance_r(out, 3, column)
             b.load(scale, ctx.constant(Constant.SCORE_SCALE))
-            b.vec_masked(out, acc, scale, op1=Op1.MUL, red=Red.NONE, j0=position,
-                         window=window if ctx.kind.window is not None else 0, high=high, group=g,
-                         wait="acc_full", post="acc_free")  # fmt: skip
+            with b.registers(2) as (window, high):
+                # Positions that the tile's first token sees: its own and those before.
+                b.alu_r(AluFn.ADD, high, tile.segment.position, tile.first)
+                b.alu(AluFn.ADD, high, high, 1)
+                if ctx.kind.window is not None:
+                    b.set(window, ctx.kind.window)
+                b.vec_masked(out, acc, scale, op1=Op1.MUL, red=Red.NONE, j0=position,
+                             window=window if ctx.kind.window is not None else 0, high=high, group=g,
+                             wait="acc_full", post="acc_free")  # fmt: skip
             b.alu(AluFn.ADD, position, position, part)
 
 
-def _probabilities(ctx: Context, tile: Tile, start: int, total: int, parts: int) -> None:
+def _probabilities(ctx: Context, tile: Tile, start: int, total: int, parts: int, before: int) -> None:
     """M of each row; P = quantise(exp2fx(F - M) * 2^sv); l, the tree over the positions."""
-    b, plan = ctx.b, ctx.plan
-    fmt = plan.profile.p
-    with b.pair() as d, b.descriptors(3) as (scores, maxima, ring):
+    b, plan, kept = ctx.b, ctx.plan, _kept(ctx)
+    with b.pair() as d, b.descriptors(2) as (scores, ring):
         if not plan.whole_chunks:
             _load(ctx, tile, _scales_of(ctx), position=start, start=start, total=total)
-        b.load(scores, _tile_view(ctx, "scores", "INT32", CHUNK_TOKENS, CHUNK_TOKENS))
+        b.load(scores, _score_view(ctx, CHUNK_TOKENS))
         b.extent_r(scores, 0, tile.tokens)
         with b.registers(1) as (columns,):
             b.alu(AluFn.MUL, columns, parts, plan.part_tokens)
             b.extent_r(scores, 2, columns)
-        b.load(SCRATCH, _maxima(ctx))
+        _row_ring(ctx, SCRATCH, "m", before)
         b.vec(0, scores, red=Red.CEILMAX)
-        b.load(maxima, _maxima(ctx))
-        b.load(d, _tile_view(ctx, "p", fmt, CHUNK_TOKENS, CHUNK_TOKENS, quantised=True))
-        b.load(d + 1, _sums(ctx))
-        entry = _scale_ring(ctx, (1, 1, CHUNK_TOKENS), (0, 0, 1))
-        ctx.load_ring(ring, entry, ctx.r_kv if plan.whole_chunks else ctx.r_load)
-        b.vec(d, scores, maxima, ring, op1=Op1.EXP2, op2=Op2.MULM, red=Red.SUM, wait="load_full p_free",
-              post="p_full" if plan.whole_chunks else "load_free p_full")  # fmt: skip
-    if not plan.whole_chunks:
+        _probability_ring(ctx, d, CHUNK_TOKENS, before)
+        _row_ring(ctx, d + 1, "l", before)
+        ctx.load_ring(ring, _scale_ring(ctx, (1, 1, CHUNK_TOKENS), (0, 0, 1)), ctx.r_kv if kept else ctx.r_load)
+        if kept:  # the entry of K, which has been counted
+            b.advance(ring, 3, plan.kv_entries - 1)
+        b.vec(d, scores, SCRATCH, ring, op1=Op1.EXP2, op2=Op2.MULM, red=Red.SUM, wait="load_full p_free",
+              post="p_full" if kept else "load_free p_full")  # fmt: skip
+    if not kept:
         ctx.bump(ctx.r_load)
+
+
+def _score_view(ctx: Context, width: int) -> Descriptor:
+    """Describe scores [tokens, G, width] of a chunk; a step is a column."""
+    g, tokens = ctx.plan.group_queries, ctx.plan.tile_tokens
+    return ctx.spad("scores", "INT32", (tokens, g, width), (g * CHUNK_TOKENS, CHUNK_TOKENS, 1), step=1)
 
 
 def _kept(ctx: Context) -> bool:
     """Whether a chunk of K stays in its entry and is V too: a latent that came whole."""
-    return ctx.plan.model.latent is not None and ctx.plan.whole_chunks
+    return ctx.plan.keys_stay
 
 
-def _values(ctx: Context, tile: Tile, start: int, total: int, parts: int) -> None:
+def _values(ctx: Context, tile: Tile, start: int, total: int, parts: int, before: int) -> None:
     """acc [tokens, G, dp] = P times V, blocks ascending."""
-    b, plan = ctx.b, ctx.plan
+    b, plan, kept = ctx.b, ctx.plan, _kept(ctx)
+    whole = plan.whole_chunks
     g, dp, part = plan.group_queries, plan.dp, plan.part_tokens
     b.sync(Queue.M, wait="p_full acc_free")
     with b.registers(1) as (position,), b.descriptors(3) as (p, weights, acc):
         b.move(position, start)
-        b.load(p, _tile_view(ctx, "p", plan.profile.p, part, CHUNK_TOKENS, quantised=True))
+        _probability_ring(ctx, p, part, before)
         b.extent_r(p, 0, tile.tokens)
         ctx.load_ring(acc, ctx.acc(plan.tile_tokens, dp, group=g), ctx.r_acc)
         with b.loop_r(parts):
-            if not plan.whole_chunks:
+            if not whole:
                 _load(ctx, tile, _values_of(ctx), position=position, start=start, total=total)
             ctx.load_ring(weights, _values_of(ctx).ring, ctx.r_kv)
-            ctx.bump(ctx.r_kv)
-            b.matmul(acc, p, weights, zero=2, by_rows=True, wait="" if _kept(ctx) else "kv_full", post="kv_free")
+            if whole:  # this one and the next have been counted; a latent is in the entry of its K
+                b.advance(weights, 3, -(1 + _entries(ctx)) % plan.kv_entries)
+            else:
+                ctx.bump(ctx.r_kv)
+            b.matmul(acc, p, weights, zero=2, by_rows=True, wait="" if whole else "kv_full", post="kv_free")
+            if whole and not kept:
+                b.sync(Queue.M, post="kv_free")  # K and V
             b.advance(p, 2, part)
             b.alu(AluFn.ADD, position, position, part)
     b.sync(Queue.M, post="acc_full p_free")
 
 
-def _merge(ctx: Context, tile: Tile, current: Partial) -> None:
+def _merge(ctx: Context, tile: Tile, current: Partial, before: int) -> None:
     """Merge the chunk into the lane's partial: o from the accumulator, l and M from the work buffers."""
     b, plan = ctx.b, ctx.plan
     with b.pair() as exponents, b.descriptors(3) as (d, x, y):
         current.load(ctx, exponents, "m")
-        b.load(exponents + 1, _maxima(ctx))
+        _row_ring(ctx, exponents + 1, "m", before)
         for name in ("o", "l"):
             current.load(ctx, d, name)
             current.load(ctx, x, name)
@@ -172,7 +234,7 @@ def _merge(ctx: Context, tile: Tile, current: Partial) -> None:
                 ctx.bump(ctx.r_acc)
                 b.vec(d, x, y, exponents, op1=Op1.SHIFTADD, wait="acc_full", post="acc_free")
             else:
-                b.load(y, _sums(ctx))
+                _row_ring(ctx, y, "l", before)
                 b.vec(d, x, y, exponents, op1=Op1.SHIFTADD)
         current.load(ctx, d, "m")
         current.load(ctx, x, "m")
@@ -249,7 +311,7 @@ def _keys(ctx: Context) -> Cached:
     )  # fmt: skip
 
 
-def _values_of(ctx: Context, ahead: int = 0) -> Cached:
+def _values_of(ctx: Context) -> Cached:
     """A part of V; of a latent the first columns of K."""
     plan, fmt = ctx.plan, ctx.plan.profile.v
     part, dp, pool = plan.part_tokens, plan.dp, _unit_rows(ctx)
@@ -259,32 +321,23 @@ def _values_of(ctx: Context, ahead: int = 0) -> Cached:
         _fresh(ctx, name, fmt, dp, pitch=pitch),
         ctx.ring("kv_ring", fmt, kv_bytes(plan), (part, 1, dp), (pitch if _kept(ctx) else dp, 0, 1),
                  entries=plan.kv_entries),
-        ctx.r_kv, part, "" if plan.whole_chunks else "kv_free", "kv_full", ahead,
+        ctx.r_kv, part, "kv_free", "kv_full", int(plan.whole_chunks),
     )  # fmt: skip
 
 
 def _scale_ring(ctx: Context, ext: tuple[int, int, int], stride: tuple[int, int, int]) -> Descriptor:
-    """Describe the ring of V's scales. Where chunks come whole it goes with the ring of K and V, entry by entry."""
-    entries = ctx.plan.kv_entries if ctx.plan.whole_chunks else ctx.plan.load_entries
-    return ctx.words("vscale_ring", "E8M0", CHUNK_TOKENS, ext, stride, entries=entries)
-
-
-def _scales_wait(ctx: Context) -> str:
-    if _kept(ctx):
-        return ""  # they have the entry of K, which is there
-    return "kv_free" if ctx.plan.whole_chunks else "load_free"
+    """Describe the ring of V's scales. That of a latent goes with the ring of K, entry by entry."""
+    return ctx.words("vscale_ring", "E8M0", CHUNK_TOKENS, ext, stride, entries=ctx.plan.scale_entries)
 
 
 def _scales_of(ctx: Context) -> Cached:
-    """V's scales of a chunk. Where chunks come whole they take V's entry of the ring, before V: M gives it back when V
-    has read the scales."""
-    pool = _unit_rows(ctx)
-    whole = ctx.plan.whole_chunks
+    """V's scales of a chunk. Those of a latent that is kept have the entry of K, which is there."""
+    pool, kept = _unit_rows(ctx), _kept(ctx)
     return Cached(
         ctx.dram("v_scales", "E8M0", (CHUNK_TOKENS, 1, 1), (1, pool, 0), step=ctx.plan.units_local * pool),
         _fresh(ctx, "vscale", "E8M0", 1),
         _scale_ring(ctx, (CHUNK_TOKENS, 1, 1), (1, 0, 0)),
-        ctx.r_kv if whole else ctx.r_load, CHUNK_TOKENS, _scales_wait(ctx), "load_full", int(whole and not _kept(ctx)),
+        ctx.r_kv if kept else ctx.r_load, CHUNK_TOKENS, "" if kept else "load_free", "load_full",
     )  # fmt: skip
 
 

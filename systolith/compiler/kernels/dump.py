@@ -21,12 +21,13 @@ def tap(ctx: Context) -> bool:
 
 
 def store_rows(ctx: Context, name: str, source: Descriptor, *, first: int = 0, step: int = 0, index: int = 0,
-               row: int = 0, tile: int = 0, extent: int = 0, advance: int = 0, ahead: int = 0) -> None:  # fmt: skip
+               row: int = 0, tile: int = 0, extent: int = 0, columns: int = 0, advance: int = 0,
+               ahead: int = 0) -> None:  # fmt: skip
     """Store [rows, e1, e2] of the scratchpad in region `name`, at the layer `ahead` of this and the tokens done so far.
 
     The columns start at (X[first] + R[index]) * step, e1 runs in steps of its own extent e2 (padded heads). row, tile:
-    registers added to the token number; extent: register of the rows; advance: register that moves the source along its
-    step.
+    registers added to the token number; extent, columns: registers of the rows and of e2; advance: register that moves
+    the source along its step.
     """
     b, plan = ctx.b, ctx.plan
     width = 1 if name.startswith("r_") else dump_widths(plan).get(name, ctx.hidden)
@@ -52,9 +53,10 @@ def store_rows(ctx: Context, name: str, source: Descriptor, *, first: int = 0, s
             b.advance_r(d, 3, index)
         if advance:
             b.advance_r(a, 3, advance)
-        if extent:
-            b.extent_r(a, 0, extent)
-            b.extent_r(d, 0, extent)
+        for dim, register in ((0, extent), (2, columns)):
+            if register:
+                b.extent_r(a, dim, register)
+                b.extent_r(d, dim, register)
         b.sync(Queue.V, post="store_full")
         b.copy(Queue.S, d, a, wait="store_full", post="store_free")
         b.sync(Queue.V, wait="store_free")

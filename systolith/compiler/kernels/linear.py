@@ -120,7 +120,7 @@ def fetch_ahead(ctx: Context) -> None:
                 continue
             tiles = cells.get(linear.name) or ffn_cells(ctx, linear)[1]
             b.tensor_name = linear.name
-            with ctx.cell_loop(tiles):
+            with b.loop(plan.most_tiles(linear)) if linear.unit else ctx.cell_loop(tiles):
                 with b.descriptors(1) as (slot,):
                     ctx.load_ring(slot, ctx.slot(linear), fill)
                     stream = ctx.streams[linear.name]

@@ -6,6 +6,9 @@ A norm that is deferred multiplies the product by r; one that is not needs r bef
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from systolith.compiler.context import SCRATCH, Cell, Constant, Context, Counter, Norm
 from systolith.compiler.kernels.dump import store_rows, tap
 from systolith.isa.descriptor import Descriptor
@@ -15,8 +18,8 @@ from systolith.isa.vector import Func, Op1, Op2, Red
 from systolith.spec.limits import BLOCK
 
 __all__ = [
-    "branch", "finish_norm", "load_gains", "load_residual", "make_r", "norm_branch", "residual", "send_tile",
-    "store_residual", "tap_residual",
+    "branch", "cut", "finish_norm", "load_gains", "load_residual", "make_r", "norm_branch", "residual",
+    "residual_tiles", "send_tile", "store_residual", "tap_residual",
 ]  # fmt: skip
 
 
@@ -48,7 +51,7 @@ def _half(norm: Norm) -> int:
 
 def _gains(ctx: Context, d: int, tile: int, norm: Norm) -> None:
     """D[d] = the gains of a tile, the same for every row: [rows, blocks, 32]."""
-    b, nt, shard = ctx.b, ctx.plan.o.nt, ctx.shard
+    b, nt, shard = ctx.b, ctx.plan.tile, ctx.shard
     resident, sets = ctx.plan.gains_resident, len(ctx.plan.model.layer_norms)
     places = {Norm.FIRST: 0, Norm.SECOND: sets // 2, Norm.NEXT: sets, Norm.POST_O: 1, Norm.POST_DOWN: 3}
     start = places[norm] if resident else _half(norm)
@@ -63,21 +66,53 @@ def _gains(ctx: Context, d: int, tile: int, norm: Norm) -> None:
 
 def residual(ctx: Context, d: int, tile: int, *, blocks: bool = False) -> None:
     """D[d] = the residual tile: [rows, 1, nt] or [rows, nt/32, 32]; `tile` is the register of its number."""
-    nt, rows = ctx.plan.o.nt, ctx.rows
+    nt, rows = ctx.plan.tile, ctx.rows
     stride = ctx.shard if ctx.plan.x_resident else nt
     ext, strides = ((rows, nt // BLOCK, BLOCK), (stride, BLOCK, 1)) if blocks else ((rows, 1, nt), (stride, 0, 1))
     ctx.b.load(d, ctx.spad("x", "FP32", ext, strides, step=nt, xe=Cell.ROWS))
+    cut(ctx, d, blocks=blocks)
     if ctx.plan.x_resident:
         ctx.b.advance_r(d, 3, tile)
+
+
+@contextmanager
+def residual_tiles(ctx: Context) -> Iterator[int]:
+    """Repeat for each residual tile of the slice; gives the register that counts from 0."""
+    if not ctx.plan.o.unit:
+        with ctx.cell_loop(Cell.O_TILES) as tile:
+            yield tile
+        return
+    with ctx.b.registers(1) as (tile,):
+        ctx.b.set(tile, 0)
+        yield tile
+
+
+def cut(ctx: Context, *descriptors: int, blocks: bool = False, sums: bool = False) -> None:
+    """Cut residual tiles in registers to the blocks that the slice has, where not all slices have as many: [rows, 1,
+    columns]; blocks: [rows, blocks, 32]; sums: [rows, 1, blocks]."""
+    if not ctx.plan.o.unit:
+        return
+    b = ctx.b
+    with b.registers(1) as (count,):
+        b.read(count, Cell.O_TILES)
+        if not (blocks or sums):
+            b.alu(AluFn.MUL, count, count, BLOCK)
+        for d in descriptors:
+            b.extent_r(d, 1 if blocks else 2, count)
 
 
 def tap_residual(ctx: Context, name: str, tile: int) -> None:
     """Store the residual tile as intermediate `name`, where the program stores any."""
     if not tap(ctx):
         return
-    nt, rows, resident = ctx.plan.o.nt, ctx.rows, ctx.plan.x_resident
+    nt, rows, resident = ctx.plan.tile, ctx.rows, ctx.plan.x_resident
     view = ctx.spad("x", "FP32", (rows, 1, nt), (ctx.shard if resident else nt, 0, 1), step=nt, xe=Cell.ROWS)
-    store_rows(ctx, name, view, first=Cell.O_FIRST, step=nt, index=tile, advance=tile if resident else 0)
+    with ctx.b.registers(1) as (columns,):
+        if ctx.plan.o.unit:
+            ctx.b.read(columns, Cell.O_TILES)
+            ctx.b.alu(AluFn.MUL, columns, columns, BLOCK)
+        store_rows(ctx, name, view, first=Cell.O_FIRST, step=ctx.plan.residual_part, index=tile,
+                   advance=tile if resident else 0, columns=columns if ctx.plan.o.unit else 0)  # fmt: skip
 
 
 def send_tile(ctx: Context, which: str, tile: int, *, late: bool = False) -> None:
@@ -86,10 +121,10 @@ def send_tile(ctx: Context, which: str, tile: int, *, late: bool = False) -> Non
     Codes of x * g and sums of squares; only the sums where the norm is not deferred; `late`: only codes of x * r * g.
     """
     b, plan = ctx.b, ctx.plan
-    nt, rows, fmt = plan.o.nt, ctx.rows, plan.profile.activations
+    nt, rows, fmt = plan.tile, ctx.rows, plan.profile.activations
     codes = late or plan.profile.deferred_norm
     blocks = nt // BLOCK
-    arrivals = _arrivals(ctx, which) if plan.one_tile(plan.o) else {}
+    arrivals = _arrivals(ctx, which) if plan.one_residual_tile else {}
     with b.pair() as d, b.descriptors(4) as (x, g, r, out):
         residual(ctx, x, tile, blocks=True)
         _gains(ctx, g, tile, ctx.norm)
@@ -116,11 +151,12 @@ def send_tile(ctx: Context, which: str, tile: int, *, late: bool = False) -> Non
                     (rows, 1, nt),
                     (width, 0, 1),
                     scales=rows * width,
-                    step=nt,
+                    step=plan.residual_part,
                     xb=Cell.O_FIRST,
                     xe=Cell.ROWS,
                 ),
             )
+            cut(ctx, x, out)
             b.advance_r(out, 3, tile)
             b.put(out, x, wait="stage_full", post="stage_free" if late else "", arrival=arrivals.get("operand"))
         if not late:
@@ -133,30 +169,32 @@ def _send_sums(
     ctx: Context, name: str, source: int, out: int, tile: int, *, wait: str, arrival: tuple[str, int] | None = None
 ) -> None:
     """Send a tile's staged sums of squares, one a block, to all slices. source, out: free descriptor registers."""
-    b, rows, blocks, width = ctx.b, ctx.rows, ctx.plan.o.nt // BLOCK, ctx.plan.d_blocks
+    b, rows, blocks, width = ctx.b, ctx.rows, ctx.plan.tile // BLOCK, ctx.plan.d_blocks
     ctx.load_ring(
         source, ctx.words("stage_sums", "FP32", rows * blocks, (rows, 1, blocks), (blocks, 0, 1), xe=Cell.ROWS),
         ctx.r_stage,
     )  # fmt: skip
     b.load(
         out,
-        ctx.spad(name, "FP32", (rows, 1, blocks), (width, 0, 1), step=blocks, xb=Cell.O_FIRST, xe=Cell.ROWS),
-    )
+        ctx.spad(name, "FP32", (rows, 1, blocks), (width, 0, 1), step=ctx.plan.residual_part // BLOCK, xb=Cell.O_FIRST,
+                 xe=Cell.ROWS),
+    )  # fmt: skip
+    cut(ctx, source, out, sums=True)
     b.advance_r(out, 3, tile)
     b.put(out, source, wait=wait, post="stage_free", arrival=arrival)
 
 
 def branch(ctx: Context, *, blocks: bool = False) -> Descriptor:
     """Describe the first tile of what o or down gives, before its norm; a step is a tile."""
-    nt, rows, shard = ctx.plan.o.nt, ctx.rows, ctx.shard
+    nt, rows, shard = ctx.plan.tile, ctx.rows, ctx.shard
     ext, stride = ((rows, nt // BLOCK, BLOCK), (shard, BLOCK, 1)) if blocks else ((rows, 1, nt), (shard, 0, 1))
     return ctx.spad("branch", "FP32", ext, stride, step=nt, xe=Cell.ROWS)
 
 
 def norm_branch(ctx: Context, norm: Norm) -> None:
     """branch = RNE(RNE(y * r) * g), y what o or down gives, r of its whole rows: their sums of squares travel first."""
-    b, rows, blocks = ctx.b, ctx.rows, ctx.plan.o.nt // BLOCK
-    with b.descriptors(2) as (y, out), ctx.cell_loop(Cell.O_TILES) as tile:
+    b, rows, blocks = ctx.b, ctx.rows, ctx.plan.tile // BLOCK
+    with b.descriptors(2) as (y, out), residual_tiles(ctx) as tile:
         b.load(y, branch(ctx, blocks=True))
         b.advance_r(y, 3, tile)
         ctx.load_ring(
@@ -167,7 +205,7 @@ def norm_branch(ctx: Context, norm: Norm) -> None:
         ctx.bump(ctx.r_stage)
     ctx.arrive(("partials", Counter.SUMS_POST))
     make_r(ctx, "post")
-    with b.descriptors(3) as (y, r, g), ctx.cell_loop(Cell.O_TILES) as tile:
+    with b.descriptors(3) as (y, r, g), residual_tiles(ctx) as tile:
         b.load(y, branch(ctx, blocks=True))
         b.advance_r(y, 3, tile)
         b.load(r, ctx.spad("r", "FP32", (rows, blocks, BLOCK), (1, 0, 0)))
@@ -188,7 +226,7 @@ def finish_norm(ctx: Context, which: str, *, ahead: int = 0) -> None:
     ahead: layers from the running one to the one whose norm this is.
     """
     b = ctx.b
-    arrivals, said = _arrivals(ctx, which), ctx.plan.one_tile(ctx.plan.o)
+    arrivals, said = _arrivals(ctx, which), ctx.plan.one_residual_tile
     if ctx.plan.profile.deferred_norm:
         if not said:
             ctx.arrive(*arrivals.values())
@@ -196,7 +234,7 @@ def finish_norm(ctx: Context, which: str, *, ahead: int = 0) -> None:
         if not said:
             ctx.arrive(arrivals["partials"])
         make_r(ctx, which, ahead=ahead)
-        with ctx.cell_loop(Cell.O_TILES) as tile:
+        with residual_tiles(ctx) as tile:
             load_residual(ctx, tile)
             send_tile(ctx, which, tile, late=True)
             if not ctx.plan.x_resident:
@@ -235,10 +273,11 @@ def load_residual(ctx: Context, tile: int) -> None:
     stored."""
     if ctx.plan.x_resident:
         return
-    b, nt, rows = ctx.b, ctx.plan.o.nt, ctx.rows
+    b, nt, rows = ctx.b, ctx.plan.tile, ctx.rows
     with b.descriptors(2) as (d, source):
         b.load(d, ctx.spad("x", "FP32", (rows, 1, nt), (nt, 0, 1), xe=Cell.ROWS))
         b.load(source, ctx.dram("x", "FP32", (rows, 1, nt), (nt, 0, 1), step=rows * nt, xe=Cell.ROWS))
+        cut(ctx, d, source)
         b.advance_r(source, 3, tile)
         b.copy(Queue.L, d, source, wait="residual", post="load_full")
     b.sync(Queue.V, wait="load_full")
@@ -248,10 +287,11 @@ def store_residual(ctx: Context, tile: int) -> None:
     """Store the residual tile that V has just finished, where the stream lives in DRAM."""
     if ctx.plan.x_resident:
         return
-    b, nt, rows = ctx.b, ctx.plan.o.nt, ctx.rows
+    b, nt, rows = ctx.b, ctx.plan.tile, ctx.rows
     b.sync(Queue.V, post="store_full")
     with b.descriptors(2) as (d, source):
         b.load(source, ctx.spad("x", "FP32", (rows, 1, nt), (nt, 0, 1), xe=Cell.ROWS))
         b.load(d, ctx.dram("x", "FP32", (rows, 1, nt), (nt, 0, 1), step=rows * nt, xe=Cell.ROWS))
+        cut(ctx, d, source)
         b.advance_r(d, 3, tile)
         b.copy(Queue.S, d, source, wait="store_full", post="residual")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from systolith.compiler.context import Cell, Context, Norm
+from systolith.compiler.kernels.columns import columns, made_tiles, pass_on, place_columns
 from systolith.compiler.kernels.linear import bias_tile, operand, product, sums
 from systolith.compiler.kernels.norm import (
     branch,
@@ -11,6 +12,7 @@ from systolith.compiler.kernels.norm import (
     load_residual,
     norm_branch,
     residual,
+    residual_tiles,
     send_tile,
     store_residual,
     tap_residual,
@@ -19,7 +21,7 @@ from systolith.compiler.plan import LinearPlan
 from systolith.isa.instruction import Queue
 from systolith.isa.vector import Op1, Op2
 
-__all__ = ["project"]
+__all__ = ["add_columns", "project"]
 
 
 def project(ctx: Context, linear: LinearPlan, source: str, which: str) -> None:
@@ -30,19 +32,28 @@ def project(ctx: Context, linear: LinearPlan, source: str, which: str) -> None:
     load_gains(ctx, Norm.SECOND if which == "b" else Norm.NEXT)
     b.sync(Queue.M, wait="operand")
     apart = plan.model.post_norms is not None
-    if apart:
+    if linear.unit:
+        whole = columns(ctx, linear, "x", (rows, 1, plan.made(linear)), (-1, 0, 1), xe=xe)
+        with made_tiles(ctx, linear) as place, b.descriptors(1) as (y,):
+            product(ctx, linear, operand(ctx, source, linear.k, plan.profile.activations, rows, xe), rows, xe)
+            place_columns(ctx, linear, y, columns(ctx, linear, "x", (rows, 1, linear.nt), (-1, 0, 1)), place)
+            _finish(ctx, linear, y)
+        pass_on(ctx, linear, whole)
+    elif apart:
         with ctx.cell_loop(Cell.O_TILES) as tile, b.descriptors(1) as (y,):
             product(ctx, linear, operand(ctx, source, linear.k, plan.profile.activations, rows, xe), rows, xe)
             b.load(y, branch(ctx))
             b.advance_r(y, 3, tile)
             _finish(ctx, linear, y)
         norm_branch(ctx, Norm.POST_O if which == "b" else Norm.POST_DOWN)
-    with ctx.cell_loop(Cell.O_TILES) as tile, b.descriptors(2) as (x, y):
-        if not apart:
+    with residual_tiles(ctx) as tile, b.descriptors(2) as (x, y):
+        if not (apart or linear.unit):
             product(ctx, linear, operand(ctx, source, linear.k, plan.profile.activations, rows, xe), rows, xe)
         load_residual(ctx, tile)
         residual(ctx, x, tile)
-        if apart:
+        if linear.unit:
+            add_columns(ctx, linear, tile)
+        elif apart:
             b.load(y, branch(ctx))
             b.advance_r(y, 3, tile)
             b.vec(x, x, y, op1=Op1.ADD)
@@ -53,6 +64,16 @@ def project(ctx: Context, linear: LinearPlan, source: str, which: str) -> None:
         store_residual(ctx, tile)
     finish_norm(ctx, which, ahead=int(which == "a"))
     b.tensor_name = ""
+
+
+def add_columns(ctx: Context, linear: LinearPlan, tile: int) -> None:
+    """x += what has come together of a residual tile."""
+    b, nt = ctx.b, ctx.plan.tile
+    with b.descriptors(2) as (x, y):
+        residual(ctx, x, tile)
+        b.load(y, columns(ctx, linear, "x", (ctx.rows, 1, nt), (-1, 0, 1), step=nt, xe=Cell.ROWS))
+        b.advance_r(y, 3, tile)
+        b.vec(x, x, y, op1=Op1.ADD)
 
 
 def _finish(ctx: Context, linear: LinearPlan, out: int, x: int = 0) -> None:

@@ -1,11 +1,13 @@
 """Queries, keys and values: projection, deferred norm, head norms, rotary, quantisation, and the gather to all slices.
 
-A slice makes whole heads. A head's columns come in tiles; they are collected in FP32, turned, quantised and sent.
+A slice makes whole heads, or as many columns as any other and gets the rest of its heads (kernels/columns.py). A head's
+columns come in tiles; they are collected in FP32, turned, quantised and sent.
 """
 
 from __future__ import annotations
 
 from systolith.compiler.context import Cell, Context, Counter
+from systolith.compiler.kernels.columns import columns, made_tiles, pass_on, place_columns
 from systolith.compiler.kernels.dump import store_rows, tap
 from systolith.compiler.kernels.head_norm import give_back_head_gains, load_head_gains, norm_head
 from systolith.compiler.kernels.linear import finish, operand, product, sums
@@ -35,11 +37,16 @@ def qkv(ctx: Context) -> None:
     normed = plan.model.head_norms is not None
     if normed:
         load_head_gains(ctx)
+    if plan.qkv is not None:
+        _project_evenly(ctx, plan.qkv)
     for linear in (plan.q, plan.k, plan.v):
         b.tensor_name = linear.name
         first, count = _CELLS[linear.name]
         with ctx.cell_loop(count) as head:
-            _project_head(ctx, linear)
+            if plan.qkv is None:
+                _project_head(ctx, linear)
+            else:
+                _take_head(ctx, plan.qkv, linear.name, head)
             if linear.name == "v":
                 _send_values(ctx, first, head)
             else:
@@ -50,6 +57,34 @@ def qkv(ctx: Context) -> None:
         give_back_head_gains(ctx)
     ctx.arrive(("operand", Counter.OPERAND_Q), ("arrived", Counter.KV_FRESH))
     b.tensor_name = ""
+
+
+def _project_evenly(ctx: Context, linear: LinearPlan) -> None:
+    """Make this slice's columns of q, k and v, and bring those of its heads together."""
+    b, plan = ctx.b, ctx.plan
+    rows, xe = ctx.rows, Cell.ROWS
+    b.tensor_name = "qkv"
+    with made_tiles(ctx, linear) as place, b.descriptors(2) as (out, r):
+        product(ctx, linear, operand(ctx, "a", ctx.hidden, plan.profile.activations, rows, xe), rows, xe)
+        place_columns(ctx, linear, out, columns(ctx, linear, "qkv", (rows, 1, linear.nt), (-1, 0, 1)), place)
+        b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
+        with sums(ctx, linear, rows, xe) as s:
+            finish(ctx, linear, s, out, r if plan.profile.deferred_norm else 0)
+    pass_on(ctx, linear, columns(ctx, linear, "qkv", (rows, 1, plan.made(linear)), (-1, 0, 1), xe=xe))
+
+
+def _take_head(ctx: Context, linear: LinearPlan, name: str, head: int) -> None:
+    """head_tile = head R[head] of the slice's heads of q, k or v: they stand in this order."""
+    b, rows, dp = ctx.b, ctx.rows, ctx.plan.dp
+    with b.registers(2) as (place, count), b.descriptors(2) as (d, x):
+        b.move(place, head)
+        for before in ("q", "k")[: "qkv".index(name)]:
+            b.read(count, _CELLS[before][1])
+            b.alu_r(AluFn.ADD, place, place, count)
+        b.load(x, columns(ctx, linear, "qkv", (rows, 1, dp), (-1, 0, 1), step=dp, xe=Cell.ROWS))
+        b.advance_r(x, 3, place)
+        b.load(d, ctx.spad("head_tile", "FP32", (rows, 1, dp), (dp, 0, 1)))
+        b.vec(d, x)
 
 
 def _project_head(ctx: Context, linear: LinearPlan) -> None:

@@ -50,10 +50,6 @@ def route(ctx: Context) -> None:
         b.load(d, chosen(ctx, "chosen", "INT32"))
         b.load(d + 1, chosen(ctx, "route_w", "FP32"))
         b.topk(d, a)
-        if sigmoid:
-            sigmoid_weights(ctx)
-        else:
-            _weights(ctx)
         # The pairs by expert: their order, and an entry for each expert that somebody has chosen.
         pairs, experts = plan.pairs, ctx.experts.count
         b.load(a, chosen(ctx, "chosen", "INT32"))
@@ -63,6 +59,11 @@ def route(ctx: Context) -> None:
         b.group(d, a, count, post="decided released p_full")
     b.sync(Queue.L, wait="released")
     b.sync(Queue.M, wait="p_full")
+    # Weights of the choices come last: experts are on their way when V makes them.
+    if sigmoid:
+        sigmoid_weights(ctx)
+    else:
+        _weights(ctx)
     b.tensor_name = ""
 
 

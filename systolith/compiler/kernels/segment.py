@@ -49,8 +49,10 @@ class Segment:
     def _field(self, word: int) -> Iterator[int]:
         b, (low, width) = self.ctx.b, _FIELDS[word]
         with b.registers(1) as (r,):
-            b.alu(AluFn.SHR, r, self.packed, low)
-            b.alu(AluFn.AND, r, r, (1 << width) - 1)
+            if low:
+                b.alu(AluFn.SHR, r, self.packed, low)
+            if word != len(_FIELDS) - 1:  # nothing stands above the last
+                b.alu(AluFn.AND, r, r if low else self.packed, (1 << width) - 1)
             yield r
 
 

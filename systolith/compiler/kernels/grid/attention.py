@@ -48,7 +48,6 @@ def attention(ctx: GridContext) -> None:
     # Entries for keys and values are free; L has taken the tokens of all rounds before.
     for _ in range(KV_ENTRIES):
         b.sync(Queue.M, post="kv_free")
-    b.sync(Queue.M, post="p_free")  # there is room for two P here
     b.sync(Queue.L, wait="arrived")
     with b.registers(4) as (position, row, active, begun):
         b.alu(AluFn.MUL, position, ctx.r_member, grid.tokens)
@@ -65,7 +64,6 @@ def attention(ctx: GridContext) -> None:
         b.close_loop(place)
     for _ in range(KV_ENTRIES):
         b.sync(Queue.L, wait="kv_free")
-    b.sync(Queue.V, wait="p_free")
     b.sync(Queue.V, wait="stage_free", post="stage_full")
     ctx.arrive_at_rows("arrived", Counter.OPERAND_ATTENTION, wait="stage_full", post="stage_free")
     b.tensor_name = ""
