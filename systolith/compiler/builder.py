@@ -39,7 +39,7 @@ SEMAPHORE = {
         "load_full", "load_free",        # L to V and back: scales of V, gains, biases, residual tiles
         "p_full", "p_free",              # V to M and back: probabilities
         "store_full", "store_free",      # V to S and back: what is stored or told to the host
-        "cached",                        # S to L: K and V of this step are in memory
+        "cached",                        # S to L: K and V of this step are in memory; on the grid, residual tiles
         "loaded",                        # L to the sequencer: cells
         "decided",                       # V to the sequencer: how many requests live
         "released",                      # V to L: index lists and tables may be read or replaced

@@ -266,9 +266,7 @@ def scratchpad(plan: Plan) -> list[Buffer]:
     if m.latent is not None:
         table += _latent_buffers(plan)
     even = (("qkv", plan.qkv, rows, (Q,)), ("x", plan.o, rows, (O_, D_)), ("h", plan.gate, plan.pairs, (F,)))
-    for name, linear, count, phases in even:
-        if linear is not None and linear.unit:
-            table.append((f"columns_{name}", 4 * count * plan.column_pitch(linear), phases))
+    table += [(f"columns_{n}", 4 * k * plan.column_pitch(x), at) for n, x, k, at in even if x is not None and x.unit]
     if plan.group > 1:
         table.append(("exchange", 2 * plan.group * partial, (A,)))
     if spans:

@@ -34,7 +34,7 @@ def load_residual(ctx: GridContext, product: int) -> None:
     with b.descriptors(2) as (d, a):
         b.load(d, residual(ctx))
         b.load(a, _stored(ctx, product))
-        b.copy(Queue.L, d, a, wait="residual", post="load_full")
+        b.copy(Queue.L, d, a, wait="cached", post="load_full")
 
 
 def store_residual(ctx: GridContext, product: int) -> None:
@@ -44,14 +44,14 @@ def store_residual(ctx: GridContext, product: int) -> None:
     with b.descriptors(2) as (d, a):
         b.load(a, residual(ctx))
         b.load(d, _stored(ctx, product))
-        b.copy(Queue.S, d, a, wait="store_full", post="residual")
+        b.copy(Queue.S, d, a, wait="store_full", post="cached")
 
 
 def await_store(ctx: GridContext) -> None:
     """Let L and V wait until the residual stream is stored: others may have its place."""
     b = ctx.b
-    b.sync(Queue.L, wait="residual", post="load_full")
-    b.sync(Queue.S, post="residual")
+    b.sync(Queue.L, wait="cached", post="load_full")
+    b.sync(Queue.S, post="cached")
     b.sync(Queue.V, wait="load_full")
 
 

@@ -54,6 +54,8 @@ def _step(ctx: GridContext) -> None:
     # What M gives back in other steps stands for other things here: L takes all of it, and M gives it back at the end.
     for _ in range(ctx.kv_tokens):
         b.sync(Queue.L, wait="kv_free")
+    # Of S and L: a token for the one buffer of the residual stream, which goes from tile to tile.
+    b.sync(Queue.S, post="cached")
     rounds = Rounds(ctx)
     b.set(ctx.r_layer, 0)
     rounds.begin(Product(ctx.grid.qkv))
@@ -68,6 +70,7 @@ def _step(ctx: GridContext) -> None:
     _send_picked(ctx)
     # When S too has done its last store all slices meet.
     await_store(ctx)
+    b.sync(Queue.L, wait="cached")
     for _ in range(ctx.kv_tokens):
         b.sync(Queue.M, post="kv_free")
     ctx.arrive(("arrived", Counter.LOGITS))
@@ -152,7 +155,7 @@ def _embed(ctx: GridContext) -> None:
             b.load(table, source.advance(2, product * w))
             view = ctx.ring_of("embedded", fmt, rows * w, 1, (rows, 1, w), (w, 0, 1), xe=Cell.ROWS)
             b.load(entry, view)
-            b.copy(Queue.L, entry, table, wait="residual", post="load_full")
+            b.copy(Queue.L, entry, table, wait="cached", post="load_full")
             b.load(x, residual(ctx))
             scaled = plan.model.embed_scale != 1.0
             if scaled:
