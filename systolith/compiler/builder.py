@@ -13,7 +13,7 @@ from pathlib import Path
 
 from systolith.isa.choice import Group, Topk
 from systolith.isa.collective import Put
-from systolith.isa.descriptor import Descriptor, Format, Space
+from systolith.isa.descriptor import DESCRIPTOR_BYTES, Descriptor, Format, Space
 from systolith.isa.dma import Copy
 from systolith.isa.host import Ring
 from systolith.isa.instruction import Instruction, Queue
@@ -21,7 +21,7 @@ from systolith.isa.matrix import Matmul, Zero
 from systolith.isa.sequencer import Adv, Alu, AluFn, Br, Cond, Desc, Halt, Loop, Readx, Set, Sync
 from systolith.isa.vector import Func, Op1, Op2, Pick, Red, Vec
 from systolith.spec.errors import ProgramError
-from systolith.spec.limits import DESCRIPTORS, RANK_REGISTER, REGISTERS, SEMAPHORES
+from systolith.spec.limits import DESCRIPTORS, RANK_REGISTER, REGISTERS, SEMAPHORES, WORD_BYTES
 
 __all__ = ["SEMAPHORE", "Builder", "Label", "tensor"]
 
@@ -109,6 +109,11 @@ class Builder:
     _descriptors: list[int] = field(default_factory=lambda: list(range(DESCRIPTORS - 1, 0, -1)))
     tensor_name: str = ""
     """Named in the source line beside the kernel."""
+
+    @property
+    def program_bytes(self) -> int:
+        """Program memory that the words and constants take so far."""
+        return WORD_BYTES * len(self.instructions) + DESCRIPTOR_BYTES * len(self.constants)
 
     def reserve(self, d: int) -> None:
         """Keep a descriptor register out of the pool."""

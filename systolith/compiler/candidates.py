@@ -18,6 +18,13 @@ __all__ = ["candidates"]
 
 MAX_ROWS = 256
 """Most rows of a step: one chunk of attention. More rows reuse weights better only where arithmetic does not bind."""
+DEAL_BATCH = 4
+"""Least batch whose request slots are dealt out, and whose rows are attended by rounds; fewer requests share lanes, and
+have their prompts on the grid."""
+CUT_BATCH = 8
+"""Least batch whose tiles of gate and up are made in two parts."""
+MAX_SIDE = 8
+"""Most chunks of a decode row side by side: what a pass of V costs beside its beats is small by then."""
 
 
 def _divisor(count: int, most: int) -> int:
@@ -26,10 +33,12 @@ def _divisor(count: int, most: int) -> int:
 
 
 def _linear(
-    chip: Chip, profile: Profile, name: str, n: int, k: int, rows: int, unit: int = 0, copies: int = 1
-) -> LinearPlan:
+    chip: Chip, profile: Profile, name: str, n: int, k: int, rows: int, unit: int = 0, copies: int = 1, *,
+    level: bool = False,
+) -> LinearPlan:  # fmt: skip
     """Cut one class. n: columns, in whole blocks but for the router's, whose sums travel in FP32; unit: columns that
-    tiles must divide (a head), or 0."""
+    tiles must divide (a head), or 0; level: whether slices should have alike many columns, even if tiles are narrower.
+    """
     chosen = weight_format(profile, name)
     terms = 2 if chosen == TWO_TERMS else 1
     fmt = FORMATS["INT8" if chosen == TWO_TERMS else chosen]
@@ -49,7 +58,7 @@ def _linear(
     else:
         even = max(1, n // BLOCK // chip.slices)
         wide = min(most, even, max(1, chip.columns // BLOCK), narrow or 16)
-        nt = BLOCK * (_even_divisor(n // BLOCK, wide, chip.slices) if name == "head" else _divisor(n // BLOCK, wide))
+        nt = BLOCK * (_even_divisor(n // BLOCK, wide, chip.slices) if level else _divisor(n // BLOCK, wide))
     kt = _slot_length(chip, nt, block_bytes, lengths)
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     cuts = tuple((BLOCK * s, BLOCK * length) for s, length in zip(starts, lengths, strict=True))
@@ -99,7 +108,8 @@ def _evenly(chip: Chip, linear: LinearPlan, unit: int, rows: int, most: int) -> 
 
 
 def _even_plan(base: Plan, rows: int) -> Plan:
-    """The plan with columns dealt out evenly where that helps: q, k and v; o and down; gate and up of experts."""
+    """The plan with columns dealt out evenly where that helps: q, k and v; o and down; gate and up of experts. Whole
+    heads of a batch go to the slices that have their units and to no others (`Plan.receivers`): these stay whole."""
     chip, m = base.chip, base.model
     if chip.slices == 1 or m.latent is not None or m.post_norms is not None or base.shared is not None:
         return base
@@ -110,7 +120,7 @@ def _even_plan(base: Plan, rows: int) -> Plan:
     alike = len({(x.spans, m.bias(x.name)) for x in (base.q, base.k, base.v)}) == 1
     heads = max(sum(n for _, n in base.head_shares(rank)) for rank in range(chip.slices))
     found = base
-    if alike:
+    if alike and base.slot_groups == 1:
         whole = replace(base.q, name="qkv", n=base.q.n + base.k.n + base.v.n)
         even = _evenly(chip, whole, base.dp, rows, heads * base.dp)
         if even.unit:
@@ -124,6 +134,14 @@ def _even_plan(base: Plan, rows: int) -> Plan:
     return found
 
 
+def _cut(chip: Chip, linear: LinearPlan) -> LinearPlan:
+    """The same with tiles made in two parts, the first of whole arrays."""
+    half = padded(-(-linear.nt // 2), padded(chip.array_cols))
+    block_bytes = linear.terms * (BLOCK * FORMATS[linear.format].bits // 8 + 1)
+    kt = _slot_length(chip, half, block_bytes, [length // BLOCK for _, length in linear.spans])
+    return replace(linear, cuts=(half, linear.nt - half), kt=kt) if half < linear.nt else linear
+
+
 def kv_entries(chip: Chip, profile: Profile, dp: int) -> int:
     """Chunks of K or V that the ring should hold: one in use and one being given back, and half as much again as what
     the memory delivers within its latency, or three of each: K and V of old positions come while q is being made."""
@@ -132,8 +150,11 @@ def kv_entries(chip: Chip, profile: Profile, dp: int) -> int:
     return 2 + min(14, max(6, int(under_way / chunk)))
 
 
-def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Options) -> Iterator[Plan]:
-    """Plans from the one with most rows a step downwards; the first that fits in memory is taken.
+def candidates(
+    model: DecoderModel, profile: Profile, chip: Chip, options: Options, *, rounds: bool = True
+) -> Iterator[Plan]:
+    """Plans from the one with most rows a step downwards; the first that fits in memory is taken. rounds: whether
+    decode rows of a batch may be attended several chunks at once.
 
     Raises CapacityError where not even the accumulator holds one row.
     """
@@ -145,7 +166,11 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
     assert lanes is not None
     active = 1 << (min(lanes, -(-options.context // CHUNK_TOKENS)) - 1).bit_length()
     share_slices = 1 << (max(1, chip.slices // model.kv_heads).bit_length() - 1)
-    group = min(active, share_slices)
+    # A batch deals its request slots out over the slices of a head: what a slice then has of a request it merges alone.
+    # Where requests come and go they may share pages of a prefix, which lie in every slot's reach.
+    few = options.serve or model.latent is not None or options.batch < DEAL_BATCH
+    slots = 1 if few else min(share_slices, 1 << options.batch.bit_length() - 1)
+    group = min(active, share_slices // slots)
     top = min(MAX_ROWS, half // (BLOCK * spans), options.rows or MAX_ROWS)
     if top < 1 or half < max(dp, BLOCK) * group_queries:
         raise CapacityError(
@@ -160,21 +185,33 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
     tokens_at_a_time = [t for t in (32, 16, 8, 4, 2, 1) if t == 1 or t * group_queries <= 32]
     latent = model.latent
     ahead = kv_entries(chip, profile, dp if latent is None else dp + padded(latent.turned))
+    # Chunks of a decode row side by side: one pass of V over several takes little longer than over one.
+    side = min(active // group, MAX_SIDE, half // (max(CHUNK_TOKENS, dp) * group_queries))
+    batched = rounds and options.batch >= DEAL_BATCH and group == 1 and latent is None and side > 0
+    sides = (1 << side.bit_length() - 1, 0) if batched else (0,)
+    # A batch takes what room there is: while slices wait for each other memory is idle, unless it has where to load to.
+    depths = {ahead, 2 + ahead // 2, 2} | (set(range(ahead, ahead + 2 * side + 1, 2)) if batched else set())
     shapes = [
-        (tokens, part, entries)
+        (tokens, part, entries, together)
         for tokens in tokens_at_a_time
         for part in (256, 128, 64, 32)
-        for entries in (sorted({ahead, 2 + ahead // 2, 2}, reverse=True) if part == CHUNK_TOKENS else (2,))
+        for entries in (sorted(depths, reverse=True) if part == CHUNK_TOKENS else (2,))
+        for together in (sides if part == CHUNK_TOKENS else (0,))
     ]
-    for rows in sorted(sizes, reverse=True):
+    shapes.sort(key=lambda shape: -shape[3])  # of a batch first those that attend its rows by rounds
+    # Rounds are worth half the rows of a step, which prompts would make use of.
+    passes = [(rows, [s for s in shapes if s[3]]) for rows in sizes if batched and 2 * rows >= top]
+    passes.sort(key=lambda each: -each[0])
+    passes += [(rows, shapes) for rows in sorted(sizes, reverse=True)]
+    for rows, tried in passes:
         base = Plan(
-            model, profile, chip, options, rows, True, True, 1, BLOCK, 2, dp, lanes, group, active // group,
+            model, profile, chip, options, rows, True, True, 1, BLOCK, 2, dp, lanes, group, slots, active // group, 0,
             **_attention(model, chip, profile, rows, dp),
             o=_linear(chip, profile, "o", padded(model.hidden), model.heads * padded(model.value_dim), rows),
             gate=_linear(chip, profile, prefix + "gate", padded(model.inner), padded(model.hidden), rows, 0, copies),
             up=_linear(chip, profile, prefix + "up", padded(model.inner), padded(model.hidden), rows, 0, copies),
             down=_linear(chip, profile, prefix + "down", padded(model.hidden), padded(model.inner), rows, 0, copies),
-            head=_linear(chip, profile, "head", padded(model.vocab), padded(model.hidden), rows),
+            head=_linear(chip, profile, "head", padded(model.vocab), padded(model.hidden), rows, level=slots == 1),
             router=None if experts is None else _linear(chip, profile, "router", copies, padded(model.hidden), rows),
             dense=_feed_forward(model, chip, profile, "", rows) if prefix else None,
             shared=_feed_forward(model, chip, profile, "shared_", rows),
@@ -187,6 +224,11 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
             base, o=_narrow(base.o, o_nt), down=main.down, gate=main.gate, up=main.up, dense=dense,
             shared=others.pop() if others else None,
         )  # fmt: skip
+        # What a batch sends of h takes long: the first half of a tile is on its way while the second is made.
+        if options.batch >= CUT_BATCH and base.dense is None and experts is None and not options.dump:
+            gate, up = _cut(chip, base.gate), _cut(chip, base.up)
+            if not (model.bias("gate") or model.bias("up")):
+                base = replace(base, gate=gate, up=up)
         # Even columns take some room: rather as many rows without.
         even = _even_plan(base, rows)
         ways = [(even, True)] * (even is not base) + [(base, True), (base, False)]
@@ -194,11 +236,11 @@ def candidates(model: DecoderModel, profile: Profile, chip: Chip, options: Optio
         groups = [group] if latent is None else [group >> i for i in range(group.bit_length())]
         for way, resident in ways:
             for shared in groups:
-                for tokens, part, entries in shapes:
+                for tokens, part, entries, together in tried:
                     if tokens <= rows and tokens * group_queries * max(part, dp) <= half:
                         for gains in (True, False) if model.post_norms is None else (True,):
                             yield replace(way, x_resident=resident, gains_resident=gains, tile_tokens=tokens,
-                                          part_tokens=part, kv_entries=entries, group=shared,
+                                          part_tokens=part, kv_entries=entries, group=shared, round_chunks=together,
                                           lanes_local=active // shared)  # fmt: skip
 
 

@@ -39,9 +39,10 @@ class Compiled:
 
 
 def plan_graph(
-    graph: ModelGraph, chip: Chip, profile: Profile, options: Options, *, source: str = ""
+    graph: ModelGraph, chip: Chip, profile: Profile, options: Options, *, source: str = "", rounds: bool = True
 ) -> tuple[Plan, Memory]:
-    """Choose the plan with most rows a step that fits. `source` names the model's file in messages.
+    """Choose the plan with most rows a step that fits. `source` names the model's file in messages; without `rounds`
+    decode rows of a batch are attended chunk by chunk, which takes fewer words.
 
     Raises CapacityError in one sentence, ModelError for a graph that has no kernels.
     """
@@ -53,8 +54,9 @@ def plan_graph(
             "ask for fewer tokens"
         )
     reason: CapacityError | None = None
-    for plan in candidates(model, profile, chip, options):
-        if plan.options.batch > plan.rows:
+    for plan in candidates(model, profile, chip, options, rounds=rounds):
+        # The host of a server lays down all decode rows as one step.
+        if options.batch > plan.rows and (options.serve or plan.rows % plan.slot_groups):
             continue
         try:
             return plan, lay_out(plan)
@@ -83,17 +85,10 @@ def compile_graph(
     Raises CapacityError, ModelError, ConfigError, each one sentence.
     """
     plan, memory = plan_graph(graph, chip, profile, options, source=source)
-    grid = plan_grid(plan) if options.grid else None
-    body = None
-    if grid is not None:
-        wider = lay_out(plan, grid.control)
-        body = lay_out_grid(grid, wider)
-        if body is None:
-            grid = None
-        else:
-            memory = wider
-    ctx = Context(plan, memory)
-    write_program(ctx, (lambda: write_grid(ctx, grid, body)) if grid is not None and body is not None else None)
+    ctx, grid, memory, spad_bytes = _write(plan, memory)
+    if plan.round_chunks and ctx.b.program_bytes > chip.program_bytes:
+        plan, memory = plan_graph(graph, chip, profile, options, source=source, rounds=False)
+        ctx, grid, memory, spad_bytes = _write(plan, memory)
     b = ctx.b
     tokens = dict.fromkeys(SEMAPHORE, 0) | {
         "slot_free": plan.slots, "acc_free": 2, "stage_free": 2, "kv_free": plan.kv_entries,
@@ -107,7 +102,7 @@ def compile_graph(
         sem_init=tuple(counts + [0] * (SEMAPHORES - len(counts))),
         requires=Requires(
             slices=chip.slices, dram_bytes=memory.dram_bytes,
-            spad_bytes=max(memory.spad_bytes, body.spad_bytes if body is not None else 0),
+            spad_bytes=spad_bytes,
             slot_bytes=_slot_bytes(plan), acc_bytes=8 * plan.acc_half_words, pairs=_pairs(plan),
         ),
         lines=tuple(b.lines),
@@ -115,6 +110,23 @@ def compile_graph(
         images=tuple(control_images(plan, memory, grid)),
     )  # fmt: skip
     return Compiled(program, plan, memory, grid)
+
+
+def _write(plan: Plan, memory: Memory) -> tuple[Context, Grid | None, Memory, int]:
+    """The words of a plan, its grid where it has one, the memory map, which a grid makes wider, and bytes of scratchpad
+    that steps of both kinds use."""
+    grid = plan_grid(plan) if plan.options.grid else None
+    body = None
+    if grid is not None:
+        wider = lay_out(plan, grid.control)
+        body = lay_out_grid(grid, wider)
+        if body is None:
+            grid = None
+        else:
+            memory = wider
+    ctx = Context(plan, memory)
+    write_program(ctx, (lambda: write_grid(ctx, grid, body)) if grid is not None and body is not None else None)
+    return ctx, grid, memory, max(memory.spad_bytes, body.spad_bytes if body is not None else 0)
 
 
 def compile_model(checkpoint: Checkpoint, chip: Chip, profile: Profile, options: Options) -> Compiled:
@@ -147,8 +159,10 @@ def _meta(plan: Plan, memory: Memory, graph: ModelGraph, sha256: str, grid: Grid
         "profile": plan.profile.to_dict(),
         "options": asdict(plan.options),
         "rows": plan.rows,
+        "decode_steps": plan.decode_steps,
         "lanes_local": plan.lanes_local,
         "group": plan.group,
+        "slot_groups": plan.slot_groups,
         "pages": {"tokens": plan.page_tokens, "chunks": plan.chunks, "pool": plan.pool_pages},
         "dram": memory.dram,
         "record": asdict(memory.record),

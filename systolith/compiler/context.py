@@ -64,7 +64,7 @@ class Cell(IntEnum):
     SHARED_FIRST = 29
     SHARED_TILES = 30
     NEXT_RANK = 31
-    """The slice behind this one, the first behind the last."""
+    """The slice behind this one, the first behind the last, where columns are dealt out evenly."""
     GRID_CHUNKS = 2
     GRID_FIRST = 3
     """Chunks and first position of a step on the grid, behind its rows; then first page entry, first lane, number."""
@@ -80,7 +80,11 @@ class Cell(IntEnum):
     """Eight cells: the page of each chunk of a step on the grid."""
     GRID_KEEPER = 52
     """Eight: the rank that keeps it."""
-    SEGMENT = 32
+    Q_RECEIVERS = 31
+    """31 to 33: first rank that takes this slice's heads of q, of k, of v, where no columns are dealt out evenly."""
+    K_RECEIVERS = 32
+    V_RECEIVERS = 33
+    SEGMENT = 34
     """Four cells: request slot, first row, rows, first position."""
     BELL = 38
     MAIL = 39
@@ -93,6 +97,9 @@ class Cell(IntEnum):
     """Experts that rows of the step have chosen."""
     ENTRY = 44
     """Four entries of four cells: expert, first pair, pairs, 0."""
+    ROW = 44
+    """Two sets of four decode rows, two cells each: request slot, position. Attention comes before the experts of a
+    layer and before the head."""
     OWNERS = 44
     """Two sets of cells with ranks that rows of logits go to; the head follows the last expert of a step."""
 
@@ -201,8 +208,13 @@ class Context:
         b.reserve(SCRATCH)
         # Rings: weight slots, accumulator halves, stages, loads, parts of K and V.
         self.r_slot, self.r_acc, self.r_stage, self.r_load, self.r_kv = (b.register() for _ in range(5))
-        self.r_steps, self.r_decoding, self.r_log, self.r_layer, self.r_exchange = (b.register() for _ in range(5))
+        self.r_steps, self.r_decoding, self.r_log, self.r_layer = (b.register() for _ in range(4))
+        self.r_exchange = b.register() if self.plan.group > 1 else 0
         self.r_arrived = b.register()
+        # Loads of the first decode row that have been made ahead; its slot and position, -1 before they are known.
+        self.r_ahead, self.r_first, self.r_first_at = (
+            (b.register() for _ in range(3)) if self.plan.row_ahead else (0, 0, 0)
+        )
         # Steps that a job has still to do; a program that serves counts the messages it has taken instead.
         self.r_taken = self.r_steps
         self.streams: dict[str, int] = {}

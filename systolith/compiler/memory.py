@@ -36,7 +36,7 @@ CONST_WORDS = 24
 """Words of the constant table."""
 OWNER_CELLS = 8
 """Cells of a set with ranks."""
-RANK_WORDS = 23
+RANK_WORDS = 25
 """A slice's share of the work: cells 9 and up."""
 HEADER_WORDS = 8
 """Head of a step record: rows, segments, output rows, decode rows; with serve also updates of request slots, decode
@@ -65,10 +65,11 @@ class Phase(IntEnum):
     DOWN = 4
     HEAD = 5
     START = 6
+    SAMPLE = 7
 
 
 ALL = tuple(Phase)
-Q, A, O_, F, D_, H, S_ = Phase
+Q, A, O_, F, D_, H, S_, P_ = Phase
 LAYERS = (S_, Q, A, O_, F, D_)
 """Where L may run ahead of attention: the sequencer waits for the tokens of a step before it begins the next."""
 
@@ -198,6 +199,7 @@ def scratchpad(plan: Plan) -> list[Buffer]:
     rows, g = plan.rows, plan.group_queries
     hidden, inner, shard = padded(m.hidden), padded(m.inner), plan.shard
     tq = plan.tile_tokens * g
+    side = plan.round_chunks * g
     partial = tq * (plan.dp + 2) * 4
     spans = [len(x.spans) * x.nt * rows * 4 for x in plan.linears if len(x.spans) > 1]
     rec, embed = record_layout(plan), plan.load_entries * ring_bytes(rows * plan.tile, p.embed)
@@ -237,8 +239,8 @@ def scratchpad(plan: Plan) -> list[Buffer]:
         ("h", max(blocks(plan.pairs * inner, p.activations), dense), (F, D_)),
         ("head_tile", 4 * rows * plan.hp, (Q,)),
         ("head_turned", 4 * rows * (plan.hp if plan.turn_whole or m.latent else m.head_dim // 2), (Q,)),
-        ("scores", 4 * tq * CHUNK_TOKENS, (A,)),
-        ("p", blocks(2 * tq * CHUNK_TOKENS, p.p), (A,)),
+        ("scores", 4 * max(tq, side) * CHUNK_TOKENS, (A,)),
+        ("p", blocks(max(2 * tq, side) * CHUNK_TOKENS, p.p), (A,)),
         ("chunk_lm", 4 * 2 * 2 * tq, (A,)),
         ("partial", partial * (1 + plan.merge_levels), (A,)),
         ("inverse", 4 * tq, (A,)),
@@ -249,8 +251,10 @@ def scratchpad(plan: Plan) -> list[Buffer]:
         ("r_picked", 4 * plan.out_rows, (H,)),
     ]
     if not o.every_row:
-        table += [("logits", 4 * padded(m.vocab), (H,)), ("weights", 4 * padded(m.vocab), (H,)), ("max", 4, (H,))]
-        table.append(("tokens", 4 * plan.out_rows, (H,)))
+        # A token may come while the next step begins elsewhere.
+        logits = (H, P_) if plan.logits_stay else (P_,)
+        table += [("logits", 4 * padded(m.vocab), logits), ("weights", 4 * padded(m.vocab), (P_,)), ("max", 4, (P_,))]
+        table.append(("tokens", 4 * plan.out_rows, (P_, S_)))
     if plan.logits_dealt:
         table.append(("owners", 4 * owner_words(plan), ALL))
     if m.sinks is not None or p.sink is not None:
@@ -275,6 +279,13 @@ def scratchpad(plan: Plan) -> list[Buffer]:
         table.append(("gate_tile", 4 * rows * plan.ffn_tile, (F,)))
     if any(m.bias(x.name) for x in plan.linears):
         table.append(("bias_ring", plan.load_entries * 4 * max(x.nt for x in plan.linears if m.bias(x.name)), ALL))
+    if plan.round_chunks:
+        table += [
+            ("round_scales", plan.load_entries * plan.round_chunks * CHUNK_TOKENS, LAYERS),
+            ("round_lm", 4 * 2 * side, (A,)),
+            ("lanes_o", 4 * plan.lanes_local * g * plan.dp, (A,)),
+            ("lanes_lm", 4 * 2 * plan.lanes_local * g, (A,)),
+        ]
     if o.dump:
         table.append(("dump_head", 4 * tq * plan.dp, ALL))
     return table
@@ -463,7 +474,7 @@ def _dram(plan: Plan, memory: Memory, control: Sequence[tuple[str, int]]) -> Non
     reserve("table_scales", m.vocab * shard // BLOCK)
     for linear in plan.linears:
         layers = 1 if linear.name == "head" else len(m.layers_of(linear.name)) * linear.copies
-        elements = layers * plan.most_tiles(linear) * linear.slots_per_tile * linear.slot_elements
+        elements = layers * plan.most_tiles(linear) * linear.tile_elements
         reserve(f"w_{linear.name}", _codes(elements, linear.format))
         reserve(f"ws_{linear.name}", elements // BLOCK)
         if m.bias(linear.name):

@@ -10,7 +10,7 @@ cut at whole subtrees (docs/decisions/0005-compiler.md).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from systolith.compiler.model import DecoderModel
 from systolith.models.profile import Profile
@@ -94,7 +94,8 @@ class LinearPlan:
     weights; tiles: over all slices; copies: matrices of this class in a layer (experts). unit: 0 where a slice keeps
     the tiles that it makes; else every slice makes as many columns as any other, and whole units of so many, a head or
     a block, belong to the slice that makes their last column (docs/decisions/0005-compiler.md, "Even columns"); n then
-    counts columns of zeros that make it even.
+    counts columns of zeros that make it even. cuts: columns of the parts that a tile is made in, one after the other,
+    where it is not made at once.
     """
 
     name: str
@@ -108,15 +109,26 @@ class LinearPlan:
     tiles: int
     copies: int = 1
     unit: int = 0
+    cuts: tuple[int, ...] = ()
+
+    @property
+    def parts(self) -> tuple[LinearPlan, ...]:
+        """The same for each part of a tile, as if that were a tile."""
+        return tuple(replace(self, nt=columns, cuts=()) for columns in self.cuts) or (self,)
 
     @property
     def slot_elements(self) -> int:
-        """Weight elements of one slot."""
-        return self.nt * self.kt * self.terms
+        """Weight elements of one slot, of the widest part."""
+        return max(self.cuts, default=self.nt) * self.kt * self.terms
 
     @property
-    def slots_per_tile(self) -> int:
-        """Weight slots that one tile of columns takes, over all of K."""
+    def tile_elements(self) -> int:
+        """Weight elements of a tile, over all of K."""
+        return self.nt * self.kt * self.terms * self.slots_per_part
+
+    @property
+    def slots_per_part(self) -> int:
+        """Weight slots that one part of a tile takes, over all of K."""
         return sum(length for _, length in self.spans) // self.kt
 
 
@@ -132,12 +144,13 @@ class FeedForward:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """See the module. rows: rows of a step; x_resident, gains_resident: the residual shard and the gains
-    of all norms stay in the scratchpad; tile_tokens,
-    part_tokens: tokens of queries and of keys that attention takes at a time; kv_entries: parts of K and V that L may
-    have loaded ahead; group: slices that share the lanes of a
-    head; lanes_local: lanes of a unit; units: over all slices. gate, up, down: of the experts where there are any, and
-    then dense: of the layers without; shared: of the expert that all rows share. qkv: q, k and v as one matrix whose
-    columns are dealt out evenly, where whole heads would not be; q, k, v then tell of heads only."""
+    of all norms stay in the scratchpad; tile_tokens, part_tokens: tokens of queries and of keys that attention takes at
+    a time; kv_entries: parts of K and V that L may have loaded ahead; group: slices that share the lanes of a head;
+    slot_groups: such groups of a head, to which request slots are dealt out in turn; lanes_local: lanes of a unit;
+    round_chunks: chunks of a decode row that are attended side by side (0: one at a time, as rows of prompts); units:
+    over all slices. gate, up, down: of the experts where there are any, and then dense: of the layers without; shared:
+    of the expert that all rows share. qkv: q, k and v as one matrix whose columns are dealt out evenly, where whole
+    heads would not be; q, k, v then tell of heads only."""
 
     model: DecoderModel
     profile: Profile
@@ -152,7 +165,9 @@ class Plan:
     dp: int
     lanes: int
     group: int
+    slot_groups: int
     lanes_local: int
+    round_chunks: int
     q: LinearPlan
     k: LinearPlan
     v: LinearPlan
@@ -182,7 +197,12 @@ class Plan:
     @property
     def units(self) -> int:
         """Attention units over all slices."""
-        return self.model.kv_heads * self.group
+        return self.model.kv_heads * self.head_units
+
+    @property
+    def head_units(self) -> int:
+        """Attention units of a KV head."""
+        return self.slot_groups * self.group
 
     @property
     def units_local(self) -> int:
@@ -210,6 +230,11 @@ class Plan:
             low, high = max(first, start), min(first + count, start + heads)
             shares.append((low - start, high - low) if high > low else (0, 0))
         return shares[0], shares[1], shares[2]
+
+    @property
+    def dealt_evenly(self) -> bool:
+        """Whether columns of any class are."""
+        return any(linear.unit for linear in self.linears)
 
     def made(self, linear: LinearPlan) -> int:
         """Columns that each slice makes of a class that is dealt out evenly."""
@@ -260,6 +285,21 @@ class Plan:
     def one_residual_tile(self) -> bool:
         """Whether every slice has a single tile of the residual stream: what it sends of it is all it has to send."""
         return self.o.unit > 0 or all(self.residual_share(rank)[1] == 1 for rank in range(self.slices))
+
+    def receivers(self, name: str, rank: int) -> tuple[int, int]:
+        """First rank and number of the ranks that need the heads of "q", "k" or "v" that a rank makes: those with units
+        of their KV heads, all of them where a rank has several units or columns are dealt out evenly. The number is
+        the same for every rank."""
+        if self.units > self.slices or self.model.latent is not None or self.dealt_evenly:
+            return 0, self.slices
+        each = self.group_queries if name == "q" else 1
+
+        def first_last(r: int) -> tuple[int, int]:
+            first, count = self.head_shares(r)["qkv".index(name)]
+            return first // each, max(first, first + count - 1) // each
+
+        count = self.head_units * max(1 + last - first for first, last in map(first_last, range(self.slices)))
+        return min(first_last(rank)[0] * self.head_units, self.slices - count), count
 
     def tile_share(self, linear: LinearPlan, rank: int) -> tuple[int, int]:
         """First tile and number of tiles of a rank; whole heads of q, k and v."""
@@ -324,15 +364,15 @@ class Plan:
 
     @property
     def pool_pages(self) -> int:
-        """Pages of one layer and unit: those asked for, or all slots at full context, for the lane group that gets
-        most chunks."""
+        """Pages of one layer and unit: those asked for, or all slots of a group at full context, for the lane group
+        that gets most chunks."""
         if self.options.pages is not None:
             return self.options.pages
         group = self.lanes_local
         most = max(
             sum(1 for c in range(self.chunks) if (c % self.profile_lanes) // group == j) for j in range(self.group)
         )
-        return max(1, most) * self.pages_per_chunk * self.options.batch
+        return max(1, most) * self.pages_per_chunk * -(-self.options.batch // self.slot_groups)
 
     @property
     def profile_lanes(self) -> int:
@@ -354,6 +394,11 @@ class Plan:
     def acc_half_words(self) -> int:
         """FP32 sums of half the accumulator."""
         return self.chip.accumulator_words // 2
+
+    @property
+    def decode_steps(self) -> int:
+        """Steps that make a token for every request slot: a step has so many rows at most."""
+        return -(-self.options.batch // self.rows)
 
     @property
     def out_rows(self) -> int:
@@ -410,6 +455,14 @@ class Plan:
         return self.kv_entries if self.keys_stay else self.load_entries
 
     @property
+    def row_ahead(self) -> bool:
+        """Whether L loads the first chunks of a layer's first decode row while the layer before is still at its
+        feed-forward: memory has time then. Not where L brings what the sequencer waits for meanwhile, or where layers
+        see other chunks."""
+        kinds = self.model.kinds
+        return bool(self.round_chunks) and self.model.experts is None and all(kind.window is None for kind in kinds)
+
+    @property
     def turn_whole(self) -> bool:
         """Whether rotary collects whole heads in FP32: where a half is no whole blocks, or is to be stored."""
         return self.options.dump or self.model.head_dim // 2 % BLOCK != 0
@@ -440,8 +493,8 @@ class Plan:
 
     @property
     def ffn_tile(self) -> int:
-        """Most columns of a tile of gate and up."""
-        return max(part.gate.nt for part in self.feed_forwards)
+        """Most columns of a tile of gate and up, or of a part that is made at once."""
+        return max(piece.nt for part in self.feed_forwards for piece in part.gate.parts)
 
     @property
     def pairs(self) -> int:
@@ -450,16 +503,17 @@ class Plan:
 
     @property
     def ahead(self) -> dict[str, int]:
-        """Slots of each tile of a class that are asked for before attention: of o, and then of what follows it, as many
-        as there are slots, which nobody frees meanwhile. Tiles of gate take turns with those of up: one at most."""
+        """Slots of each tile of a class (of its first part) that are asked for before attention: of o, and then of what
+        follows it, as many as there are slots, which nobody frees meanwhile. Tiles of gate take turns with those of up:
+        one at most."""
         counts: dict[str, int] = {}
         for experts in (False, True):
             room = self.slots
             for linear in self.after_attention(experts):
                 tiles = self.most_tiles(linear)
-                if tiles > 1 and (linear.name == "gate" or tiles * linear.slots_per_tile > room):
+                if tiles > 1 and (linear.name in ("gate", "up") or tiles * linear.slots_per_part > room):
                     break
-                counts[linear.name] = min(room, linear.slots_per_tile)
+                counts[linear.name] = min(room, linear.slots_per_part)
                 room -= tiles * counts[linear.name]
         return {name: count for name, count in counts.items() if count}
 
@@ -470,9 +524,8 @@ class Plan:
             return ()
         if experts:
             return (self.o,) if self.router is None else (self.o, self.router)
-        if self.router is None:
-            return (self.o, self.gate)
-        return (self.o,) if self.dense is None else (self.o, self.dense.gate)
+        part = self if self.router is None else self.dense
+        return (self.o,) if part is None else (self.o, part.gate, part.up)
 
     @property
     def slot_bytes(self) -> int:

@@ -42,7 +42,9 @@ def rank_table(plan: Plan, rank: int) -> list[int]:
     gates = [None if part is None else part.gate for part in (plan.dense, plan.shared)]
     for linear in (plan.router, *gates):
         words += (0, 0) if linear is None else share(linear.tiles, plan.slices, rank)
-    words.append((rank + 1) % plan.slices)
+    # No class that is dealt out evenly goes to a few slices only: the first of these cells has either.
+    receivers = [plan.receivers(name, rank)[0] for name in "qkv"]
+    words += [(rank + 1) % plan.slices, 0, 0] if plan.dealt_evenly else receivers
     return words
 
 
@@ -340,12 +342,19 @@ def _padded_codes(codes: Bytes, shape: tuple[int, int]) -> Bytes:
 
 
 def _slots(linear: LinearPlan, codes: Bytes, scales: Bytes) -> tuple[Bytes, Bytes]:
-    """Cut codes [n, k * terms]: codes [tiles, slots, bytes], scales [tiles, slots, nt * kt * terms / 32]."""
-    width = linear.kt * linear.terms
-    tiles, nt = linear.tiles, linear.nt
-    cut = codes.reshape(tiles, nt, -1, width).transpose(0, 2, 1, 3).reshape(tiles, -1, nt * width)
-    blocks = scales.reshape(tiles, nt, -1, width // BLOCK).transpose(0, 2, 1, 3).reshape(tiles, -1, nt * width // BLOCK)
-    return np.ascontiguousarray(_bytes(cut, FORMATS[linear.format])), np.ascontiguousarray(blocks)
+    """Cut codes [n, k * terms]: codes [tiles, bytes], scales [tiles, bytes]: part by part of a tile, slot by slot."""
+    width, tiles = linear.kt * linear.terms, linear.tiles
+
+    def cut(table: Bytes, unit: int) -> Bytes:
+        """[n, k * terms / unit] to [tiles, bytes]."""
+        whole, start, pieces = table.reshape(tiles, linear.nt, -1), 0, []
+        for part in linear.parts:
+            columns = whole[:, start : start + part.nt].reshape(tiles, part.nt, -1, width // unit)
+            pieces.append(columns.transpose(0, 2, 1, 3).reshape(tiles, -1))
+            start += part.nt
+        return np.ascontiguousarray(np.concatenate(pieces, 1))
+
+    return _bytes(cut(codes, 1), FORMATS[linear.format]), cut(scales, BLOCK)
 
 
 def _biases(plan: Plan, memory: Memory, checkpoint: Checkpoint, linear: LinearPlan) -> Iterator[Image]:

@@ -285,7 +285,7 @@ def compile_for(
     plan, memory = plan_graph(graph, chip, profile, options, source=source)
     # Room for the records of the prefill.
     steps = len(pack([Request((0,) * question.prompt)], plan.rows, memory.record.max_segments))
-    options = replace(options, steps=padded(steps + 1, 8), rows=plan.rows)
+    options = replace(options, steps=padded(steps + plan.decode_steps, 8), rows=plan.rows)
     return compile_graph(graph, chip, profile, options, source=source, sha256=sha256)
 
 
@@ -300,7 +300,7 @@ def decode_step(compiled: Compiled, context: int, question: Question) -> Decode:
     batch = question.batch
     window: list[tuple[int, StepPath]] = []
     timed = run_scenario(
-        compiled, decode_at(context, batch, steps=2), seed=question.seed,
+        compiled, decode_at(context, batch, steps=2, rows=compiled.plan.rows), seed=question.seed,
         on_window=_line_counter(compiled, window),
     )  # fmt: skip
     start, end = timed.tokens[batch - 1], timed.tokens[2 * batch - 1]

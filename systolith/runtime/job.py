@@ -20,7 +20,7 @@ from systolith.numerics.choose import top_p_fixed
 from systolith.spec.errors import CapacityError, ModelError
 from systolith.spec.limits import CHUNK_TOKENS
 
-__all__ = ["Layout", "Request", "Sampling", "Step", "check_requests", "layout", "pack", "write_job"]
+__all__ = ["Layout", "Request", "Sampling", "Step", "check_requests", "decode_steps", "layout", "pack", "write_job"]
 
 Words = NDArray[np.uint32]
 NO_TOKEN = 0xFFFFFFFE
@@ -110,11 +110,11 @@ class GridStep:
 
 @dataclass(frozen=True)
 class Layout:
-    """Steps of a job for one program: those on the grid, which come first, those of other rows, and the one that goes
-    on."""
+    """Steps of a job for one program: those on the grid, which come first, those of other rows, and those that make a
+    token for every request, again and again."""
 
     steps: tuple[Step, ...]
-    decode: Step
+    decode: tuple[Step, ...]
     grid: tuple[GridStep, ...] = ()
 
 
@@ -214,16 +214,26 @@ def layout(program: Program, requests: Sequence[Request], prefill_chunk: int | N
         prefill_chunk=prefill_chunk, every_row=options["every_row"], done=done,
     )  # fmt: skip
     steps = (*picked(grid), *steps)
-    decode = Step(
-        rows=[(slot, len(r.prompt)) for slot, r in enumerate(requests)],
-        outputs=[(slot, slot) for slot in range(len(requests))],
-        decode=len(requests),
-    )
-    if len(steps) + 1 > options["steps"]:
+    decode = decode_steps([len(r.prompt) for r in requests], meta["rows"])
+    if len(steps) + len(decode) > options["steps"]:
         raise CapacityError(
-            f"the prompts take {len(steps)} steps and the program holds {options['steps'] - 1}; compile it for more"
+            f"the prompts take {len(steps)} steps and the program holds {options['steps'] - len(decode)}; compile it "
+            "for more"
         )
     return Layout(steps, decode, grid)
+
+
+def decode_steps(positions: Sequence[int], rows: int) -> tuple[Step, ...]:
+    """The pattern of the decode steps of request slots at such positions: a row each, `rows` a step."""
+    slots = range(len(positions))
+    return tuple(
+        Step(
+            rows=[(slot, positions[slot]) for slot in some],
+            outputs=list(enumerate(some)),
+            decode=len(some),
+        )
+        for some in (slots[first : first + rows] for first in range(0, len(slots), rows))
+    )
 
 
 def _record(program: Program, step: Step, requests: Sequence[Request]) -> Words:
@@ -271,17 +281,18 @@ def _grid_record(grid: Mapping[str, int], number: int, step: GridStep, program: 
 
 
 def _pages(program: Program, requests: Sequence[Request]) -> Words:
-    """Give every chunk of every slot its pages, from the pool of its lane group, in an order that is not ascending."""
+    """Give every chunk of every slot its pages, from the pool of its slot and lane group, in an order that is not
+    ascending."""
     meta = program.meta
     pages, chunks, pool = (meta["pages"][key] for key in ("tokens", "chunks", "pool"))
     per_chunk = CHUNK_TOKENS // pages
     lanes = meta["profile"]["lanes"]
-    local, groups = meta["lanes_local"], meta["group"]
-    free = [list(np.random.default_rng(group).permutation(pool)) for group in range(groups)]
+    local, groups, slot_groups = meta["lanes_local"], meta["group"], meta["slot_groups"]
+    free = [list(np.random.default_rng(group).permutation(pool)) for group in range(groups * slot_groups)]
     table = np.zeros((len(requests), chunks, per_chunk), np.uint32)
     for slot in range(len(requests)):
         for chunk in range(chunks):
-            group = (chunk % lanes) // local
+            group = slot % slot_groups * groups + (chunk % lanes) // local
             table[slot, chunk] = [free[group].pop() for _ in range(per_chunk)]
     return table
 
@@ -300,7 +311,7 @@ def write_job(machine: Any, program: Program, requests: Sequence[Request], plan:
         stops[slot, : len(request.stops)] = request.stops
     records = [_record(program, step, requests) for step in plan.steps]
     if not options["every_row"]:
-        records.append(_record(program, plan.decode, requests))
+        records += [_record(program, step, requests) for step in plan.decode]
     blobs = {
         "pages": _pages(program, requests),
         "state": state,

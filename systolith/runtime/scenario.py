@@ -16,7 +16,7 @@ from systolith.compiler import Compiled
 from systolith.compiler.builder import SEMAPHORE
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import Sync
-from systolith.runtime.job import GridStep, Layout, Request, Step, on_grid, pack, picked, write_job
+from systolith.runtime.job import GridStep, Layout, Request, decode_steps, on_grid, pack, picked, write_job
 from systolith.spec.errors import ConfigError, ProgramError
 
 if TYPE_CHECKING:
@@ -60,19 +60,17 @@ class Timed:
         return Waterfall.total(w for w in self.timing.windows if w.start >= start and w.end <= end)
 
 
-def decode_at(context: int, batch: int = 1, *, steps: int = 1) -> Scenario:
+def decode_at(context: int, batch: int = 1, *, steps: int = 1, rows: int | None = None) -> Scenario:
     """`steps` decode steps of `batch` requests, of which the last sees `context` tokens; caches are taken as filled.
 
-    The first step of a run starts a cold chip, so ask for one more than is read. Raises ConfigError.
+    rows : of a step of the program, where it takes several to make a token for each request. The first of `steps`
+    starts a cold chip, so ask for one more than is read. Raises ConfigError.
     """
     if context <= steps:
         raise ConfigError(f"context={context} must be more than {steps}; a decode step needs a prompt")
     cached = context - steps
     requests = tuple(Request((0,) * cached, steps + 1) for _ in range(batch))
-    rows = Step(
-        rows=[(slot, cached) for slot in range(batch)], outputs=[(slot, slot) for slot in range(batch)], decode=batch
-    )
-    return Scenario(requests, Layout((), rows))
+    return Scenario(requests, Layout((), decode_steps([cached] * batch, rows or batch)))
 
 
 def prefill_of(
@@ -87,9 +85,7 @@ def prefill_of(
     steps = (*picked(all_on_grid), *steps)
     if chosen is not None:
         steps = tuple(steps[i] for i in chosen)
-    decode = Step(
-        rows=[(s, n) for s, n in enumerate(lengths)], outputs=[(s, s) for s in range(len(lengths))], decode=len(lengths)
-    )
+    decode = decode_steps(lengths, compiled.plan.rows)
     return Scenario(requests, Layout(steps, decode, all_on_grid if grid is None else tuple(grid)))
 
 

@@ -92,10 +92,10 @@ def small_memory(model: Path, folder: Path) -> tuple[list[object], str]:
 
 def large_batch(model: Path, folder: Path) -> tuple[list[object], str]:
     file = folder.parent / "prompts.txt"
-    file.write_text("x\n" * 300)
+    file.write_text("x\n" * 3000)
     return ["generate", model, "--batch", file], (
-        f"nano: a batch of 300 has more rows than a step of {model.name} on this chip can hold; take a smaller batch "
-        "or a larger chip"
+        f"nano: scratchpad_bytes=65536 is too small for {model.name}, which needs [0-9]+ with 1 row(s) a "
+        "step; take a larger chip, a smaller batch or context"
     )
 
 

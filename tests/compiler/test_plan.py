@@ -142,7 +142,7 @@ def test_the_accumulator_is_too_small(make: Make) -> None:
 def test_the_scratchpad_is_too_small(make: Make) -> None:
     with pytest.raises(
         CapacityError,
-        match=r"^nano: scratchpad_bytes=65536 is too small for m, which needs \d+ with 4 row\(s\) a step; take a "
+        match=r"^nano: scratchpad_bytes=65536 is too small for m, which needs \d+ with 1 row\(s\) a step; take a "
         r"larger chip, a smaller batch or context$",
     ):
         plan(make(context=4608), batch=4, context=4608, page_tokens=1)
@@ -167,13 +167,14 @@ def test_the_memory_is_too_small(make: Make) -> None:
         plan(make(), chip, batch=2, context=300)
 
 
-def test_a_batch_has_more_rows_than_a_step(make: Make) -> None:
+def test_a_servers_batch_has_more_rows_than_a_step(make: Make) -> None:
+    assert plan(make(), batch=33, context=32).decode_steps > 1
     with pytest.raises(
         CapacityError,
         match=r"^nano: a batch of 33 has more rows than a step of m on this chip can hold; take a smaller batch or a "
         r"larger chip$",
     ):
-        plan(make(), batch=33, context=32)
+        plan(make(), batch=33, context=32, serve=True)
 
 
 @pytest.mark.parametrize("context", [513, 4608])

@@ -56,17 +56,21 @@ def read_back(compiled: Compiled, linear: LinearPlan, layer: int) -> tuple[np.nd
     for rank in range(plan.slices):
         dram = memory_of(compiled, rank)
         first, count = plan.tile_share(linear, rank)
-        slot = layer * count * linear.slots_per_tile
+        at = layer * count * linear.tile_elements
         for tile in range(first, first + count):
-            for part in range(linear.slots_per_tile):
-                at = memory.dram[f"w_{linear.name}"] + slot * linear.slot_elements * bits // 8
-                codes = dram[at : at + linear.slot_elements * bits // 8].reshape(linear.nt, -1)
-                at = memory.dram[f"ws_{linear.name}"] + slot * linear.slot_elements // 32
-                codes_of_scales = dram[at : at + linear.slot_elements // 32].reshape(linear.nt, -1)
-                rows = slice(tile * linear.nt, (tile + 1) * linear.nt)
-                elements[rows, part * width : (part + 1) * width] = values_of(codes, linear.format)
-                scales[rows, part * width // 32 : (part + 1) * width // 32] = codes_of_scales
-                slot += 1
+            column = tile * linear.nt
+            for part in linear.parts:
+                size = part.nt * width
+                rows = slice(column, column + part.nt)
+                column += part.nt
+                for slot in range(linear.slots_per_part):
+                    start = memory.dram[f"w_{linear.name}"] + at * bits // 8
+                    codes = dram[start : start + size * bits // 8].reshape(part.nt, -1)
+                    start = memory.dram[f"ws_{linear.name}"] + at // 32
+                    codes_of_scales = dram[start : start + size // 32].reshape(part.nt, -1)
+                    elements[rows, slot * width : (slot + 1) * width] = values_of(codes, linear.format)
+                    scales[rows, slot * width // 32 : (slot + 1) * width // 32] = codes_of_scales
+                    at += size
     return elements, scales
 
 
@@ -93,7 +97,20 @@ def test_slots_hold_the_quantised_matrix_in_order(make: Make, case: str, name: s
     checkpoint = make(**SHAPE)
     profile = Profile.from_dict(CASES[case]).resolved(checkpoint.graph)
     chip = load("micro").vary(slices=3) if name == "three" else load(name)
-    compiled = compile_model(checkpoint, chip, profile, Options())
+    check(compile_model(checkpoint, chip, profile, Options()), checkpoint, profile)
+
+
+def test_tiles_made_in_parts_lie_part_by_part(make: Make) -> None:
+    checkpoint = make(**SHAPE | {"intermediate": 512})
+    profile = Profile.from_dict(CASES["e2m1"]).resolved(checkpoint.graph)
+    compiled = compile_model(checkpoint, load("slice64"), profile, Options(batch=8, rows=64))
+    assert compiled.plan.gate.cuts == compiled.plan.up.cuts == (64, 64)
+    assert compiled.plan.gate.tiles > 1
+    check(compiled, checkpoint, profile)
+
+
+def check(compiled: Compiled, checkpoint: Checkpoint, profile: Profile) -> None:
+    """Read all matrices back, and compare them with those of the reference."""
     for linear in compiled.plan.linears:
         for layer in (0,) if linear.name == "head" else (0, 1):
             elements, scales = read_back(compiled, linear, layer)

@@ -1,22 +1,22 @@
 """Attention of a step's segments over the KV cache: rule 7 of the numerics.
 
-A segment is a run of rows of one request inside one chunk of 256 positions. A unit is a KV head and an aligned group of
-lanes; a slice has one or a few. For each segment, unit and tile of query tokens: for each lane its chunks in ascending
-order, lanes merged by the tree, groups of slices exchanged and merged on, the sink last.
+A segment is a run of rows of one request inside one chunk of 256 positions. A unit is a KV head, an aligned group of
+lanes and a group of request slots; a slice has one or a few. For each segment, unit and tile of query tokens: for each
+lane its chunks in ascending order, lanes merged by the tree, groups of slices exchanged and merged on, the sink last.
+Decode rows of a batch go another way (`decode`).
 """
 
 from __future__ import annotations
 
 from systolith.compiler.builder import Label
-from systolith.compiler.context import Cell, Constant, Context, Counter
+from systolith.compiler.context import Cell, Context, Counter
 from systolith.compiler.kernels.chunk import begin_chunk, begin_none, end_chunk, end_none, wait_for_rows
-from systolith.compiler.kernels.dump import store_rows, tap
+from systolith.compiler.kernels.decode import attend_decode_rows
 from systolith.compiler.kernels.partial import Partial, merge, merge_halves, start_empty
+from systolith.compiler.kernels.result import finish
 from systolith.compiler.kernels.segment import Tile, each_segment, each_unit
-from systolith.compiler.memory import sink_layers
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
-from systolith.isa.vector import Func, Op1
 from systolith.spec.limits import CHUNK_TOKENS
 
 __all__ = ["attention"]
@@ -27,7 +27,9 @@ def attention(ctx: Context) -> None:
     b = ctx.b
     b.tensor_name = "attention"
     b.set(ctx.r_arrived, 0)
-    with each_segment(ctx) as segment, each_unit(ctx) as unit, b.registers(2) as (first, tokens):
+    if ctx.plan.round_chunks:
+        attend_decode_rows(ctx)
+    with each_segment(ctx) as segment, each_unit(ctx, segment) as unit, b.registers(2) as (first, tokens):
         # first: token of the tile within the segment; tokens: of the tile.
         b.set(first, 0)
         b.set(tokens, ctx.plan.tile_tokens)
@@ -41,6 +43,8 @@ def attention(ctx: Context) -> None:
         b.alu_r(AluFn.ADD, first, first, tokens)
         b.close_loop(place)
     ctx.arrive(("operand", Counter.OPERAND_ATTENTION))
+    if ctx.plan.round_chunks:
+        b.sync(Queue.S, post="cached")
     wait_for_rows(ctx)
     # What S stored may be read from here on, and what it stored from may be written: L tells V with the next gains.
     b.sync(Queue.L, wait="cached")
@@ -74,7 +78,7 @@ def _attend(ctx: Context, tile: Tile) -> None:
     others = ctx.label()
     if plan.group > 1:
         _exchange(ctx, tile, current, others)
-    _finish(ctx, tile, current)
+    finish(ctx, tile, current)
     b.place(others)
 
 
@@ -232,70 +236,3 @@ def _place_of(ctx: Context, place: int, number: int) -> None:
             b.alu(AluFn.AND, bit, bit, 1)
             b.alu(AluFn.SHL, bit, bit, bits - 1 - i)
             b.alu_r(AluFn.OR, place, place, bit)
-
-
-def _finish(ctx: Context, tile: Tile, result: Partial) -> None:
-    """Merge the sink, divide by l, quantise and send."""
-    b, plan = ctx.b, ctx.plan
-    model, g, dp, d = plan.model, plan.group_queries, plan.dp, plan.model.head_dim
-    fmt, tokens = plan.profile.activations, plan.tile_tokens
-    if model.sinks is not None or plan.profile.sink is not None:
-        _sink(ctx, tile, result)
-    with b.descriptors(5) as (a, inverse, stage, out, wide):
-        result.load(ctx, a, "l")
-        b.extent_r(a, 0, tile.tokens)
-        b.load(inverse, ctx.spad("inverse", "FP32", (tokens, g, 1), (g, 1, 0)))
-        b.vec(inverse, a, func=Func.RCP)
-        result.load(ctx, a, "o")
-        b.extent_r(a, 0, tile.tokens)
-        ctx.load_ring(stage, ctx.stage(fmt, (tokens, g, dp), (g * dp, dp, 1), scales=True), ctx.r_stage)
-        b.extent_r(stage, 0, tile.tokens)
-        if tap(ctx):
-            name = "attention" if model.latent is None else "latent"
-            view = ctx.spad("dump_head", "FP32", (tokens, g, d), (g * dp, dp, 1), step=0)
-            b.load(wide, view)
-            b.vec(wide, a, inverse, op1=Op1.MUL)
-            with tile.unit.head() as head, tile.segment.row() as row:
-                store_rows(ctx, name, view, step=g * dp, index=head, row=row, tile=tile.first,
-                           extent=tile.tokens)  # fmt: skip
-            b.extent_r(wide, 0, tile.tokens)
-            b.vec(stage, wide, wait="stage_free", post="stage_full")
-        else:
-            b.vec(stage, a, inverse, op1=Op1.MUL, wait="stage_free", post="stage_full")
-        width = model.heads * dp
-        b.load(
-            out,
-            ctx.spad("attention", fmt, (tokens, g, dp), (width, dp, 1), scales=plan.rows * width, step=g * dp),
-        )
-        with tile.unit.head() as head, tile.segment.row() as row:
-            b.advance_r(out, 0, row)
-            b.advance_r(out, 3, head)
-        b.advance_r(out, 0, tile.first)
-        b.extent_r(out, 0, tile.tokens)
-        b.put(out, stage, wait="stage_full", post="stage_free")
-    ctx.bump(ctx.r_stage)
-
-
-def _sink(ctx: Context, tile: Tile, result: Partial) -> None:
-    """Merge the head's sink: M_s and l_s from the table, o = +0."""
-    b, plan = ctx.b, ctx.plan
-    g, heads = plan.group_queries, plan.model.heads
-    with b.pair() as exponents, b.descriptors(2) as (value, other), b.registers(1) as (place,):
-        # The table has, layer by layer where layers differ, M_s of all heads and then l_s.
-        b.set(place, 0)
-        if sink_layers(plan) > 1:
-            b.alu(AluFn.MUL, place, ctx.r_layer, 2 * plan.model.kv_heads)
-        with tile.unit.head() as head:
-            b.alu_r(AluFn.ADD, place, place, head)
-        for part in ("o", "l"):
-            result.load(ctx, exponents, "m")
-            b.load(exponents + 1, ctx.spad("sinks", "INT32", (1, g, 1), (0, 1, 0), step=g))
-            b.advance_r(exponents + 1, 3, place)
-            if part == "o":
-                b.load(other, ctx.constant(Constant.ZERO))
-            else:
-                b.load(other, ctx.spad("sinks", "FP32", (1, g, 1), (0, 1, 0), offset=4 * heads, step=g))
-                b.advance_r(other, 3, place)
-            result.load(ctx, value, part)
-            b.extent_r(value, 0, tile.tokens)
-            b.vec(value, value, other, exponents, op1=Op1.SHIFTADD)

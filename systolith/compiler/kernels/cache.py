@@ -9,7 +9,7 @@ from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
 from systolith.spec.limits import CHUNK_TOKENS
 
-__all__ = ["append", "await_rows"]
+__all__ = ["append", "append_row", "await_rows"]
 
 
 def await_rows(ctx: Context) -> None:
@@ -23,7 +23,10 @@ def await_rows(ctx: Context) -> None:
 
 
 def append(ctx: Context) -> None:
-    """Store this step's K and V, for later steps: attention takes them from the scratchpad. L waits for `cached`."""
+    """Store this step's K and V, for later steps: attention takes them from the scratchpad. L waits for `cached`.
+
+    Decode rows that are attended by themselves are stored there (`append_row`), and S says so behind them.
+    """
     b, plan = ctx.b, ctx.plan
     b.tensor_name = "cache"
     b.sync(Queue.S, wait="store_full")
@@ -32,13 +35,23 @@ def append(ctx: Context) -> None:
         b.alu(AluFn.SHR, lane, segment.position, CHUNK_TOKENS.bit_length() - 1)
         b.alu(AluFn.AND, lane, lane, plan.profile_lanes - 1)
         b.alu(AluFn.SHR, lane, lane, plan.lanes_local.bit_length() - 1)
-        with each_unit(ctx) as unit:
+        with each_unit(ctx, segment) as unit:
             elsewhere = ctx.label()
             b.branch_r(elsewhere, Cond.NE, lane, unit.group)
             _append_unit(ctx, segment, unit)
             b.place(elsewhere)
-    b.sync(Queue.S, post="cached")
+    if not plan.round_chunks:
+        b.sync(Queue.S, post="cached")
     b.tensor_name = ""
+
+
+def append_row(ctx: Context, segment: Segment, unit: Unit) -> None:
+    """Store K and V of a segment of one row."""
+    b = ctx.b
+    with b.registers(2) as (place, take), segment.row() as row:
+        b.alu(AluFn.AND, place, segment.position, ctx.plan.page_tokens - 1)
+        b.set(take, 1)
+        _append_rows(ctx, segment, unit, segment.position, row, place, take)
 
 
 def _append_unit(ctx: Context, segment: Segment, unit: Unit) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from systolith.compiler.builder import Label
 from systolith.compiler.context import SCRATCH, Constant, Context
 from systolith.compiler.kernels.partial import Partial
-from systolith.compiler.kernels.segment import Segment, Tile
+from systolith.compiler.kernels.segment import Segment, Tile, Unit
 from systolith.compiler.memory import kv_bytes, slot_pages
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
@@ -21,7 +21,19 @@ from systolith.isa.sequencer import AluFn, Cond
 from systolith.isa.vector import Op1, Op2, Red
 from systolith.spec.limits import CHUNK_TOKENS
 
-__all__ = ["begin_chunk", "begin_none", "end_chunk", "end_none", "page_list", "wait_for_rows"]
+__all__ = [
+    "begin_chunk",
+    "begin_none",
+    "end_chunk",
+    "end_none",
+    "keys",
+    "load",
+    "load_old",
+    "page_list",
+    "scales_of_round",
+    "values_of",
+    "wait_for_rows",
+]
 
 
 def begin_chunk(ctx: Context, tile: Tile, start: int, before: int) -> None:
@@ -36,8 +48,10 @@ def begin_chunk(ctx: Context, tile: Tile, start: int, before: int) -> None:
     """
     with _extent(ctx, tile, start) as (total, parts):
         if ctx.plan.whole_chunks:
-            what = (_keys(ctx), _scales_of(ctx), _values_of(ctx))
-            _load(ctx, tile, *what[: 2 if _kept(ctx) else 3], position=start, start=start, total=total)
+            what: tuple[Cached, ...] = (keys(ctx), _scales_of(ctx), values_of(ctx, 1))
+            if _kept(ctx):
+                what = what[:2]
+            load(ctx, tile.segment, tile.unit, *what, position=start, start=start, total=total)
         _scores(ctx, tile, start, total, parts, before)
         _probabilities(ctx, tile, start, total, parts, before)
 
@@ -78,16 +92,35 @@ def _entries(ctx: Context) -> int:
 
 @contextmanager
 def _extent(ctx: Context, tile: Tile, start: int) -> Iterator[tuple[int, int]]:
-    """Registers: tokens of the chunk at position R[start] that are there, and parts that they take."""
-    b = ctx.b
-    with b.registers(2) as (total, parts):
+    """Registers: tokens of the chunk at position R[start] that are there, and parts that they take; 0 for the latter
+    where a chunk is a part."""
+    b, one = ctx.b, ctx.plan.part_tokens == CHUNK_TOKENS
+    with b.registers(1) as (total,):
         with tile.segment.rows() as rows:
             b.alu_r(AluFn.ADD, total, tile.segment.position, rows)
         b.alu_r(AluFn.SUB, total, total, start)
         b.alu(AluFn.MIN, total, total, CHUNK_TOKENS)
-        b.set(parts, ctx.plan.part_tokens)
-        b.alu_r(AluFn.CEILDIV, parts, total, parts)
-        yield total, parts
+        if one:
+            yield total, 0
+            return
+        with b.registers(1) as (parts,):
+            b.set(parts, ctx.plan.part_tokens)
+            b.alu_r(AluFn.CEILDIV, parts, total, parts)
+            yield total, parts
+
+
+@contextmanager
+def _each_part(ctx: Context, start: int, parts: int) -> Iterator[int]:
+    """Repeat for each part of the chunk at R[start], with a register of its position; parts: as `_extent` gives it."""
+    b = ctx.b
+    if not parts:
+        yield start
+        return
+    with b.registers(1) as (position,):
+        b.move(position, start)
+        with b.loop_r(parts):
+            yield position
+            b.alu(AluFn.ADD, position, position, ctx.plan.part_tokens)
 
 
 def _probability_ring(ctx: Context, d: int, width: int, before: int) -> None:
@@ -115,46 +148,43 @@ def _scores(ctx: Context, tile: Tile, start: int, total: int, parts: int, before
     g, dp, part, fmt = plan.group_queries, plan.kp, plan.part_tokens, plan.profile.k
     rows, heads = plan.rows, plan.model.heads
     whole, kept = plan.whole_chunks, _kept(ctx)
-    with b.registers(1) as (position,), b.descriptors(5) as (q, weights, acc, out, scale):
-        b.move(position, start)
-        with b.loop_r(parts):
-            if not whole:
-                _load(ctx, tile, _keys(ctx), position=position, start=start, total=total)
-            b.load(q, ctx.spad("q", fmt, (plan.tile_tokens, g, dp), (dp, rows * dp, 1), scales=heads * rows * dp,
-                               step=g * rows * dp))  # fmt: skip
-            with tile.segment.row() as row:
-                b.advance_r(q, 0, row)
-            with tile.unit.head() as head:
-                b.advance_r(q, 3, head)
-            b.advance_r(q, 0, tile.first)
-            b.extent_r(q, 0, tile.tokens)
-            ctx.load_ring(weights, _keys(ctx).ring, ctx.r_kv)
-            ctx.bump(ctx.r_kv, _entries(ctx) if whole else 1)
-            ctx.load_ring(acc, ctx.acc(plan.tile_tokens, part, group=g), ctx.r_acc)
-            ctx.bump(ctx.r_acc)
-            if whole and not kept:  # K and V of a chunk: two entries
-                alone = ctx.label()
-                b.branch(alone, Cond.EQ, before, 0)
-                b.sync(Queue.M, wait="kv_full")  # the V that it takes next
-                b.place(alone)
-            b.matmul(acc, q, weights, zero=1, wait="kv_full acc_free",
-                     post="acc_full" if whole else "kv_free acc_full")  # fmt: skip
-            b.extent_r(acc, 0, tile.tokens)
-            b.load(out, _score_view(ctx, part))
-            with b.registers(1) as (column,):
-                b.alu_r(AluFn.SUB, column, position, start)
-                b.advance_r(out, 3, column)
-            b.load(scale, ctx.constant(Constant.SCORE_SCALE))
-            with b.registers(2) as (window, high):
-                # Positions that the tile's first token sees: its own and those before.
-                b.alu_r(AluFn.ADD, high, tile.segment.position, tile.first)
-                b.alu(AluFn.ADD, high, high, 1)
-                if ctx.kind.window is not None:
-                    b.set(window, ctx.kind.window)
-                b.vec_masked(out, acc, scale, op1=Op1.MUL, red=Red.NONE, j0=position,
-                             window=window if ctx.kind.window is not None else 0, high=high, group=g,
-                             wait="acc_full", post="acc_free")  # fmt: skip
-            b.alu(AluFn.ADD, position, position, part)
+    with b.descriptors(5) as (q, weights, acc, out, scale), _each_part(ctx, start, parts) as position:
+        if not whole:
+            load(ctx, tile.segment, tile.unit, keys(ctx), position=position, start=start, total=total)
+        b.load(q, ctx.spad("q", fmt, (plan.tile_tokens, g, dp), (dp, rows * dp, 1), scales=heads * rows * dp,
+                           step=g * rows * dp))  # fmt: skip
+        with tile.segment.row() as row:
+            b.advance_r(q, 0, row)
+        with tile.unit.head() as head:
+            b.advance_r(q, 3, head)
+        b.advance_r(q, 0, tile.first)
+        b.extent_r(q, 0, tile.tokens)
+        ctx.load_ring(weights, keys(ctx).ring, ctx.r_kv)
+        ctx.bump(ctx.r_kv, _entries(ctx) if whole else 1)
+        ctx.load_ring(acc, ctx.acc(plan.tile_tokens, part, group=g), ctx.r_acc)
+        ctx.bump(ctx.r_acc)
+        if whole and not kept:  # K and V of a chunk: two entries
+            alone = ctx.label()
+            b.branch(alone, Cond.EQ, before, 0)
+            b.sync(Queue.M, wait="kv_full")  # the V that it takes next
+            b.place(alone)
+        b.matmul(acc, q, weights, zero=1, wait="kv_full acc_free",
+                 post="acc_full" if whole else "kv_free acc_full")  # fmt: skip
+        b.extent_r(acc, 0, tile.tokens)
+        b.load(out, _score_view(ctx, part))
+        with b.registers(1) as (column,):
+            b.alu_r(AluFn.SUB, column, position, start)
+            b.advance_r(out, 3, column)
+        b.load(scale, ctx.constant(Constant.SCORE_SCALE))
+        with b.registers(2) as (window, high):
+            # Positions that the tile's first token sees: its own and those before.
+            b.alu_r(AluFn.ADD, high, tile.segment.position, tile.first)
+            b.alu(AluFn.ADD, high, high, 1)
+            if ctx.kind.window is not None:
+                b.set(window, ctx.kind.window)
+            b.vec_masked(out, acc, scale, op1=Op1.MUL, red=Red.NONE, j0=position,
+                         window=window if ctx.kind.window is not None else 0, high=high, group=g,
+                         wait="acc_full", post="acc_free")  # fmt: skip
 
 
 def _probabilities(ctx: Context, tile: Tile, start: int, total: int, parts: int, before: int) -> None:
@@ -162,12 +192,13 @@ def _probabilities(ctx: Context, tile: Tile, start: int, total: int, parts: int,
     b, plan, kept = ctx.b, ctx.plan, _kept(ctx)
     with b.pair() as d, b.descriptors(2) as (scores, ring):
         if not plan.whole_chunks:
-            _load(ctx, tile, _scales_of(ctx), position=start, start=start, total=total)
+            load(ctx, tile.segment, tile.unit, _scales_of(ctx), position=start, start=start, total=total)
         b.load(scores, _score_view(ctx, CHUNK_TOKENS))
         b.extent_r(scores, 0, tile.tokens)
-        with b.registers(1) as (columns,):
-            b.alu(AluFn.MUL, columns, parts, plan.part_tokens)
-            b.extent_r(scores, 2, columns)
+        if parts:
+            with b.registers(1) as (columns,):
+                b.alu(AluFn.MUL, columns, parts, plan.part_tokens)
+                b.extent_r(scores, 2, columns)
         _row_ring(ctx, SCRATCH, "m", before)
         b.vec(0, scores, red=Red.CEILMAX)
         _probability_ring(ctx, d, CHUNK_TOKENS, before)
@@ -198,24 +229,23 @@ def _values(ctx: Context, tile: Tile, start: int, total: int, parts: int, before
     whole = plan.whole_chunks
     g, dp, part = plan.group_queries, plan.dp, plan.part_tokens
     b.sync(Queue.M, wait="p_full acc_free")
-    with b.registers(1) as (position,), b.descriptors(3) as (p, weights, acc):
-        b.move(position, start)
+    with b.descriptors(3) as (p, weights, acc):
         _probability_ring(ctx, p, part, before)
         b.extent_r(p, 0, tile.tokens)
         ctx.load_ring(acc, ctx.acc(plan.tile_tokens, dp, group=g), ctx.r_acc)
-        with b.loop_r(parts):
+        with _each_part(ctx, start, parts) as position:
             if not whole:
-                _load(ctx, tile, _values_of(ctx), position=position, start=start, total=total)
-            ctx.load_ring(weights, _values_of(ctx).ring, ctx.r_kv)
+                load(ctx, tile.segment, tile.unit, values_of(ctx), position=position, start=start, total=total)
+            ctx.load_ring(weights, values_of(ctx).ring, ctx.r_kv)
             if whole:  # this one and the next have been counted; a latent is in the entry of its K
                 b.advance(weights, 3, -(1 + _entries(ctx)) % plan.kv_entries)
             else:
                 ctx.bump(ctx.r_kv)
-            b.matmul(acc, p, weights, zero=2, by_rows=True, wait="" if whole else "kv_full", post="kv_free")
+            b.matmul(acc, p, weights, zero=2 if parts else 1, by_rows=True, wait="" if whole else "kv_full",
+                     post="kv_free")  # fmt: skip
             if whole and not kept:
                 b.sync(Queue.M, post="kv_free")  # K and V
             b.advance(p, 2, part)
-            b.alu(AluFn.ADD, position, position, part)
     b.sync(Queue.M, post="acc_full p_free")
 
 
@@ -298,7 +328,7 @@ class Cached:
     ahead: int = 0
 
 
-def _keys(ctx: Context) -> Cached:
+def keys(ctx: Context) -> Cached:
     """A part of K."""
     plan, fmt = ctx.plan, ctx.plan.profile.k
     part, dp, pool = plan.part_tokens, plan.kp, _unit_rows(ctx)
@@ -311,8 +341,8 @@ def _keys(ctx: Context) -> Cached:
     )  # fmt: skip
 
 
-def _values_of(ctx: Context) -> Cached:
-    """A part of V; of a latent the first columns of K."""
+def values_of(ctx: Context, ahead: int = 0) -> Cached:
+    """A part of V, so many entries ahead of the counter; of a latent the first columns of K."""
     plan, fmt = ctx.plan, ctx.plan.profile.v
     part, dp, pool = plan.part_tokens, plan.dp, _unit_rows(ctx)
     name, pitch = ("v", dp) if plan.model.latent is None else ("k", plan.kp)
@@ -321,7 +351,7 @@ def _values_of(ctx: Context) -> Cached:
         _fresh(ctx, name, fmt, dp, pitch=pitch),
         ctx.ring("kv_ring", fmt, kv_bytes(plan), (part, 1, dp), (pitch if _kept(ctx) else dp, 0, 1),
                  entries=plan.kv_entries),
-        ctx.r_kv, part, "kv_free", "kv_full", int(plan.whole_chunks),
+        ctx.r_kv, part, "kv_free", "kv_full", ahead,
     )  # fmt: skip
 
 
@@ -341,7 +371,18 @@ def _scales_of(ctx: Context) -> Cached:
     )  # fmt: skip
 
 
-def _load(ctx: Context, tile: Tile, *what: Cached, position: int, start: int, total: int) -> None:
+def scales_of_round(ctx: Context) -> Cached:
+    """V's scales of a round of chunks (`decode`), in a ring of their own."""
+    pool, tokens = _unit_rows(ctx), ctx.plan.round_chunks * CHUNK_TOKENS
+    return Cached(
+        ctx.dram("v_scales", "E8M0", (tokens, 1, 1), (1, pool, 0), step=ctx.plan.units_local * pool),
+        _fresh(ctx, "vscale", "E8M0", 1),
+        ctx.words("round_scales", "E8M0", tokens, (tokens, 1, 1), (1, 0, 0), entries=ctx.plan.load_entries),
+        ctx.r_load, tokens, "load_free", "load_full",
+    )  # fmt: skip
+
+
+def load(ctx: Context, segment: Segment, unit: Unit, *what: Cached, position: int, start: int, total: int) -> None:
     """Load the tokens from a position on, as many as there are, into ring entries; the rest of an entry is zero.
 
     Tokens of earlier steps come from the cache, and first, as they are there; those of this step from the scratchpad,
@@ -353,22 +394,22 @@ def _load(ctx: Context, tile: Tile, *what: Cached, position: int, start: int, to
         b.alu_r(AluFn.SUB, count, position, start)
         b.alu_r(AluFn.SUB, count, total, count)
         b.alu(AluFn.MIN, count, count, what[0].length)
-        b.alu_r(AluFn.MAX, old, position, tile.segment.position)
+        b.alu_r(AluFn.MAX, old, position, segment.position)
         b.alu_r(AluFn.SUB, old, old, position)
         b.alu_r(AluFn.MIN, old, old, count)
         # Where none is of this step nothing else needs to be waited for.
         mixed, done = ctx.label(), ctx.label()
         b.branch_r(mixed, Cond.NE, count, old)
         for cached in what:
-            _load_old(ctx, tile, cached, position, old, whole=True)
+            load_old(ctx, segment, unit, cached, position, old, whole=True)
         b.branch(done)
         b.place(mixed)
         for cached in what:
-            _load_old(ctx, tile, cached, position, old)
+            load_old(ctx, segment, unit, cached, position, old)
         wait_for_rows(ctx)
         b.alu_r(AluFn.SUB, count, count, old)
         for cached in what:
-            _load_fresh(ctx, tile, cached, position, old, count)
+            _load_fresh(ctx, segment, unit, cached, position, old, count)
         b.place(done)
 
 
@@ -381,13 +422,15 @@ def wait_for_rows(ctx: Context) -> None:
     b.place(known)
 
 
-def _load_old(ctx: Context, tile: Tile, cached: Cached, position: int, old: int, *, whole: bool = False) -> None:
+def load_old(
+    ctx: Context, segment: Segment, unit: Unit, cached: Cached, position: int, old: int, *, whole: bool = False
+) -> None:
     """Load R[old] tokens of the cache from R[position] on. whole: they are all there are, zeros come behind them."""
     b, page = ctx.b, ctx.plan.page_tokens
-    with page_list(ctx, tile.segment) as pages, b.descriptors(2) as (a, d):
+    with page_list(ctx, segment) as pages, b.descriptors(2) as (a, d):
         pages.advance(position)
         b.load(a, replace(cached.region, via=pages.d, unit=_page_bits(ctx)))
-        b.advance_r(a, 1, tile.unit.number)
+        b.advance_r(a, 1, unit.number)
         b.advance_r(a, 3, ctx.r_layer)
         if cached.length < page:
             with b.registers(1) as (place,):
@@ -401,18 +444,20 @@ def _load_old(ctx: Context, tile: Tile, cached: Cached, position: int, old: int,
         b.copy(Queue.L, d, a, wait=cached.wait, post=cached.post if whole else "")
 
 
-def _load_fresh(ctx: Context, tile: Tile, cached: Cached, position: int, old: int, count: int) -> None:
+def _load_fresh(
+    ctx: Context, segment: Segment, unit: Unit, cached: Cached, position: int, old: int, count: int
+) -> None:
     """Load R[count] tokens of this step behind the R[old] others, and zeros behind them."""
     b = ctx.b
     with b.descriptors(2) as (a, d):
         b.load(a, cached.fresh)
-        with tile.unit.head() as head:
+        with unit.head() as head:
             b.advance_r(a, 1, head)
-        with tile.segment.row() as row:
+        with segment.row() as row:
             b.advance_r(a, 0, row)
         with b.registers(1) as (skip,):
-            b.alu_r(AluFn.MAX, skip, position, tile.segment.position)
-            b.alu_r(AluFn.SUB, skip, skip, tile.segment.position)
+            b.alu_r(AluFn.MAX, skip, position, segment.position)
+            b.alu_r(AluFn.SUB, skip, skip, segment.position)
             b.advance_r(a, 0, skip)
         b.extent_r(a, 0, count)
         ctx.load_ring(d, cached.ring, cached.counter)

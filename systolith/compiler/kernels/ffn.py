@@ -36,13 +36,24 @@ def gated(ctx: Context, part: FeedForward, name: str, arrival: tuple[str, int] |
     b, plan = ctx.b, ctx.plan
     rows, xe, fmt = ctx.rows, Cell.ROWS, plan.profile.activations
     first, tiles = ffn_cells(ctx, part.gate)
+    pieces = [FeedForward(gate, up, part.down) for gate, up in zip(part.gate.parts, part.up.parts, strict=True)]
     with ctx.cell_loop(tiles) as tile:
-        b.tensor_name = part.gate.name
-        product(ctx, part.gate, operand(ctx, "b", ctx.hidden, fmt, rows, xe), rows, xe)
-        _activate_gate(ctx, part)
-        b.tensor_name = part.up.name
-        product(ctx, part.up, operand(ctx, "b", ctx.hidden, fmt, rows, xe), rows, xe)
-        _times_up(ctx, part, name, first, tile, arrival)
+        start = 0
+        for piece in pieces:
+            for linear in (piece.gate, piece.up):
+                b.tensor_name = linear.name
+                if len(pieces) > 1:
+                    b.extent(ctx.streams[linear.name], 0, linear.nt)
+                source = operand(ctx, "b", ctx.hidden, fmt, rows, xe)
+                product(ctx, linear, source, rows, xe, ahead=piece is pieces[0])
+                if linear is piece.gate:
+                    _activate_gate(ctx, piece)
+            last = piece is pieces[-1]
+            _times_up(ctx, piece, name, first, tile, arrival if last else None, start=start, pitch=part.up.nt)
+            start += piece.up.nt
+    if len(pieces) > 1:  # as the next layer asks for them
+        for linear in (pieces[0].gate, pieces[0].up):
+            b.extent(ctx.streams[linear.name], 0, linear.nt)
 
 
 def _activate_gate(ctx: Context, part: FeedForward) -> None:
@@ -82,9 +93,10 @@ def _silu_of_sums(tile: Tile, s: Sums) -> None:
 
 
 def _times_up(
-    ctx: Context, part: FeedForward, name: str, first: Cell, tile: int, arrival: tuple[str, int] | None
-) -> None:
-    """Send quantise(silu * u), u = sums * r + bias."""
+    ctx: Context, part: FeedForward, name: str, first: Cell, tile: int, arrival: tuple[str, int] | None, *, start: int,
+    pitch: int,
+) -> None:  # fmt: skip
+    """Send quantise(silu * u), u = sums * r + bias, to column `start` of the tile, which has `pitch` columns."""
     b, plan = ctx.b, ctx.plan
     rows, xe, nt, fmt = ctx.rows, Cell.ROWS, part.up.nt, plan.profile.activations
     work = Tile(ctx, columns=part.gate.nt)
@@ -106,7 +118,9 @@ def _times_up(
         else:
             b.vec(stage, s.d, silu, op1=Op1.MUL, wait=f"{s.wait} stage_free", post=f"{s.post} stage_full")
         width = part.down.k
-        b.load(out, ctx.spad(name, fmt, (rows, 1, nt), (width, 0, 1), scales=rows * width, step=nt, xb=first, xe=xe))
+        b.load(out, ctx.spad(name, fmt, (rows, 1, nt), (width, 0, 1), scales=rows * width, step=pitch, xb=first,
+                             xe=xe))  # fmt: skip
+        b.advance(out, 2, start)
         b.advance_r(out, 3, tile)
         b.put(out, stage, wait="stage_full", post="stage_free", arrival=arrival)
     ctx.bump(ctx.r_stage)

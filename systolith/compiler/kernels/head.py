@@ -6,6 +6,7 @@ from systolith.compiler.context import Cell, Context, Counter
 from systolith.compiler.kernels.linear import operand, product, sums
 from systolith.compiler.memory import OWNER_CELLS
 from systolith.compiler.plan import padded
+from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
 from systolith.isa.vector import Op1
@@ -17,7 +18,7 @@ def head(ctx: Context) -> None:
     """Logits of the picked rows, FP32, to the slices that sample them, into DRAM or, a single row, the scratchpad. The
     final norm's operand and sums have been gathered; V has r."""
     b, plan = ctx.b, ctx.plan
-    linear, fmt, rows, hidden = plan.head, plan.profile.activations, plan.rows, ctx.hidden
+    fmt, rows, hidden = plan.profile.activations, plan.rows, ctx.hidden
     out_rows, xe = plan.out_rows, Cell.OUT_ROWS
     deferred = plan.profile.deferred_norm
     b.tensor_name = "head"
@@ -57,30 +58,73 @@ def head(ctx: Context) -> None:
         b.place(done)
         b.sync(Queue.V, wait="load_full")
     b.sync(Queue.M, wait="kv_full")
-    with ctx.cell_loop(Cell.HEAD_TILES) as tile, b.descriptors(2) as (stage, r):
-        product(ctx, linear, operand(ctx, "picked", hidden, fmt, out_rows, xe), out_rows, xe)
-        with sums(ctx, linear, out_rows, xe) as s:
-            ctx.load_ring(stage, ctx.stage("FP32", (out_rows, 1, linear.nt), (linear.nt, 0, 1), xe=xe), ctx.r_stage)
-            b.load(r, ctx.spad("r_picked", "FP32", (out_rows, 1, 1), (1, 0, 0)))
-            free = "" if plan.logits_dealt else "stage_free"
-            if plan.logits_dealt:
-                _name_owners(ctx, 0)
-            b.vec(stage, s.d, r if deferred else 0, op1=Op1.MUL if deferred else Op1.NONE,
-                  wait=f"{s.wait} {free}", post=f"{s.post} stage_full")  # fmt: skip
-        if plan.logits_dealt:
-            _deal(ctx, tile)
-        else:
-            _send(ctx, stage, tile)
+    # The words of a tile's product come before those that send the tile before: the sequencer hands out words in order,
+    # and there are many of the latter where each row goes to another slice.
+    some, last = ctx.label(), ctx.label()
+    with b.registers(2) as (tile, tiles):
+        b.read(tiles, Cell.HEAD_TILES)
+        b.branch(last, Cond.EQ, tiles, 0)
+        b.set(tile, 0)
+        _product(ctx)
+        b.place(some)
+        _stage(ctx)
+        b.alu(AluFn.ADD, tile, tile, 1)
+        sent = ctx.label()
+        b.branch_r(sent, Cond.EQ, tile, tiles)
+        _product(ctx)
+        b.place(sent)
+        _send(ctx, tile)
         ctx.bump(ctx.r_stage)
+        b.branch_r(some, Cond.NE, tile, tiles)
+        b.place(last)
     ctx.arrive(("arrived", Counter.LOGITS))
     b.tensor_name = ""
 
 
-def _send(ctx: Context, stage: int, tile: int) -> None:
+def _product(ctx: Context) -> None:
+    """The next tile's product."""
+    plan, xe = ctx.plan, Cell.OUT_ROWS
+    source = operand(ctx, "picked", ctx.hidden, plan.profile.activations, plan.out_rows, xe)
+    product(ctx, plan.head, source, plan.out_rows, xe)
+
+
+def _staged(ctx: Context, rows: int, pitch: int, xe: int = 0) -> Descriptor:
+    """Describe rows of the staged tile, `pitch` words apart."""
+    return ctx.stage("FP32", (rows, 1, ctx.plan.head.nt), (pitch, 0, 1), xe=xe)
+
+
+def _stage(ctx: Context) -> None:
+    """Stage the logits of the tile whose product came last: sums times r."""
+    b, plan = ctx.b, ctx.plan
+    linear, rows, xe = plan.head, plan.out_rows, Cell.OUT_ROWS
+    deferred = plan.profile.deferred_norm
+    with b.descriptors(2) as (stage, r), sums(ctx, linear, rows, xe) as s:
+        ctx.load_ring(stage, _staged(ctx, rows, linear.nt, xe), ctx.r_stage)
+        b.load(r, ctx.spad("r_picked", "FP32", (rows, 1, 1), (1, 0, 0)))
+        free = "" if plan.logits_dealt else "stage_free"
+        if plan.logits_dealt:
+            _name_owners(ctx, 0)
+        b.vec(stage, s.d, r if deferred else 0, op1=Op1.MUL if deferred else Op1.NONE,
+              wait=f"{s.wait} {free}", post=f"{s.post} stage_full")  # fmt: skip
+
+
+def _send(ctx: Context, number: int) -> None:
+    """Send the staged tile, which is the one before tile R[number]."""
+    b = ctx.b
+    with b.registers(1) as (tile,):
+        b.alu(AluFn.SUB, tile, number, 1)
+        if ctx.plan.logits_dealt:
+            _deal(ctx, tile)
+        else:
+            _send_rows(ctx, tile)
+
+
+def _send_rows(ctx: Context, tile: int) -> None:
     """Send a tile of all rows: to the first slice, or to all where the rows are kept for the host."""
     b, plan = ctx.b, ctx.plan
     nt, rows, width = plan.head.nt, plan.out_rows, padded(plan.model.vocab)
-    with b.descriptors(1) as (out,):
+    with b.descriptors(2) as (out, stage):
+        ctx.load_ring(stage, _staged(ctx, rows, nt, Cell.OUT_ROWS), ctx.r_stage)
         if plan.logits_stay:
             b.load(out, ctx.spad("logits", "FP32", (1, 1, nt), (0, 0, 1), step=nt, xb=Cell.HEAD_FIRST))
         else:
@@ -128,7 +172,7 @@ def _deal(ctx: Context, tile: int) -> None:
                     b.set(every, slices)
                     b.alu_r(AluFn.CEILDIV, count, count, every)
                 most = -(-(rows - owner) // slices)
-                ctx.load_ring(source, ctx.stage("FP32", (most, 1, nt), (slices * nt, 0, 1)), ctx.r_stage)
+                ctx.load_ring(source, _staged(ctx, most, slices * nt), ctx.r_stage)
                 b.advance(source, 2, owner * nt)
                 b.extent_r(source, 0, count)
                 b.load(out, ctx.dram("logits", "FP32", (most, 1, nt), (slices * width, 0, 1), step=nt,

@@ -41,11 +41,11 @@ def rewind(ctx: Context) -> None:
 def load_stream(ctx: Context, linear: LinearPlan) -> None:
     """Point the streams of a class at its first matrix. A step is a matrix, dimension 1 of it a tile of columns."""
     k, tiles = linear.kt * linear.terms, ctx.plan.most_tiles(linear)
-    tile = linear.slots_per_tile * linear.slot_elements
+    tile = linear.tile_elements
     ctx.b.load(
         ctx.streams[linear.name],
-        ctx.dram(f"w_{linear.name}", linear.format, (linear.nt, 1, k), (k, tile, 1), scales=f"ws_{linear.name}",
-                 step=tiles * tile),
+        ctx.dram(f"w_{linear.name}", linear.format, (linear.parts[0].nt, 1, k), (k, tile, 1),
+                 scales=f"ws_{linear.name}", step=tiles * tile),
     )  # fmt: skip
     if ctx.plan.model.bias(linear.name):
         ctx.b.load(
@@ -69,14 +69,15 @@ def product(
     first: int = 0,
     count: int = 0,
     turn: int = 0,
+    ahead: bool = True,
 ) -> None:
     """Multiply the operand by the next tile of a class: weights on W, sums into the next accumulator half on M.
 
     first, count: registers of the first row and the number of rows, where these are not all of the step; turn: register
-    that moves the operand along its step. What `Plan.ahead` says has been fetched before (`fetch_ahead`).
+    that moves the operand along its step. ahead: what `Plan.ahead` says has been fetched before (`fetch_ahead`).
     """
     b = ctx.b
-    fetched = ctx.plan.ahead.get(linear.name, 0)
+    fetched = ctx.plan.ahead.get(linear.name, 0) if ahead else 0
     stream = ctx.streams[linear.name]
     b.sync(Queue.M, wait="acc_free")
     with b.descriptors(3) as (a, slot, acc):
@@ -122,19 +123,19 @@ def fetch_ahead(ctx: Context) -> None:
             b.tensor_name = linear.name
             with b.loop(plan.most_tiles(linear)) if linear.unit else ctx.cell_loop(tiles):
                 with b.descriptors(1) as (slot,):
-                    ctx.load_ring(slot, ctx.slot(linear), fill)
+                    ctx.load_ring(slot, ctx.slot(linear.parts[0]), fill)
                     stream = ctx.streams[linear.name]
                     with b.loop(plan.ahead[linear.name]):
                         b.copy(Queue.W, slot, stream, wait="slot_free", post="slot_full")
-                        b.advance(stream, 0, linear.nt)
+                        b.advance(stream, 0, linear.parts[0].nt)
                         b.advance(slot, 3, 1)
                 b.alu(AluFn.ADD, fill, fill, plan.ahead[linear.name])
     b.tensor_name = ""
 
 
 def ffn_cells(ctx: Context, gate: LinearPlan) -> tuple[Cell, Cell]:
-    """Cells with the first tile and the tiles of a feed-forward's gate."""
-    if ctx.plan.dense is not None and gate.name == "gate":
+    """Cells with the first tile and the tiles of a feed-forward's gate (or up)."""
+    if ctx.plan.dense is not None and gate.name in ("gate", "up"):
         return Cell.DENSE_FIRST, Cell.DENSE_TILES
     shared = gate.name.startswith("shared_")
     return (Cell.SHARED_FIRST, Cell.SHARED_TILES) if shared else (Cell.FFN_FIRST, Cell.FFN_TILES)

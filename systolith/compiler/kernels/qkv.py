@@ -1,4 +1,5 @@
-"""Queries, keys and values: projection, deferred norm, head norms, rotary, quantisation, and the gather to all slices.
+"""Queries, keys and values: projection, deferred norm, head norms, rotary, quantisation, and the gather to the slices
+that have the head's units.
 
 A slice makes whole heads, or as many columns as any other and gets the rest of its heads (kernels/columns.py). A head's
 columns come in tiles; they are collected in FP32, turned, quantised and sent.
@@ -173,7 +174,7 @@ def _send_codes(ctx: Context, name: str, first: Cell, head: int) -> None:
             ctx.spad(name, fmt, (rows, 1, dp), (dp, 0, 1), scales=heads * rows * dp, step=rows * dp, xb=first, xe=xe),
         )
         b.advance_r(out, 3, head)
-        b.put(out, stage, wait="stage_full", post="stage_free")
+        b.put(out, stage, *_receivers(ctx, name), wait="stage_full", post="stage_free")
     ctx.bump(ctx.r_stage)
 
 
@@ -192,11 +193,19 @@ def _send_values(ctx: Context, first: Cell, head: int) -> None:
         b.vec(d, x, red=Red.ROWSCALE, wait="stage_free", post="stage_full")
         b.load(out, ctx.spad("v", fmt, (rows, 1, dp), (dp, 0, 1), step=rows * dp, xb=first, xe=xe))
         b.advance_r(out, 3, head)
-        b.put(out, d, wait="stage_full")
+        b.put(out, d, *_receivers(ctx, "v"), wait="stage_full")
         b.load(out, ctx.spad("vscale", "E8M0", (rows, 1, 1), (1, 0, 0), step=rows, xb=first, xe=xe))
         b.advance_r(out, 3, head)
-        b.put(out, d + 1, post="stage_free")
+        b.put(out, d + 1, *_receivers(ctx, "v"), post="stage_free")
     ctx.bump(ctx.r_stage)
+
+
+def _receivers(ctx: Context, name: str) -> tuple[int, int]:
+    """Cell of the first rank, and ranks, that take this slice's heads of a class; nobody else reads them."""
+    count = ctx.plan.receivers(name, 0)[1]
+    if count >= ctx.plan.slices:
+        return 0, 0
+    return {"q": Cell.Q_RECEIVERS, "k": Cell.K_RECEIVERS, "v": Cell.V_RECEIVERS}[name], count
 
 
 def _store(ctx: Context, name: str, first: Cell, head: int) -> None:

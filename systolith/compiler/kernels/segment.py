@@ -6,13 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from systolith.compiler.builder import tensor
 from systolith.compiler.context import Cell, Context
 from systolith.compiler.memory import SEGMENT_WORDS
+from systolith.isa.descriptor import Space
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
 from systolith.spec.limits import CHUNK_TOKENS
 
-__all__ = ["Segment", "Tile", "Unit", "each_segment", "each_unit"]
+__all__ = ["Segment", "Tile", "Unit", "chunks_of", "each_decode_row", "each_segment", "each_unit"]
+
+ROWS_AT_ONCE = 4
+"""Decode rows that a set of cells holds, a power of two."""
 
 
 _FIELDS = ((0, 10), (10, 10), (20, 10))
@@ -71,8 +76,16 @@ class Unit:
         with b.registers(1) as (r,):
             b.read(r, Cell.UNIT_FIRST)
             b.alu_r(AluFn.ADD, r, r, self.number)
-            b.alu(AluFn.SHR, r, r, self.ctx.plan.group.bit_length() - 1)
+            b.alu(AluFn.SHR, r, r, self.ctx.plan.head_units.bit_length() - 1)
             yield r
+
+    def slot_group(self, r: int) -> None:
+        """R[r] = the group of request slots that this unit has: those whose number ends in it."""
+        b, plan = self.ctx.b, self.ctx.plan
+        b.read(r, Cell.UNIT_FIRST)
+        b.alu_r(AluFn.ADD, r, r, self.number)
+        b.alu(AluFn.SHR, r, r, plan.group.bit_length() - 1)
+        b.alu(AluFn.AND, r, r, plan.slot_groups - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +99,33 @@ class Tile:
 
     def chunks(self, r: int) -> None:
         """R[r] = chunks up to the segment's."""
-        b = self.segment.ctx.b
-        b.alu(AluFn.SHR, r, self.segment.position, CHUNK_TOKENS.bit_length() - 1)
-        b.alu(AluFn.ADD, r, r, 1)
+        chunks_of(self.segment, r)
+
+
+def chunks_of(segment: Segment, r: int) -> None:
+    """R[r] = chunks up to the segment's."""
+    b = segment.ctx.b
+    b.alu(AluFn.SHR, r, segment.position, CHUNK_TOKENS.bit_length() - 1)
+    b.alu(AluFn.ADD, r, r, 1)
 
 
 @contextmanager
 def each_segment(ctx: Context) -> Iterator[Segment]:
-    """Repeat for each segment of the step. L brings the next one before it takes up anything for this one."""
+    """Repeat for each segment of the step, but for those of decode rows where these are attended by themselves. L
+    brings the next one before it takes up anything for this one."""
     b = ctx.b
+    end = ctx.label()
     with b.registers(3) as (index, packed, position):
-        b.set(index, 0)
-        _bring(ctx, index)
-        b.read(packed, Cell.SEGMENTS)
+        if ctx.plan.round_chunks:
+            b.read(index, Cell.DECODE)
+            b.read(packed, Cell.SEGMENTS)
+            b.alu_r(AluFn.SUB, packed, packed, index)
+            b.branch(end, Cond.EQ, packed, 0)
+            _bring(ctx, index)
+        else:
+            b.set(index, 0)
+            _bring(ctx, index)
+            b.read(packed, Cell.SEGMENTS)
         place = b.open_loop(packed)
         b.read(packed, Cell.SEGMENT, wait="loaded")
         for number, (low, _) in enumerate(_FIELDS[1:], 1):
@@ -115,6 +142,7 @@ def each_segment(ctx: Context) -> Iterator[Segment]:
         b.place(last)
         yield Segment(ctx, packed, position)
         b.close_loop(place)
+    b.place(end)
 
 
 def _bring(ctx: Context, index: int) -> None:
@@ -128,11 +156,94 @@ def _bring(ctx: Context, index: int) -> None:
 
 
 @contextmanager
-def each_unit(ctx: Context) -> Iterator[Unit]:
-    """Repeat for each attention unit of the slice."""
-    b = ctx.b
+def each_unit(ctx: Context, segment: Segment | None = None) -> Iterator[Unit]:
+    """Repeat for each attention unit of the slice, of those that have the segment's request slot where one is given."""
+    b, plan = ctx.b, ctx.plan
     with b.registers(1) as (group,), ctx.cell_loop(Cell.UNITS) as number:
         b.read(group, Cell.UNIT_FIRST)
         b.alu_r(AluFn.ADD, group, group, number)
-        b.alu(AluFn.AND, group, group, ctx.plan.group - 1)
-        yield Unit(ctx, number, group)
+        b.alu(AluFn.AND, group, group, plan.group - 1)
+        unit, elsewhere = Unit(ctx, number, group), ctx.label()
+        if segment is not None and plan.slot_groups > 1:
+            with b.registers(1) as (mine,), segment.slot() as slot:
+                unit.slot_group(mine)
+                b.alu(AluFn.AND, slot, slot, plan.slot_groups - 1)
+                b.branch_r(elsewhere, Cond.NE, slot, mine)
+        yield unit
+        b.place(elsewhere)
+
+
+@contextmanager
+def each_decode_row(ctx: Context, unit: Unit) -> Iterator[Segment]:
+    """Repeat for each decode row of the step whose request slot a unit has: a segment of one row.
+
+    Where slots are dealt out, row r is that of slot r. L brings slot and position of ROWS_AT_ONCE of them into one of
+    two sets of cells, a set ahead of use.
+    """
+    b, plan, cells = ctx.b, ctx.plan, Cell.ROW
+    every = plan.slot_groups
+    body, again, end = (ctx.label() for _ in range(3))
+    places = [ctx.label() for _ in range(2 * ROWS_AT_ONCE)]
+    with b.registers(3) as (row, packed, position):
+        if every == 1:
+            b.set(row, 0)
+        else:
+            unit.slot_group(row)
+        with b.registers(1) as (total,):
+            b.read(total, Cell.DECODE)
+            b.alu_r(AluFn.MAX, total, total, row)
+            b.branch_r(end, Cond.EQ, total, row)
+        _bring_rows(ctx, row, 0, 0)
+        b.place(again)
+        for place, label in enumerate(places):
+            b.place(label)
+            first = place % ROWS_AT_ONCE == 0
+            b.read(packed, cells + 2 * place, wait="loaded" if first else "")
+            b.read(position, cells + 2 * place + 1)
+            if first:
+                _bring_rows(ctx, row, ROWS_AT_ONCE, (place + ROWS_AT_ONCE) % len(places))
+            if label is not places[-1]:
+                b.branch(body)
+        b.place(body)
+        with b.registers(1) as (field,):
+            b.alu(AluFn.SHL, field, row, _FIELDS[1][0])
+            b.alu_r(AluFn.OR, packed, packed, field)
+            b.set(field, 1 << _FIELDS[2][0])
+            b.alu_r(AluFn.OR, packed, packed, field)
+        yield Segment(ctx, packed, position)
+        b.alu(AluFn.ADD, row, row, every)
+        with b.registers(2) as (total, number):
+            b.read(total, Cell.DECODE)
+            b.alu_r(AluFn.MAX, total, total, row)
+            b.branch_r(end, Cond.EQ, total, row)
+            b.alu(AluFn.SHR, number, row, every.bit_length() - 1)
+            b.alu(AluFn.AND, number, number, len(places) - 1)
+            for place, label in enumerate(places[1:], 1):
+                b.branch(label, Cond.EQ, number, place)
+        b.branch(again)
+        b.place(end)
+
+
+def _bring_rows(ctx: Context, row: int, ahead: int, place: int) -> None:
+    """Copy slot and position of the rows from the `ahead`-th after R[row] on into cells, as many as there are, without
+    the words of a segment's record in between. Nothing is brought, and nobody waits, where there is none."""
+    b, plan, offset = ctx.b, ctx.plan, 4 * ctx.memory.record.segments
+    every, none = plan.slot_groups, ctx.label()
+    with b.registers(2) as (first, count), b.descriptors(2) as (cells, source):
+        b.alu(AluFn.ADD, first, row, ahead * every)
+        b.read(count, Cell.DECODE)
+        b.alu_r(AluFn.MAX, count, count, first)
+        b.alu_r(AluFn.SUB, count, count, first)
+        b.branch(none, Cond.EQ, count, 0)
+        with b.registers(1) as (step,):
+            b.set(step, every)
+            b.alu_r(AluFn.CEILDIV, count, count, step)
+        b.alu(AluFn.MIN, count, count, ROWS_AT_ONCE)
+        b.load(cells, tensor(Space.CELL, "INT32", 4 * (Cell.ROW + 2 * place), (ROWS_AT_ONCE, 1, 2), (2, 0, 1)))
+        b.load(source, ctx.spad("record", "INT32", (ROWS_AT_ONCE, 1, 2), (SEGMENT_WORDS * every, 0, SEGMENT_WORDS - 1),
+                                offset=offset, step=SEGMENT_WORDS))  # fmt: skip
+        b.advance_r(source, 3, first)
+        b.extent_r(source, 0, count)
+        b.extent_r(cells, 0, count)
+        b.copy(Queue.L, cells, source, post="loaded", free=True)
+        b.place(none)

@@ -13,6 +13,7 @@ from systolith.compiler.builder import tensor
 from systolith.compiler.context import Cell, Context, Counter, Mixture
 from systolith.compiler.kernels.attention import attention
 from systolith.compiler.kernels.cache import append, await_rows
+from systolith.compiler.kernels.decode import load_ahead, start_ahead
 from systolith.compiler.kernels.embed import embed
 from systolith.compiler.kernels.experts import experts_down, experts_up
 from systolith.compiler.kernels.ffn import ffn
@@ -80,6 +81,8 @@ def write_program(ctx: Context, steps_before: Callable[[], None] | None = None) 
         rewind_head_gains(ctx)
     b.load(ctx.streams["g"], ctx.dram("g", "FP32", (1, 1, ctx.shard), (0, 0, 1), step=ctx.shard))
     b.set(ctx.r_layer, 0)
+    if plan.row_ahead:
+        start_ahead(ctx)
     from_grid = ctx.label()
     if ctx.after_grid:
         with b.registers(1) as (flag,):
@@ -161,6 +164,8 @@ def _layer(ctx: Context, kind: LayerKind) -> None:
     if plan.model.latent is not None:
         latent_values(ctx)
     project(ctx, plan.o, "attention" if plan.model.latent is None else "attended", "b")
+    if plan.row_ahead:
+        load_ahead(ctx)
     if kind.experts:
         route(ctx)
         experts_up(ctx)
@@ -203,16 +208,8 @@ def _start(ctx: Context) -> None:
         b.load(a, ctx.dram("ranks", "INT32", (1, 1, RANK_WORDS), (0, 0, 1)))
         b.copy(Queue.L, d, a, post="loaded")
     b.read(ctx.r_steps, Cell.STEPS, wait="loaded")
-    for register in (
-        ctx.r_decoding,
-        ctx.r_log,
-        ctx.r_exchange,
-        ctx.r_slot,
-        ctx.r_acc,
-        ctx.r_stage,
-        ctx.r_load,
-        ctx.r_kv,
-    ):
+    counters = (ctx.r_decoding, ctx.r_log, ctx.r_exchange, ctx.r_slot, ctx.r_acc, ctx.r_stage, ctx.r_load, ctx.r_kv)
+    for register in filter(None, counters):
         b.set(register, 0)
     if o.serve:
         start_mail(ctx)
@@ -234,12 +231,20 @@ def _load_record(ctx: Context, wait: str) -> None:
 
 
 def _next_decode(ctx: Context) -> None:
-    """One row for each request slot: the token it made last, at its position. The first time the record is loaded."""
-    b, again = ctx.b, ctx.label()
+    """One row for each request slot: the token it made last, at its position. The first time the record is loaded;
+    where slots take turns, each time the next of their records."""
+    b, again, steps = ctx.b, ctx.label(), ctx.plan.decode_steps
     b.sync(Queue.L, wait="released")
-    b.branch(again, Cond.NE, ctx.r_decoding, 0)
-    _load_record(ctx, wait="")
-    b.set(ctx.r_decoding, 1)
+    if steps == 1:
+        b.branch(again, Cond.NE, ctx.r_decoding, 0)
+        _load_record(ctx, wait="")
+        b.set(ctx.r_decoding, 1)
+    else:
+        _load_record(ctx, wait="")
+        b.alu(AluFn.ADD, ctx.r_decoding, ctx.r_decoding, 1)
+        b.branch(again, Cond.NE, ctx.r_decoding, steps)
+        b.set(ctx.r_decoding, 0)
+        b.advance(ctx.streams["record"], 3, -steps)
     b.place(again)
     fill_rows(ctx)
 
