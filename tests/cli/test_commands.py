@@ -21,6 +21,7 @@ COMMANDS = (
     "quality",
     "estimate",
     "waterfall",
+    "curve",
     "compile",
     "asm",
     "disasm",

@@ -51,7 +51,7 @@ def rewrite(path: Path, change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["generate", "batch", "logits", "quality", "run", "timing", "estimate", "waterfall"]
+    "command", ["generate", "batch", "logits", "quality", "run", "timing", "estimate", "waterfall", "curve"]
 )
 def test_every_result_is_made_again(run: Runner, small: Path, tmp_path: Path, command: str) -> None:
     lines, requests = tmp_path / "lines.txt", tmp_path / "requests.jsonl"
@@ -66,6 +66,7 @@ def test_every_result_is_made_again(run: Runner, small: Path, tmp_path: Path, co
         "timing": ["run", requests, "--model", small, "--mode", "timing"],
         "estimate": ["estimate", small, "--chip", "mini", "--context", 32, "--no-sensitivity"],
         "waterfall": ["waterfall", small, "--chip", "mini", "--context", 32, "--svg", tmp_path / "w.svg"],
+        "curve": ["curve", small, "--chip", "mini", "--batches", "1,3", "--context", 32, "--svg", tmp_path / "c.svg"],
     }
     file = tmp_path / "result.json"
     found = keep(run, file, *arguments[command])
@@ -73,9 +74,9 @@ def test_every_result_is_made_again(run: Runner, small: Path, tmp_path: Path, co
     assert list(made_of) == KEYS
     assert made_of["version"] == __version__
     assert made_of["chip_sha256"] == load(found["chip"] if command != "batch" else "nano").sha256
-    assert made_of["seed"] == {"generate": 5, "batch": 0, "estimate": 0, "waterfall": 0}.get(command)
+    assert made_of["seed"] == {"generate": 5, "batch": 0, "estimate": 0, "waterfall": 0, "curve": 0}.get(command)
     assert len(made_of["inputs"]) == {"batch": 1, "quality": 1, "run": 1, "timing": 1}.get(command, 0)
-    assert len(made_of["outputs"]) == {"batch": 1, "logits": 2, "waterfall": 1}.get(command, 0)
+    assert len(made_of["outputs"]) == {"batch": 1, "logits": 2, "waterfall": 1, "curve": 1}.get(command, 0)
     if command == "run":
         assert json.loads((tmp_path / "again.json").read_text()) == found
     for name in (*made_of["outputs"], "again"):
@@ -157,7 +158,8 @@ def test_what_has_changed_is_refused(run: Runner, small: Path, tmp_path: Path) -
         ("", "is no JSON (Expecting value: line 1 column 1 (char 0)); give a result that --json has printed"),
         (
             "[1]",
-            "has no manifest; give a result that --json of generate, logits, quality, run, estimate, waterfall has",
+            "has no manifest; give a result that --json of generate, logits, quality, run, estimate, waterfall, curve "
+            "has printed",
         ),
         ('{"a": 1, "a": 2}', "is no JSON (a key is given twice in one object); give a result"),
         ('{"manifest": {}}', "manifest.version is missing; manifest.command is missing; "),
