@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from systolith.compiler.model import DecoderModel
-from systolith.compiler.plan import FeedForward, LinearPlan, Options, Plan, padded, spans_of, weight_format
+from systolith.compiler.options import Options
+from systolith.compiler.plan import FeedForward, LinearPlan, Plan, padded, spans_of, weight_format
 from systolith.models.profile import TWO_TERMS, Profile
 from systolith.numerics.formats import FORMATS
 from systolith.spec.chip import Chip

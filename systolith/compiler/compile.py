@@ -13,7 +13,8 @@ from systolith.compiler.kernels.grid.step import write_grid
 from systolith.compiler.kernels.step import write_program
 from systolith.compiler.memory import Memory, dump_widths, lay_out
 from systolith.compiler.model import match
-from systolith.compiler.plan import Options, Plan
+from systolith.compiler.options import Options
+from systolith.compiler.plan import Plan
 from systolith.compiler.weights import control_images, images
 from systolith.isa.program import Program, Requires
 from systolith.models.checkpoint import Checkpoint

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from systolith.compiler.memory import ALIGN, Memory, Phase, blocks, pack, scratchpad
+from systolith.compiler.memory import Memory, blocks, scratchpad
+from systolith.compiler.packing import ALIGN, Phase, pack
 from systolith.compiler.plan import LinearPlan, Plan, padded
 from systolith.numerics.formats import FORMATS
 from systolith.spec.limits import BLOCK, CHUNK_TOKENS

@@ -1,28 +1,24 @@
 """Addresses: the memory map of a slice's DRAM, and the scratchpad packed by lifetime.
 
-Both are the same on every slice. Scratchpad buffers name the phases in which they hold something; two buffers may share
-bytes when no phase has both. That is safe without a barrier because a phase begins with a gather of all slices' results
-of the phase before: who works in phase p + 1 knows that all work of phase p is done (docs/decisions/0005-compiler.md);
-the sanitizer proves it for each program. Buffers that the load queue fills ahead of time live in all phases.
+Both are the same on every slice. Scratchpad buffers name the phases in which they hold something (`packing`). Buffers
+that the load queue fills ahead of time live in all phases.
 """
 
 from __future__ import annotations
 
-import random
-from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
 
+from systolith.compiler.packing import ALIGN, ALL, Buffer, Phase, pack
 from systolith.compiler.plan import Plan, padded
 from systolith.numerics.formats import FORMATS
 from systolith.spec.errors import CapacityError
 from systolith.spec.limits import BLOCK, CHUNK_TOKENS
 
 __all__ = [
-    "ALIGN", "CONST_WORDS", "HEADER_WORDS", "MAIL_ENTRIES", "OWNER_CELLS", "PARAM_WORDS", "RANK_WORDS", "STATE_WORDS",
+    "CONST_WORDS", "HEADER_WORDS", "MAIL_ENTRIES", "OWNER_CELLS", "PARAM_WORDS", "RANK_WORDS", "STATE_WORDS",
     "STOPS",
-    "Memory", "Phase", "Record", "blocks", "kv_bytes", "lay_out", "pack", "scratchpad", "sink_layers",
+    "Memory", "Record", "blocks", "kv_bytes", "lay_out", "scratchpad", "sink_layers",
     "slot_pages",
 ]  # fmt: skip
 
@@ -46,36 +42,15 @@ MAIL_ENTRIES = 4
 SEGMENT_WORDS = 4
 """A segment: request slot, first row, rows, first position. Its rows lie in one chunk of 256 tokens."""
 
-ALIGN = 32
-
 CONTROL = (
     "consts", "pages", "state", "params", "stops", "flags", "record", "mail", "owners", "chosen", "order", "entries",
     "route_numbers", "route_places",
 )  # fmt: skip
 """Scratchpad buffers whose contents decide what the program does next: which rows, whose pages, what experts."""
 
-
-class Phase(IntEnum):
-    """Stretches of a step; the layer's five repeat."""
-
-    QKV = 0
-    ATTENTION = 1
-    O = 2
-    FFN = 3
-    DOWN = 4
-    HEAD = 5
-    START = 6
-    SAMPLE = 7
-
-
-ALL = tuple(Phase)
 Q, A, O_, F, D_, H, S_, P_ = Phase
 LAYERS = (S_, Q, A, O_, F, D_)
 """Where L may run ahead of attention: the sequencer waits for the tokens of a step before it begins the next."""
-
-
-Buffer = tuple[str, int, tuple[Phase, ...]]
-"""A scratchpad buffer: name, bytes, phases in which it holds something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,54 +333,6 @@ def owner_words(plan: Plan) -> int:
 def sink_layers(plan: Plan) -> int:
     """Sets of sinks: one a layer where the model has them, one where the profile gives them."""
     return plan.model.layers if plan.model.sinks is not None else 1
-
-
-def pack(buffers: list[Buffer], room: int, held: Sequence[tuple[int, int]] = ()) -> tuple[dict[str, int], int]:
-    """Place buffers, each at the lowest address free of all it shares a phase with, in the order of several that packs
-    best; stops at the first that fits in `room` bytes. held: (base, bytes) of what has its place already."""
-    always = [b for b in buffers if len(b[2]) == len(ALL)]
-    rest = [b for b in buffers if len(b[2]) < len(ALL)]
-    orders = [
-        sorted(rest, key=lambda b: (-len(b[2]), -b[1], b[0])),
-        sorted(rest, key=lambda b: (-b[1], b[0])),
-        sorted(rest, key=lambda b: (-b[1] * len(b[2]), b[0])),
-    ]
-    generator = random.Random(0)
-    least = max(sum(padded(b[1], ALIGN) for b in buffers if phase in b[2]) for phase in ALL)
-    if least > room:
-        del orders[1:]  # no order fits
-    else:
-        orders += [sorted(rest, key=lambda b: -b[1] * generator.uniform(0.3, 1.0)) for _ in range(40)]
-    best: tuple[dict[str, int], int] | None = None
-    for order in orders:
-        # Beside what has its place small ones fill the gaps, so that large ones begin in banks of their own.
-        first = sorted(always, key=lambda b: (b[1] if held else -b[1], b[0]))
-        placed = _place([*first, *order], held)
-        if best is None or placed[1] < best[1]:
-            best = placed
-        if best[1] <= room:
-            break
-    assert best is not None
-    return best
-
-
-def _extent(placed: tuple[int, int, frozenset[Phase]]) -> tuple[int, int]:
-    return placed[:2]
-
-
-def _place(buffers: list[Buffer], held: Sequence[tuple[int, int]] = ()) -> tuple[dict[str, int], int]:
-    """First fit in the order given: addresses, and the end of the highest."""
-    placed = sorted(((base, base + padded(size, ALIGN), frozenset(ALL)) for base, size in held), key=_extent)
-    bases: dict[str, int] = {}
-    for name, count, phases in buffers:
-        size, live = padded(count, ALIGN), frozenset(phases)
-        base = 0
-        for start, end, other in placed:
-            if live & other and base < end and start < base + size:
-                base = end
-        insort(placed, (base, base + size, live), key=_extent)
-        bases[name] = base
-    return bases, max((end for _, end, _ in placed), default=0)
 
 
 def lay_out(plan: Plan, control: Sequence[tuple[str, int]] = ()) -> Memory:

@@ -13,13 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from systolith.compiler.model import DecoderModel
+from systolith.compiler.options import Options
 from systolith.models.profile import Profile
 from systolith.numerics.formats import FORMATS
 from systolith.spec.chip import Chip
-from systolith.spec.errors import ConfigError
 from systolith.spec.limits import BLOCK, CHUNK_TOKENS
 
-__all__ = ["FeedForward", "LinearPlan", "Options", "Plan", "padded", "share", "spans_of", "weight_format"]
+__all__ = ["FeedForward", "LinearPlan", "Plan", "padded", "share", "spans_of", "weight_format"]
 
 
 def padded(count: int, unit: int = BLOCK) -> int:
@@ -45,44 +45,6 @@ def share(items: int, slices: int, rank: int) -> tuple[int, int]:
     """First item and number of items of a rank; `items` are dealt out in runs whose lengths differ by one at most."""
     first = rank * items // slices
     return first, (rank + 1) * items // slices - first
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a user chooses.
-
-    batch: request slots; context: most tokens of a sequence; page_tokens: 1..256, a power of two; steps: most step
-    records the program can walk through; log_rows: rows of logits that are kept (0: the last step's); every_row: logits
-    of every row of a prompt; dump: keep intermediates; rows: most rows of a step (None: what fits); serve: the program
-    takes its steps from a mailbox and never ends by itself; pages: of the pool of each lane group (None: all slots at
-    full context); grid: steps of a prefill on the grid of slices, where model and chip allow them (`compiler.grid`).
-    """
-
-    batch: int = 1
-    context: int = 512
-    page_tokens: int = 64
-    steps: int = 64
-    log_rows: int = 0
-    every_row: bool = False
-    dump: bool = False
-    rows: int | None = None
-    serve: bool = False
-    pages: int | None = None
-    grid: bool = True
-
-    def __post_init__(self) -> None:
-        page = self.page_tokens
-        faults = [f"{name}={value} must be at least {low}" for name, value, low in (
-            ("batch", self.batch, 1), ("context", self.context, 1), ("steps", self.steps, 2),
-            ("log_rows", self.log_rows, 0), ("rows", 1 if self.rows is None else self.rows, 1),
-            ("pages", 1 if self.pages is None else self.pages, 1),
-        ) if value < low]  # fmt: skip
-        if not 1 <= page <= CHUNK_TOKENS or page & (page - 1):
-            faults.append(f"page_tokens={page} must be a power of two 1..{CHUNK_TOKENS}")
-        if self.serve and (self.every_row or self.log_rows or self.dump):
-            faults.append("serve=true goes with neither every_row, log_rows nor dump, which keep what a job has made")
-        if faults:
-            raise ConfigError("; ".join(faults) + "; correct the option")
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,10 +218,9 @@ class Plan:
 
     def _columns(self, linear: LinearPlan) -> int:
         """Columns of a class that is dealt out evenly, without those of zeros, in whole units."""
-        m = self.model
         if linear.name == "qkv":
-            return (m.heads + 2 * m.kv_heads) * self.dp
-        return padded(m.inner if linear.name in (self.gate.name, self.up.name) else m.hidden)
+            return (self.model.heads + 2 * self.model.kv_heads) * self.dp
+        return padded(self.model.inner if linear.name in (self.gate.name, self.up.name) else self.model.hidden)
 
     @property
     def tile(self) -> int:
@@ -287,9 +248,8 @@ class Plan:
         return self.o.unit > 0 or all(self.residual_share(rank)[1] == 1 for rank in range(self.slices))
 
     def receivers(self, name: str, rank: int) -> tuple[int, int]:
-        """First rank and number of the ranks that need the heads of "q", "k" or "v" that a rank makes: those with units
-        of their KV heads, all of them where a rank has several units or columns are dealt out evenly. The number is
-        the same for every rank."""
+        """First rank and number (for all alike) of the ranks that need the heads of "q", "k" or "v" that a rank makes:
+        those with units of their KV heads, all where a rank has several units or columns are dealt out evenly."""
         if self.units > self.slices or self.model.latent is not None or self.dealt_evenly:
             return 0, self.slices
         each = self.group_queries if name == "q" else 1
@@ -459,8 +419,8 @@ class Plan:
         """Whether L loads the first chunks of a layer's first decode row while the layer before is still at its
         feed-forward: memory has time then. Not where L brings what the sequencer waits for meanwhile, or where layers
         see other chunks."""
-        kinds = self.model.kinds
-        return bool(self.round_chunks) and self.model.experts is None and all(kind.window is None for kind in kinds)
+        m = self.model
+        return bool(self.round_chunks) and m.experts is None and all(kind.window is None for kind in m.kinds)
 
     @property
     def turn_whole(self) -> bool:

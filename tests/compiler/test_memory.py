@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from systolith.compiler import Compiled, Options, compile_model
-from systolith.compiler.memory import Phase, pack, scratchpad
+from systolith.compiler.memory import scratchpad
+from systolith.compiler.packing import Phase, pack
 from systolith.models.profile import Profile
 from systolith.spec import load
 
