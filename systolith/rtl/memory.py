@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from amaranth.hdl import ClockSignal, Instance, Module, Signal
-from amaranth.lib import wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.hdl import ClockSignal, Instance, Signal
 
 from systolith.spec import CELLS
 
 from .leaf import text_leaf
 from .ports import ADDRESS_BITS, Port
 
-__all__ = ["ByteMemory", "Cells"]
+__all__ = ["ByteMemory", "Cells", "WordMemory"]
 
 
 def memory_text(name: str, size: int, ports: Sequence[Port], latency: int) -> str:
@@ -47,9 +45,39 @@ def memory_text(name: str, size: int, ports: Sequence[Port], latency: int) -> st
     return (
         f"module {name}(\n  " + ",\n  ".join(heads) + "\n);\n"
         "  /*verilator no_inline_module*/\n"
-        f"  reg [7:0] mem [0:{size - 1}];\n" + "\n".join(reads) + "\n"
+        f"  reg [7:0] mem [0:{size - 1}];\n  integer i;\n"
+        f"  initial for (i = 0; i < {size}; i = i + 1) mem[i] = 0;\n" + "\n".join(reads) + "\n"
         "  always @(posedge clk) begin\n    " + "\n    ".join(body) + "\n  end\nendmodule\n"
     )
+
+
+def words_text(name: str, width: int, depth: int) -> str:
+    """Verilog of a memory of words: one port to read, a cycle after its address, and one to write."""
+    bits = max(1, (depth - 1).bit_length())
+    return (
+        f"module {name}(\n  input wire clk,\n  input wire [{bits - 1}:0] r_addr,\n  output reg [{width - 1}:0] r_data,\n"
+        f"  input wire w_en,\n  input wire [{bits - 1}:0] w_addr,\n  input wire [{width - 1}:0] w_data\n);\n"
+        f"  reg [{width - 1}:0] mem [0:{depth - 1}];\n"
+        "  always @(posedge clk) begin\n    r_data <= mem[r_addr];\n    if (w_en) mem[w_addr] <= w_data;\n"
+        "  end\nendmodule\n"
+    )
+
+
+class WordMemory:
+    """A memory of words (program memory): address signals in, data a cycle later."""
+
+    def __init__(self, name: str, width: int, depth: int) -> None:
+        self.name, self.width, self.depth = name, width, depth
+        bits = max(1, (depth - 1).bit_length())
+        self.r_addr, self.r_data = Signal(bits, name="r_addr"), Signal(width, name="r_data")
+        self.w_en, self.w_addr, self.w_data = Signal(name="w_en"), Signal(bits, name="w_addr"), Signal(width, name="w_data")
+
+    def instance(self) -> Instance:
+        """Give the leaf."""
+        return text_leaf(
+            self.name, lambda: words_text(self.name, self.width, self.depth), i_clk=ClockSignal(), i_r_addr=self.r_addr,
+            o_r_data=self.r_data, i_w_en=self.w_en, i_w_addr=self.w_addr, i_w_data=self.w_data,
+        )  # fmt: skip
 
 
 class ByteMemory:
@@ -78,43 +106,52 @@ class ByteMemory:
         )
 
 
-class Cells(wiring.Component):
-    """64 words of 32 bits, all of them visible to the queues; ports as those of a memory, at word addresses x 4.
-
-    Members: `values` (out, word n in bits 32n..32n+31) and the signals that `add` joins.
-    """
+class Cells:
+    """64 words of 32 bits: ports like those of a memory, at word addresses x 4, and `look(index)`, read at once."""
 
     def __init__(self, latency: int) -> None:
-        super().__init__({"values": Out(32 * CELLS), "unused": In(1)})
         self.latency = latency
-        self._ports: list[tuple[Any, Port]] = []
+        self.ports: list[Port] = []
+        self.signals: dict[str, Any] = {}
+        self._looks = 0
 
-    def add(self, unit: Any, port: Port) -> None:
-        """Join a port of a unit."""
-        self._ports.append((unit, port))
+    add = ByteMemory.add
 
-    def elaborate(self, platform: object) -> Module:
-        m = Module()
-        cells = [Signal(32, name=f"x{n}") for n in range(CELLS)]
-        for n, cell in enumerate(cells):
-            m.d.comb += self.values[32 * n : 32 * n + 32].eq(cell)
-        flat = self.values
-        for unit, port in self._ports:
-            en, addr = getattr(unit, f"{port.name}_en"), getattr(unit, f"{port.name}_addr")
-            data = getattr(unit, f"{port.name}_data")
-            word = addr[2:8]
+    def look(self, index: Any, value: Any) -> None:
+        """Join a cell number (6 bits) and the value that it names in the same cycle."""
+        self.signals[f"i_look{self._looks}"], self.signals[f"o_look{self._looks}_data"] = index, value
+        self._looks += 1
+
+    def instance(self) -> Instance:
+        """Give the leaf."""
+        return text_leaf("systolith_cells", self._text, i_clk=ClockSignal(), **self.signals)
+
+    def _text(self) -> str:
+        heads, body, reads = ["input wire clk"], [], []
+        for i in range(self._looks):
+            heads += [f"input wire [5:0] look{i}", f"output wire [31:0] look{i}_data"]
+            reads.append(f"  assign look{i}_data = x[look{i}];")
+        for port in self.ports:
+            n, wide = port.name, 8 * port.bytes
+            heads += [f"input wire {n}_en", f"input wire [{ADDRESS_BITS - 1}:0] {n}_addr"]
+            words = max(1, port.bytes // 4)
+            index = [f"{n}_i{k}" for k in range(words)]
+            reads += [f"  wire [5:0] {name} = {n}_addr[7:2] + 6'd{k};" for k, name in enumerate(index)]
             if port.write:
-                mask = getattr(unit, f"{port.name}_mask")
-                for k in range(max(1, port.bytes // 4)):
-                    with m.If(en & mask[4 * k]), m.Switch((word + k)[:6]):
-                        for n, cell in enumerate(cells):
-                            with m.Case(n):
-                                m.d.sync += cell.eq(data.word_select(k, 32))
+                heads += [f"input wire [{wide - 1}:0] {n}_data", f"input wire [{port.bytes - 1}:0] {n}_mask"]
+                lines = [f"if ({n}_mask[{4 * k}]) x[{index[k]}] <= {n}_data[{32 * k + 31}:{32 * k}];" for k in range(words)]
+                body.append(f"if ({n}_en) begin\n      " + "\n      ".join(lines) + "\n    end")
             else:
-                stages = [Signal(8 * port.bytes, name=f"{port.name}_{i}") for i in range(self.latency)]
-                with m.If(en):
-                    m.d.sync += stages[0].eq(flat >> (addr[:8] << 3))
-                for old, new in zip(stages, stages[1:], strict=False):
-                    m.d.sync += new.eq(old)
-                m.d.comb += data.eq(stages[-1])
-        return m
+                heads.append(f"output wire [{wide - 1}:0] {n}_data")
+                names = [f"{n}_r{i}" for i in range(self.latency)]
+                first = ", ".join(f"x[{name}]" for name in reversed(index))
+                reads.append(f"  reg [{wide - 1}:0] {', '.join(names)};\n  assign {n}_data = {names[-1]};")
+                found = f"{{{first}}}" if port.bytes >= 4 else f"x[{index[0]}] >> {{{n}_addr[1:0], 3'b0}}"
+                body.append(f"if ({n}_en) {names[0]} <= {found};")
+                body += [f"{new} <= {old};" for old, new in zip(names, names[1:], strict=False)]
+        return (
+            "module systolith_cells(\n  " + ",\n  ".join(heads) + "\n);\n"
+            f"  /*verilator no_inline_module*/\n  reg [31:0] x [0:{CELLS - 1}];\n" + "\n".join(reads) + "\n"
+            "  integer i;\n  initial for (i = 0; i < 64; i = i + 1) x[i] = 0;\n"
+            "  always @(posedge clk) begin\n    " + "\n    ".join(body) + "\n  end\nendmodule\n"
+        )
