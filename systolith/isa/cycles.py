@@ -242,12 +242,20 @@ def row_accesses(f: Ints, row: Ints, at: int, n: int) -> int:
 
 
 @rule
+def strides(row: Ints, at: int, n: int) -> bool:
+    """Whether the elements of a row of an operand are neither side by side nor one: the unit takes one a cycle."""
+    return bool(row[at + SPACE] >= 0 and n > 1 and row[at + STRIDE2] != 0 and row[at + STRIDE2] != 1)
+
+
+@rule
 def row_cycles(f: Ints, row: Ints, n: int) -> int:
     """Cycles of one row: its beats, the accesses to the port that is asked most, or its entries of index lists."""
     beats = ceil_div(n, f[LANES])
     most = max(beats, lists(row))
     for i in range(6):
         at = D + (A - D) * i
+        if at != E and strides(row, at, n):  # cells too
+            most = max(most, n)
         port = port_of(f, row, at)
         if port == -1:
             continue
@@ -261,11 +269,11 @@ def row_cycles(f: Ints, row: Ints, n: int) -> int:
 
 
 @rule
-def op_cycles(f: Ints, op: int) -> int:
+def op_cycles(f: Ints, op: int, second: bool) -> int:
     """Pipeline stages of op1 or op2; integer ones take one cycle, exponents one before the adder or the function."""
     if op == 0:
         return 0
-    if op == 3 or op == 10:
+    if op == 3 or (second and op == 10):
         return int(f[MULTIPLY])
     if op == 1 or op == 2:
         return int(f[ADD])
@@ -285,7 +293,8 @@ def vector(f: Ints, row: Ints, out: Ints) -> None:
     levels = log2_up(min(n, f[LANES])) + log2_up(beats)
     read = f[BANK] + (f[BANK] if lists(row) > 0 else 0)
     if row[OP] == _PICK:
-        out[HOLD] = PICK_SWEEPS * (beats + f[BANK] + 1 + levels) + read - f[BANK]
+        sweep = n if strides(row, A, n) or strides(row, B, n) else beats
+        out[HOLD] = PICK_SWEEPS * (sweep + f[BANK] + 1 + levels) + read - f[BANK]
         out[TAIL] = f[BANK]
         return
     if row[OP] == _TOPK:
@@ -308,8 +317,8 @@ def vector(f: Ints, row: Ints, out: Ints) -> None:
         if row[at + SPACE] >= 0 and row[at + FORMAT] < 3:
             dequantise = f[MULTIPLY]
     read += dequantise
-    first = read + op_cycles(f, op1)
-    last = first + op_cycles(f, fields >> f[OP2] & 15)
+    first = read + op_cycles(f, op1, False)
+    last = first + op_cycles(f, fields >> f[OP2] & 15, True)
     if fields >> f[FUNC] & 3:
         last += f[FUNCTION]
     end = last
