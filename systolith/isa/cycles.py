@@ -298,7 +298,7 @@ def vector(f: Ints, row: Ints, out: Ints) -> None:
         out[TAIL] = f[BANK]
         return
     if row[OP] == _TOPK:
-        sweep = max(beats, row_accesses(f, row, A, n))
+        sweep = n if strides(row, A, n) else beats
         # A choice of a row waits for the one before it; other rows fill the gap.
         out[HOLD] = (row[D + EXT2] - 1) * max(rows * sweep, sweep + 1 + levels) + rows * sweep
         out[TAIL] = read + 1 + levels + f[BANK]

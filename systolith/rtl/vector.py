@@ -14,6 +14,7 @@ from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 
 from systolith.isa import facts as fact_names
+from systolith.isa.choice import Topk
 from systolith.isa.descriptor import Format, Space
 from systolith.isa.facts import facts
 from systolith.isa.vector import Func, Pick, Red, Vec
@@ -25,7 +26,8 @@ from .leaf import leaf
 from .pick import PICK_SWEEPS, PickEngine
 from .ports import ADDRESS_BITS, Port, command_layout, handshake, port_members
 from .quantise import Quantise
-from .tree import Reduce, SumTree
+from .topk import TopkEngine
+from .tree import EXTENT_BITS, Reduce, SumTree
 from .walk import CYCLE_BITS, Address, Place, Walk, log2_up
 
 __all__ = ["VectorUnit", "vector_ports"]
@@ -74,9 +76,9 @@ class VectorUnit(wiring.Component):
         self._read()
         self._lanes()
         self._sums()
+        self._choose()
         self._queues()
         self._quantise()
-        self._choose()
         self._write()
         return m
 
@@ -98,10 +100,11 @@ class VectorUnit(wiring.Component):
         self.op1, self.op2, self.func, self.red = (self._field(x) for x in ("op1", "op2", "func", "red"))
         self.is_vec = self._signal("is_vec", self.command_now.op == Vec.OPCODE)
         self.is_pick = self._signal("is_pick", self.command_now.op == Pick.OPCODE)
+        self.is_topk = self._signal("is_topk", self.command_now.op == Topk.OPCODE)
         self.n = op["a"].ext2
         self.rowscale = self._signal("rowscale", self.is_vec & (self.red == Red.ROWSCALE))
         strides = [op[x].present & (op[x].stride2 != 0) & (op[x].stride2 != 1) for x in "abcfd"]
-        watched = Mux(self.is_vec, Cat(*strides), Cat(*strides[:2]))
+        watched = Mux(self.is_vec, Cat(*strides), Mux(self.is_pick, Cat(*strides[:2]), strides[0]))
         self.narrow = self._signal("narrow", watched.any() & (self.n > 1))
         self.lists = self._signal("lists", Cat(*(x.via for x in op.values())).any())
         codes = [op[x].present & (op[x].format <= Format.INT8) for x in "abc"]
@@ -172,7 +175,16 @@ class VectorUnit(wiring.Component):
         end = self._signal("end_block", Mux(self.quantised & (block > end), block, end))
         vec_tail = Mux(self.rowscale, self.last + chip.convert_cycles, end) + more + bank
         drain = self._signal("drain", self.levels + (bank + 1))
-        accesses_most = self.steps  # PICK: a beat of both operands, or an element where one strides
+        # TOPK: a row waits `waits` cycles for its last choice; so many rows as that takes go through in turn.
+        rows = self._signal("rows", op["a"].ext0 * op["a"].ext1)
+        waits = self._signal("topk_waits", self.levels + 1)
+        crowd = Signal(6)
+        m.d.comb += crowd.eq(2)
+        for more_rows in range(2, EXTENT_BITS + 2):
+            with m.If(self.steps * (more_rows - 1) < waits):
+                m.d.comb += crowd.eq(more_rows + 1)
+        taken = self._signal("topk_taken", rows[:6] * self.steps)
+        pads = (rows < crowd) & (taken < self.steps + waits)
         self.m.d.comb += [
             self.walk.go.eq(self.start),
             self.walk.rows0.eq(op["a"].ext0),
@@ -180,11 +192,15 @@ class VectorUnit(wiring.Component):
             self.walk.elements.eq(self.n),
             self.walk.narrow.eq(self.narrow),
             self.walk.steps.eq(self.steps),
-            self.walk.period.eq(Mux(self.is_pick, accesses_most + drain, row)),
+            self.walk.period.eq(Mux(self.is_pick, self.steps + drain, Mux(self.is_topk, self.steps, row))),
+            self.walk.rounds.eq(Mux(self.is_topk, op["d"].ext2[:7], 1)),
+            self.walk.crowd.eq(crowd),
+            self.walk.pad.eq(Mux(pads, self.steps + waits - taken, 0)),
             self.walk.sweeps.eq(Mux(self.is_pick, PICK_SWEEPS, Mux(self.rowscale, 2, 1))),
             self.walk.gap.eq(Mux(self.rowscale, self.last + more + self.levels, 0)),
         ]
-        tail = self._signal("tail", Mux(self.is_pick, more + bank, vec_tail))
+        topk_tail = 2 * bank + more + waits
+        tail = self._signal("tail", Mux(self.is_pick, more + bank, Mux(self.is_topk, topk_tail, vec_tail)))
         left = Signal(range(1 << 12), name="tail_left")
         ending = Signal()
         busy = Signal()
@@ -217,13 +233,15 @@ class VectorUnit(wiring.Component):
         for x in "abcfde":
             self.places[x] = Address(
                 m, x, self.chip, self.walk, self.operands[x], self.lists,
-                still=Const(1, 1) if x == "e" else self.is_pick if x in "cdf" else Const(0, 1),
-                by_sweep=self.is_pick if x == "c" else Const(0, 1),
+                still=~self.is_vec if x in "cdf" else Const(x == "e", 1),
+                by_sweep=self.is_pick if x == "c" else Const(0, 1), by_round=self.is_topk if x in "de" else Const(0, 1),
                 list_enable=getattr(self, f"{x}_list_en"), list_address=getattr(self, f"{x}_list_addr"),
                 list_data=getattr(self, f"{x}_list_data"),
             ).place  # fmt: skip
         walk, bank = self.walk, self.chip.bank_cycles
         head = self._signal("walked", Cat(walk.count, walk.last, walk.sweep))
+        more = self._signal("walked_more", Cat(walk.element, walk.member, walk.round != 0))
+        self.beat_more = self._signal("accessed_more", Mux(self.lists, self._late(more, bank, "walked_more"), more))
         late = self._late(head, bank, "walked")
         self.beat = self._signal("accessed", Mux(self.lists, late, head))
         n = len(walk.count)
@@ -384,16 +402,18 @@ class VectorUnit(wiring.Component):
         m = self.m
         first_sweep = self.rowscale & (self.sweep == 0)
         place = self.places["d"]
-        into = self._signal("d_into", (self.count != 0) & self.operands["d"].present & ~first_sweep & self.is_vec)
-        taken = self._signal(
-            "d_taken", (self.out_count != 0) & self.operands["d"].present & ~(self.rowscale & (self.out_sweep == 0))
-        )
+        live = self._signal("accessed_live", self.count != 0)
+        ends = self._signal("accessed_ends", live & self.ends)
+        chosen = (self.is_topk & ends) | (self.is_pick & ends & (self.sweep == 0))
+        present = self.operands["d"].present
+        into = self._signal("d_into", Mux(self.is_vec, live & present & ~first_sweep, chosen))
+        self.d_live = self._signal("d_live", (self.out_count != 0) & present & ~(self.rowscale & (self.out_sweep == 0)))
+        taken = self._signal("d_taken", self.d_live | self.pick.write | self.topk.write)
         depth = len(self._history) + 2
         address = self._queue("d", depth, into, Cat(place.address, place.scale), taken)
         self.d_address, self.d_scale = address[:ADDRESS_BITS], address[ADDRESS_BITS:]
-        self.d_live = taken
         levels = 20 * self.chip.fp32_add_cycles
-        row_ends = (self.count != 0) & self.ends & ~first_sweep & self.is_vec & (self.red != Red.NONE)
+        row_ends = self._signal("e_into", ends & Mux(self.is_vec, ~first_sweep & (self.red != Red.NONE), self.is_topk))
         self.e_taken = Signal()
         self.e_address = self._queue("e", depth + levels, row_ends, self.places["e"].address, self.e_taken)
         code = self._row_scale()
@@ -401,8 +421,9 @@ class VectorUnit(wiring.Component):
             "e_ended", self.is_vec & (self.out_count != 0) & self.out_ends & (self.red != Red.NONE) & ~self.summed
         )
         ready = Mux(self.rowscale, ended & (self.out_sweep == 1), ended)
-        m.d.comb += self.e_taken.eq(Mux(self.summed, self.sum_done, ready))
-        self.e_value = self._signal("e_value", Mux(self.rowscale, code, Mux(self.summed, self.sum_value, self.reduced)))
+        m.d.comb += self.e_taken.eq(Mux(self.is_topk, self.topk.write, Mux(self.summed, self.sum_done, ready)))
+        reduced = Mux(self.rowscale, code, Mux(self.summed, self.sum_value, self.reduced))
+        self.e_value = self._signal("e_value", Mux(self.is_topk, self.topk.value, reduced))
 
     def _queue(self, name: str, depth: int, put: Value, data: Value, get: Value) -> Value:
         """A queue whose head is read in the cycle it is taken."""
@@ -488,7 +509,7 @@ class VectorUnit(wiring.Component):
         )  # fmt: skip
 
     def _choose(self) -> None:
-        """PICK."""
+        """PICK and TOPK."""
         m, chip = self.m, self.chip
         m.submodules.pick = engine = PickEngine(chip)
         beat: Value = Mux(self.is_pick, self.beat, 0)
@@ -502,6 +523,15 @@ class VectorUnit(wiring.Component):
             engine.record.eq(cells[0]), engine.position.eq(cells[1]),
         ]  # fmt: skip
         self.pick = engine
+        m.submodules.topk = topk = TopkEngine(chip)
+        beat = self._late(Mux(self.is_topk, Cat(self.beat, self.beat_more), 0), chip.bank_cycles, "topk_beat")
+        count, ends, _ = self._split(beat)
+        more = beat[len(self.beat) :]
+        m.d.comb += [
+            *(getattr(topk, f"x{i}").eq(self.raw["a"][i]) for i in range(chip.lanes)),
+            topk.count.eq(count), topk.ends.eq(ends), Cat(topk.element, topk.member, topk.again).eq(more),
+        ]  # fmt: skip
+        self.topk = topk
 
     def _write(self) -> None:
         """Drive the write ports."""
@@ -517,16 +547,19 @@ class VectorUnit(wiring.Component):
             "code_mask", ((Const(1, len(self.d_spad_mask) + 1) << q["bytes"]) - 1)[: len(self.d_spad_mask)]
         )
         codes = q["write"]
+        one = self._signal("writes_one", self.pick.write | self.topk.write)
+        index = self._signal("one_index", Mux(self.is_pick, self.pick.index, self.topk.index))
+        codes_here = codes & (d.space == Space.SPAD)
         m.d.comb += [
-            self.d_spad_en.eq((words & (d.space == Space.SPAD)) | codes | (self.pick.write & (d.space == Space.SPAD))),
-            self.d_spad_addr.eq(Mux(codes, q["write_address"], Mux(self.is_pick, self.pick_address(), self.d_address))),
-            self.d_spad_data.eq(Mux(codes, q["data"], Mux(self.is_pick, self.pick.index, row))),
-            self.d_spad_mask.eq(Mux(codes, codes_mask, Mux(self.is_pick, 15, mask))),
-            self.d_cell_en.eq((words | self.pick.write) & (d.space == Space.CELL)),
-            self.d_cell_addr.eq(Mux(self.is_pick, self.pick_address(), self.d_address)),
-            self.d_cell_data.eq(Mux(self.is_pick, self.pick.index, row)),
-            self.d_cell_mask.eq(Mux(self.is_pick, 15, mask)),
-            self.d_scales_en.eq(q["scale_write"]),
+            self.d_spad_en.eq(((words | one) & (d.space == Space.SPAD)) | codes_here),
+            self.d_spad_addr.eq(Mux(codes, q["write_address"], self.d_address)),
+            self.d_spad_data.eq(Mux(codes, q["data"], Mux(one, index, row))),
+            self.d_spad_mask.eq(Mux(codes, codes_mask, Mux(one, 15, mask))),
+            self.d_cell_en.eq((words | one) & (d.space == Space.CELL)),
+            self.d_cell_addr.eq(self.d_address),
+            self.d_cell_data.eq(Mux(one, index, row)),
+            self.d_cell_mask.eq(Mux(one, 15, mask)),
+            self.d_scales_en.eq(q["scale_write"] & (d.space == Space.SPAD)),
             self.d_scales_addr.eq(q["scale_to"]),
             self.d_scales_data.eq(q["scale_data"]),
             self.d_scales_mask.eq(((Const(1, 9) << q["scales"]) - 1)[: len(self.d_scales_mask)]),
@@ -540,11 +573,3 @@ class VectorUnit(wiring.Component):
             m.d.comb += [
                 port[0].eq(self.e_address), port[1].eq(self.e_value), port[2].eq(Mux(self.rowscale, 1, 15)),
             ]  # fmt: skip
-
-    def pick_address(self) -> Value:
-        """Where PICK writes its index: the first element of D, whose address stands since the first access."""
-        if not hasattr(self, "_pick_address"):
-            self._pick_address = Signal(ADDRESS_BITS, reset_less=True)
-            with self.m.If((self.count != 0) & self.ends & (self.sweep == 0)):
-                self.m.d.sync += self._pick_address.eq(self.places["d"].address)
-        return self._pick_address
