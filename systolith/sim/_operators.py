@@ -300,7 +300,7 @@ class Maker:
             K = max(BLOCK, K // 2 // BLOCK * BLOCK)
         a = self.tensor(SPAD[fa], (*rows, K), scale=1)
         if by_rows:
-            b = self.tensor(home, (K, 1, n), plain=True)
+            b = self.tensor(home, (K, 1, n), plain=True, dense=True)
             b = Descriptor(**{**_fields(b), "xe": 0})
         else:
             n0 = next(x for x in (rng.randint(1, 6), 3, 2, 1) if n % x == 0)
