@@ -131,7 +131,10 @@ class PeRow(wiring.Component):
                 m.d.comb += places.eq(x.shift + w.shift)
                 total = total + ((x.factor * w.factor) << places)
                 nan = nan | (x.nan & w.live) | (w.nan & x.live)
-            dot, flag = Signal(signed(dot_bits(d)), name=f"sum{n}", reset_less=True), Signal(name=f"flag{n}", reset_less=True)
+            dot, flag = (
+                Signal(signed(dot_bits(d)), name=f"sum{n}", reset_less=True),
+                Signal(name=f"flag{n}", reset_less=True),
+            )
             with m.If(self.go):
                 m.d.sync += [dot.eq(total), flag.eq(nan)]
             m.d.comb += [getattr(self, f"dot{n}").eq(dot), getattr(self, f"nan{n}").eq(flag)]
@@ -143,8 +146,8 @@ class ColumnFoot(wiring.Component):
 
     Cycle F, `foot_cycles` after the activations stand at the PEs: valid, first (of a block: no carry), place (row of the
     group). Then exponent (of the activations' scale and the unit), scale (of the weights), spoilt (a scale of NaN).
-    Cycle F + normalise_cycles: zero (start from +0), old (what the accumulator held), newer0 .. newerB (the sum that came
-    out as many cycles ago is newer). value : the new sum, fp32_add_cycles later.
+    Cycle F + normalise_cycles: zero (start from +0), old (what the accumulator holds). value : the new
+    sum, fp32_add_cycles later.
     """
 
     def __init__(self, chip: Chip) -> None:
@@ -158,7 +161,6 @@ class ColumnFoot(wiring.Component):
                 "valid": In(1), "first": In(1), "place": In(range(CARRY_ROWS)), "exponent": In(EXPONENT), "scale": In(8),
                 "spoilt": In(1), "zero": In(1), "old": In(32), "value": Out(32),
             }
-            | {f"newer{k}": In(1) for k in range(chip.bank_cycles + 1)}
         )  # fmt: skip
 
     def elaborate(self, platform: object) -> Module:  # noqa: D102
@@ -197,13 +199,5 @@ class ColumnFoot(wiring.Component):
             normalise.exponent.eq(self.exponent + self.scale),
             normalise.nan.eq(nan | self.spoilt),
         ]
-        old: Value = self.old
-        sums: list[Value] = [add.value]
-        for k in range(chip.bank_cycles):
-            earlier = Signal(32, name=f"sum_{k + 1}", reset_less=True)
-            m.d.sync += earlier.eq(sums[-1])
-            sums.append(earlier)
-        for k in reversed(range(chip.bank_cycles + 1)):
-            old = Mux(getattr(self, f"newer{k}"), sums[k], old)
-        m.d.comb += [add.x.eq(Mux(self.zero, 0, old)), add.y.eq(normalise.value), self.value.eq(add.value)]
+        m.d.comb += [add.x.eq(Mux(self.zero, 0, self.old)), add.y.eq(normalise.value), self.value.eq(add.value)]
         return m

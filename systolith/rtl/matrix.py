@@ -103,9 +103,7 @@ class MatrixUnit(wiring.Component):
         self.rows = self._signal("rows", a.ext0 * a.ext1, 24)
         self.columns = self._signal("columns", Mux(self.by_rows, b.ext2, b.ext0 * b.ext1), 20)
         self.depth = self._signal("depth", Mux(self.terms, a.ext2 << 1, a.ext2), 21)  # K of the weights
-        slowest = {
-            name: int(1 / chip.rate(f"{name[0]}x{name[1]}")) for name in PAIRS
-        }
+        slowest = {name: int(1 / chip.rate(f"{name[0]}x{name[1]}")) for name in PAIRS}
         per_row: Value = Const(1, 4)
         for (x, w), cycles in slowest.items():
             per_row = Mux((a.format == Format[x]) & (b.format == Format[w]), cycles, per_row)
@@ -208,7 +206,9 @@ class MatrixUnit(wiring.Component):
         now = Signal(command_layout("M"), name="now", reset_less=True)
         k, col = Signal(21, name="pass_k", reset_less=True), Signal(20, name="pass_col", reset_less=True)
         count = Signal.like(self.count, name="pass_count", reset_less=True)
-        start_block, end_block, from_zero = (Signal(name=f"pass_{x}", reset_less=True) for x in ("opens", "closes", "zero"))
+        start_block, end_block, from_zero = (
+            Signal(name=f"pass_{x}", reset_less=True) for x in ("opens", "closes", "zero")
+        )
         left, gap, per_row = Signal(24, name="issue_left"), Signal(4, name="issue_gap"), Signal(4, name="issue_per_row")
         number = Signal(range(CARRY_ROWS), name="issue_number")
         issue = self._signal("issue", (left != 0) & (gap == 0))
@@ -319,30 +319,50 @@ class MatrixUnit(wiring.Component):
         for i in range(add + bank):
             line.append((held(m, line[-1][0], 1, f"acc_valid_{i}"), delayed(m, line[-1][1], 1, f"acc_addr_{i}")))
             counts.append(delayed(m, counts[-1], 1, f"acc_count_{i}"))
-        newer = []
-        for k in range(bank + 1):
-            same = line[0][0] & line[add + k][0] & (line[0][1] == line[add + k][1])
-            mask = self._signal(f"newer{k}", Mux(same, (Const(1, columns + 1) << counts[add + k]) - 1, 0), columns)
-            newer.append(mask)
         m.d.comb += [
             self.new_en.eq(line[add][0]),
             self.new_addr.eq(line[add][1]),
             self.new_mask.eq(Cat(*((counts[add] > n).replicate(4) for n in range(columns)))),
         ]
+        old = Signal(32 * columns, name="old_sums")
+        values: list[Signal] = []
         spoilt_a = self.a_scale_data == SCALE_NAN
         exponent = delayed(m, self._signal("exponent", self.a_scale_data + self.unit), 1 + self.foot, "exponent")
         spoilt_a = delayed(m, self._signal("spoilt_a", spoilt_a), 1 + self.foot, "spoilt_a")
         for n in range(columns):
             scale = delayed(m, self.weights.scales[n], self.foot, f"foot_scale{n}")
             value = Signal(32, name=f"sum{n}")
+            values.append(value)
             signals: dict[str, Any] = {
                 "i_clk": ClockSignal(), "i_rst": ResetSignal(), "i_valid": self.foot_valid, "i_first": self.foot_first,
                 "i_place": self.foot_place, "i_exponent": exponent, "i_scale": scale,
                 "i_spoilt": spoilt_a | (scale == SCALE_NAN), "i_zero": zero,
-                "i_old": self.old_data[32 * n : 32 * n + 32], "o_value": value,
+                "i_old": old[32 * n : 32 * n + 32], "o_value": value,
             }  # fmt: skip
-            signals |= {f"i_newer{k}": mask[n] for k, mask in enumerate(newer)}
             for j in range(chip.pe_rows):
                 signals[f"i_dot{j}"], signals[f"i_nan{j}"] = self.dots[j][n]
             m.submodules[f"foot{n}"] = leaf("systolith_foot", lambda: ColumnFoot(chip), **signals)
-            m.d.comb += self.new_data[32 * n : 32 * n + 32].eq(value)
+        m.d.comb += self.new_data.eq(Cat(*values))
+        # What the read is too early to see: sums that come out of the adders in the cycle of this one's addition, or came
+        # out up to bank_cycles ago. They may stand at other columns, where tiles of D overlap.
+        newest: Value = self.old_data
+        data: Value = self.new_data
+        ages: list[tuple[Value, Value]] = []
+        for k in range(bank + 1):
+            (live, at), count = line[add + k], counts[add + k]
+            words = self._signal(f"apart{k}", (line[0][1] - at)[2:ADDRESS_BITS].as_signed())
+            near = live & line[0][0] & (words < columns) & (words > -columns)
+            by = self._signal(f"shift{k}", (words + columns)[: columns.bit_length()])
+            mask = self._signal(
+                f"newer{k}",
+                Mux(near, Cat(Const(0, columns), ((Const(1, columns + 1) << count) - 1)[:columns]) >> by, 0),
+                columns,
+            )
+            moved = self._signal(f"moved{k}", Cat(Const(0, 32 * columns), data) >> Cat(Const(0, 5), by), 32 * columns)
+            ages.append((mask, moved))
+            data = delayed(m, data, 1, f"sums_{k}")
+        for mask, moved in reversed(ages):
+            newest = Cat(
+                *(Mux(mask[n], moved[32 * n : 32 * n + 32], newest[32 * n : 32 * n + 32]) for n in range(columns))
+            )
+        m.d.comb += old.eq(newest)

@@ -91,7 +91,16 @@ class Reach:
     """
 
     def __init__(
-        self, m: Module, unit: Any, port: str, chip: Chip, place: Place, operand: Any, late: Any, inner: Value, en: Value
+        self,
+        m: Module,
+        unit: Any,
+        port: str,
+        chip: Chip,
+        place: Place,
+        operand: Any,
+        late: Any,
+        inner: Value,
+        en: Value,
     ) -> None:
         bank, name = chip.bank_cycles, port
         row = Signal(32, name=f"{name}_row")
@@ -226,4 +235,3 @@ class Weights:
             m.d.sync += stage.eq(value)
             value = stage
         return value
-

@@ -55,7 +55,9 @@ class MatrixBench:
         main = main.replace("@LOADS@", "\n".join(loads)).replace("@LINES@", "\n".join(lines))
         words = (self.layout.size + 31) // 32
         main = main.replace("@WORDS@", str(words)).replace("@LATENCY@", str(chip.bank_cycles))
-        if (folder / "bench").exists() and (folder / "unit.v").read_text() + (folder / "main.cpp").read_text() == text + main:
+        if (folder / "bench").exists() and (folder / "unit.v").read_text() + (
+            folder / "main.cpp"
+        ).read_text() == text + main:
             return
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -76,7 +78,9 @@ class MatrixBench:
             cwd=folder, check=True, capture_output=True,
         )  # fmt: skip
 
-    def run(self, memory: dict[Space, bytes], commands: list[int], delays: list[int]) -> tuple[list[int], list[int], dict[Space, bytes]]:
+    def run(
+        self, memory: dict[Space, bytes], commands: list[int], delays: list[int]
+    ) -> tuple[list[int], list[int], dict[Space, bytes]]:
         """Start and end of each command, and the memories at the end. delays : cycles that a command waits though ready."""
         c = self.chip
         sizes = [c.scratchpad_bytes, c.slots_bytes, c.accumulator_bytes]
@@ -110,7 +114,9 @@ def fill(s: Slice, rng: np.random.Generator, wild: bool) -> None:
         n = len(s.memory[space])
         if wild:
             data = rng.integers(0, 256, n).astype(np.uint8)
-            data = np.where(rng.random(n) < 0.3, rng.choice(np.array([0, 0x80, 0x7F, 0xFF, 0x7E, 1], np.uint8), n), data)
+            data = np.where(
+                rng.random(n) < 0.3, rng.choice(np.array([0, 0x80, 0x7F, 0xFF, 0x7E, 1], np.uint8), n), data
+            )
         else:
             data = rng.integers(0, 256, n).astype(np.uint8)
             data = np.where(data & 0x7F == 0x7F, np.uint8(0x31), data)
@@ -127,7 +133,9 @@ def fill(s: Slice, rng: np.random.Generator, wild: bool) -> None:
     # Scales: the upper part of the scratchpad and of the slots.
     for space, at in ((Space.SPAD, len(s.memory[Space.SPAD]) * 3 // 4), (Space.SLOT, SLOT_SCALES)):
         n = len(s.memory[space]) - at
-        near = rng.integers(118, 136, n) if not wild else rng.choice([0, 1, 60, 100, 126, 127, 128, 160, 253, 254, 255], n)
+        near = (
+            rng.integers(118, 136, n) if not wild else rng.choice([0, 1, 60, 100, 126, 127, 128, 160, 253, 254, 255], n)
+        )
         s.memory[space][at:] = near.astype(np.uint8).tobytes()
 
 
@@ -172,9 +180,7 @@ def draw(rng: random.Random, chip: Chip, s: Slice) -> Matmul:
         b = rows(Space.SPAD, b_form, b_ext, spad // 2 + 2 * rng.randrange(64), 1 - by_rows, True)
     d_base = 4 * rng.choice([0, 0, 0, columns, 3 * columns, 8, rng.randrange(64)])
     d_width = n + rng.choice([0, 0, 1, 5])
-    d = Descriptor(
-        space=Space.ACC, format=Format.FP32, base=d_base, ext=(e0, e1, n), stride=(e1 * d_width, d_width, 1)
-    )
+    d = Descriptor(space=Space.ACC, format=Format.FP32, base=d_base, ext=(e0, e1, n), stride=(e1 * d_width, d_width, 1))
     s.descriptors[1:4] = [d, a, b]
     return Matmul(d=1, a=2, b=3, zero=rng.choice([0, 1]), by_rows=by_rows, terms=terms)
 
