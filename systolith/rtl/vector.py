@@ -7,6 +7,7 @@ the walk itself, tail by a counter, while the pipeline, which has that depth or 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 from amaranth.hdl import Cat, ClockSignal, Const, Module, Mux, ResetSignal, Signal, Value
@@ -14,13 +15,14 @@ from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 
 from systolith.isa import facts as fact_names
-from systolith.isa.choice import Topk
+from systolith.isa.choice import Group, Topk
 from systolith.isa.descriptor import Format, Space
 from systolith.isa.facts import facts
 from systolith.isa.vector import Func, Pick, Red, Vec
 from systolith.spec import BLOCK, Chip
 
 from .convert import scale_code
+from .group import GroupEngine
 from .lane import LANE_PORTS, Lane, Line, op1_cycles, op2_cycles
 from .leaf import leaf
 from .pick import PICK_SWEEPS, PickEngine
@@ -46,10 +48,27 @@ def vector_ports(chip: Chip) -> list[Port]:
         Port("d_spad", Space.SPAD, max(wide, BLOCK), write=True),
         Port("d_cell", Space.CELL, wide, write=True),
         Port("d_scales", Space.SPAD, scales, write=True),
-        Port("e_spad", Space.SPAD, 4, write=True),
-        Port("e_cell", Space.CELL, 4, write=True),
+    ]
+    # GROUP writes six words a cycle: two lists, a row of four; and one more, the number of keys.
+    ports += [
+        Port(f"{x}_{name}", space, 4, write=True)
+        for x in ("e", "e1", "e2", "e3", "d2", "n")
+        for name, space in (("spad", Space.SPAD), ("cell", Space.CELL))
     ]
     return ports
+
+
+@dataclass
+class Grouped:
+    """What GROUP writes in a cycle: a word of each list, a row of four words, the number of keys."""
+
+    engine: GroupEngine
+    first_to: Value
+    second_to: Value
+    count_to: Value
+    rows_write: Value
+    row_words: list[Value]
+    row_to: list[Value]
 
 
 class VectorUnit(wiring.Component):
@@ -101,6 +120,7 @@ class VectorUnit(wiring.Component):
         self.is_vec = self._signal("is_vec", self.command_now.op == Vec.OPCODE)
         self.is_pick = self._signal("is_pick", self.command_now.op == Pick.OPCODE)
         self.is_topk = self._signal("is_topk", self.command_now.op == Topk.OPCODE)
+        self.is_group = self._signal("is_group", self.command_now.op == Group.OPCODE)
         self.n = op["a"].ext2
         self.rowscale = self._signal("rowscale", self.is_vec & (self.red == Red.ROWSCALE))
         strides = [op[x].present & (op[x].stride2 != 0) & (op[x].stride2 != 1) for x in "abcfd"]
@@ -192,19 +212,27 @@ class VectorUnit(wiring.Component):
             self.walk.elements.eq(self.n),
             self.walk.narrow.eq(self.narrow),
             self.walk.steps.eq(self.steps),
-            self.walk.period.eq(Mux(self.is_pick, self.steps + drain, Mux(self.is_topk, self.steps, row))),
+            self.walk.period.eq(Mux(self.is_pick, self.steps + drain, Mux(self.is_vec, row, self.steps))),
             self.walk.rounds.eq(Mux(self.is_topk, op["d"].ext2[:7], 1)),
             self.walk.crowd.eq(crowd),
             self.walk.pad.eq(Mux(pads, self.steps + waits - taken, 0)),
             self.walk.sweeps.eq(Mux(self.is_pick, PICK_SWEEPS, Mux(self.rowscale, 2, 1))),
             self.walk.gap.eq(Mux(self.rowscale, self.last + more + self.levels, 0)),
         ]
+        pairs = self.pairs = self._signal("pairs", (rows * self.n)[:13])
+        group_tail = log2_up(m, pairs, "group_levels") + (2 * bank + 1) + more
         topk_tail = 2 * bank + more + waits
-        tail = self._signal("tail", Mux(self.is_pick, more + bank, Mux(self.is_topk, topk_tail, vec_tail)))
+        chosen = Mux(self.is_pick, more + bank, Mux(self.is_topk, topk_tail, group_tail))
+        tail = self._signal("tail", Mux(self.is_vec, vec_tail, chosen))
         left = Signal(range(1 << 12), name="tail_left")
         ending = Signal()
         busy = Signal()
-        with m.If(self.walk.final):
+        # GROUP: every pair meets all others, `lanes` a cycle, and is written. The walk only reads the keys.
+        meets = self._signal("group_cycles", pairs * ((pairs + (chip.lanes - 1)) >> chip.log2_lanes) + pairs)
+        spent = Signal(24)
+        m.d.sync += spent.eq(Mux(self.start, 0, spent + 1))
+        over = Mux(self.is_group, busy & ~ending & (spent == meets - 1), self.walk.final)
+        with m.If(over):
             m.d.sync += [left.eq(tail), ending.eq(1)]
         with m.Elif(ending):
             m.d.sync += left.eq(left - 1)
@@ -230,14 +258,21 @@ class VectorUnit(wiring.Component):
         """Where each operand's beat lies, in the cycle of the access."""
         m = self.m
         self.places: dict[str, Place] = {}
+        self.list_asks = {x: (Signal(name=f"{x}_asks"), Signal(32, name=f"{x}_asked")) for x in "abcfde"}
+        self.group_asks = {x: (Signal(name=f"{x}_group_asks"), Signal(32, name=f"{x}_group_asked")) for x in "de"}
         for x in "abcfde":
             self.places[x] = Address(
                 m, x, self.chip, self.walk, self.operands[x], self.lists,
                 still=~self.is_vec if x in "cdf" else Const(x == "e", 1),
                 by_sweep=self.is_pick if x == "c" else Const(0, 1), by_round=self.is_topk if x in "de" else Const(0, 1),
-                list_enable=getattr(self, f"{x}_list_en"), list_address=getattr(self, f"{x}_list_addr"),
+                list_enable=self.list_asks[x][0], list_address=self.list_asks[x][1],
                 list_data=getattr(self, f"{x}_list_data"),
             ).place  # fmt: skip
+            en, addr = getattr(self, f"{x}_list_en"), getattr(self, f"{x}_list_addr")
+            m.d.comb += [en.eq(self.list_asks[x][0]), addr.eq(self.list_asks[x][1])]
+            if x in "de":  # GROUP asks for rows of its own
+                with m.If(self.group_asks[x][0]):
+                    m.d.comb += [en.eq(1), addr.eq(self.group_asks[x][1])]
         walk, bank = self.walk, self.chip.bank_cycles
         head = self._signal("walked", Cat(walk.count, walk.last, walk.sweep))
         more = self._signal("walked_more", Cat(walk.element, walk.member, walk.round != 0))
@@ -532,6 +567,70 @@ class VectorUnit(wiring.Component):
             topk.count.eq(count), topk.ends.eq(ends), Cat(topk.element, topk.member, topk.again).eq(more),
         ]  # fmt: skip
         self.topk = topk
+        self._group()
+
+    def _group(self) -> None:
+        """GROUP: its engine, and where the two lists, the rows of keys and their number go."""
+        m, chip = self.m, self.chip
+        d, e, bank = self.operands["d"], self.operands["e"], chip.bank_cycles
+        m.submodules.group = engine = GroupEngine(chip)
+        count, _, _ = self._split(self._late(Mux(self.is_group, self.beat, 0), bank, "group_beat"))
+        m.d.comb += [
+            *(getattr(engine, f"x{i}").eq(self.raw["a"][i]) for i in range(chip.lanes)),
+            engine.go.eq(self.start & (self.command.op == Group.OPCODE)),
+            engine.count.eq(count), engine.pairs.eq(self.pairs), engine.inner.eq(self.n),
+        ]  # fmt: skip
+        fresh = Signal(name="group_fresh")  # until the first access, whose addresses are those of row 0
+        first_to, second, row0, count_to = (Signal(32, name=f"group_{x}", reset_less=True) for x in "dxeb")
+        begun = Signal(2, name="group_begun")  # cycles since the start: list entries of D's rows 0 and 1
+        m.d.sync += begun.eq(Mux(self.start, 0, Mux(begun == 3, 3, begun + 1)))
+        with m.If(self.start):
+            m.d.sync += fresh.eq(1)
+        with m.Elif(fresh & (self.count != 0)):
+            m.d.sync += [
+                fresh.eq(0), first_to.eq(self.places["d"].elements), row0.eq(self.places["e"].elements),
+                count_to.eq(self.places["b"].address), second.eq(self.places["d"].elements + d.stride0),
+            ]  # fmt: skip
+        asks_d, asks_e = self.group_asks["d"], self.group_asks["e"]
+        next_row = d.row + 1
+        m.d.comb += [
+            asks_d[0].eq(self.is_group & d.via & (begun == 1)),
+            asks_d[1].eq(d.list + ((next_row >> d.unit) << 2)),
+        ]
+
+        def through(operand: Any, entry: Value, row: Value, name: str) -> Signal:
+            """Offset in elements of a row that an index list gives."""
+            low = self._signal(f"{name}_low", ((Const(1, 17) << operand.unit) - 1)[:16])
+            index = self._signal(f"{name}_index", ((entry << operand.unit) | (row & low))[:32])
+            return self._signal(f"{name}_offset", (index * operand.stride0.as_unsigned())[:32])
+
+        answered = self._late(asks_d[0], bank, "group_d")
+        with m.If(answered):
+            m.d.sync += second.eq(through(d, self.d_list_data, next_row[:32], "group_d1"))
+        along = self._signal("group_along", (engine.place * d.stride2.as_unsigned())[:32])
+        first = self._signal("group_first_to", d.base + ((first_to + along) << 2))
+        other = self._signal("group_second_to", d.base + ((second + along) << 2))
+        # A row of keys: at once, or when the list has answered; the row 0 of a single pair is known from the start.
+        single = self._signal("group_single", self.pairs == 1)
+        waits = self._signal("group_waits", e.via & ~single)
+        row = self._signal("group_row", engine.rank + e.row)
+        m.d.comb += [
+            asks_e[0].eq(engine.write & engine.leads & waits),
+            asks_e[1].eq(e.list + ((row >> e.unit) << 2)),
+        ]
+        leads = self._signal("group_leads", engine.write & engine.leads)
+        words = self._signal("group_words", Cat(engine.key, engine.place, engine.members, row, leads))
+        late = Mux(waits, self._late(words, bank, "group_words"), words)
+        parts = [
+            self._signal(f"group_word{i}", late[at : at + n])
+            for i, (at, n) in enumerate(((0, 20), (20, 13), (33, 13), (46, len(row)), (46 + len(row), 1)))
+        ]
+        plain = self._signal("group_plain", (engine.rank * e.stride0.as_unsigned())[:32])
+        to = Mux(waits, through(e, self.e_list_data, parts[3], "group_e"), Mux(single, row0, plain))
+        to = self._signal("group_row_to", to)
+        stride = e.stride2.as_unsigned()
+        row_to = [self._signal(f"group_row_to{i}", e.base + ((to + (stride * i)[:32])[:32] << 2)) for i in range(4)]
+        self.group = Grouped(engine, first, other, count_to, parts[4], [*parts[:3], Const(0, 32)], row_to)
 
     def _write(self) -> None:
         """Drive the write ports."""
@@ -547,29 +646,43 @@ class VectorUnit(wiring.Component):
             "code_mask", ((Const(1, len(self.d_spad_mask) + 1) << q["bytes"]) - 1)[: len(self.d_spad_mask)]
         )
         codes = q["write"]
-        one = self._signal("writes_one", self.pick.write | self.topk.write)
-        index = self._signal("one_index", Mux(self.is_pick, self.pick.index, self.topk.index))
+        grouped = self.group.engine.write
+        # Both lists at one address (an index list may say so): the second one stays.
+        first = grouped & (self.group.first_to != self.group.second_to)
+        one = self._signal("writes_one", self.pick.write | self.topk.write | first)
+        chosen = Mux(self.is_group, self.group.engine.number, self.topk.index)
+        index = self._signal("one_index", Mux(self.is_pick, self.pick.index, chosen))
+        to = self._signal("word_address", Mux(grouped, self.group.first_to, self.d_address))
         codes_here = codes & (d.space == Space.SPAD)
         m.d.comb += [
             self.d_spad_en.eq(((words | one) & (d.space == Space.SPAD)) | codes_here),
-            self.d_spad_addr.eq(Mux(codes, q["write_address"], self.d_address)),
+            self.d_spad_addr.eq(Mux(codes, q["write_address"], to)),
             self.d_spad_data.eq(Mux(codes, q["data"], Mux(one, index, row))),
             self.d_spad_mask.eq(Mux(codes, codes_mask, Mux(one, 15, mask))),
             self.d_cell_en.eq((words | one) & (d.space == Space.CELL)),
-            self.d_cell_addr.eq(self.d_address),
+            self.d_cell_addr.eq(to),
             self.d_cell_data.eq(Mux(one, index, row)),
             self.d_cell_mask.eq(Mux(one, 15, mask)),
             self.d_scales_en.eq(q["scale_write"] & (d.space == Space.SPAD)),
             self.d_scales_addr.eq(q["scale_to"]),
             self.d_scales_data.eq(q["scale_data"]),
             self.d_scales_mask.eq(((Const(1, 9) << q["scales"]) - 1)[: len(self.d_scales_mask)]),
-            self.e_spad_en.eq(self.e_taken & (e.space == Space.SPAD)),
-            self.e_cell_en.eq(self.e_taken & (e.space == Space.CELL)),
         ]
-        for port in (
-            (self.e_spad_addr, self.e_spad_data, self.e_spad_mask),
-            (self.e_cell_addr, self.e_cell_data, self.e_cell_mask),
-        ):
-            m.d.comb += [
-                port[0].eq(self.e_address), port[1].eq(self.e_value), port[2].eq(Mux(self.rowscale, 1, 15)),
-            ]  # fmt: skip
+        group = self.group
+        for x, (address, word, to, enable) in {
+            "e": (
+                Mux(group.rows_write, group.row_to[0], self.e_address),
+                Mux(group.rows_write, group.row_words[0], self.e_value),
+                e, self.e_taken | group.rows_write,
+            ),
+            **{f"e{i}": (group.row_to[i], group.row_words[i], e, group.rows_write) for i in (1, 2, 3)},
+            "d2": (group.second_to, group.engine.row, d, group.engine.write),
+            "n": (group.count_to, group.engine.distinct, self.operands["b"], group.engine.counted),
+        }.items():  # fmt: skip
+            for name, space in (("spad", Space.SPAD), ("cell", Space.CELL)):
+                m.d.comb += [
+                    getattr(self, f"{x}_{name}_en").eq(enable & (to.space == space)),
+                    getattr(self, f"{x}_{name}_addr").eq(address),
+                    getattr(self, f"{x}_{name}_data").eq(word),
+                    getattr(self, f"{x}_{name}_mask").eq(Mux(self.rowscale, 1, 15)),
+                ]
