@@ -1,8 +1,8 @@
 """The array: rows of PEs with double-buffered weights, and the feet of its columns.
 
-A row of PEs and a foot are leaves, emitted once. Every PE multiplies `pe_dot` activations with the weights that it keeps
-and adds the products exactly; the foot of a column adds its PEs, carries the wide sum from pass to pass where the array
-is shorter than a block, rounds the block sum to FP32 and adds it to the accumulator's.
+A row of PEs and a foot are leaves, emitted once. Every PE multiplies `pe_dot` activations with the weights that it
+keeps and adds the products exactly; the foot of a column adds its PEs, carries the wide sum from pass to pass where the
+array is shorter than a block, rounds the block sum to FP32 and adds it to the accumulator's.
 """
 
 from __future__ import annotations
@@ -144,10 +144,10 @@ class PeRow(wiring.Component):
 class ColumnFoot(wiring.Component):
     """The foot of one column.
 
-    Cycle F, `foot_cycles` after the activations stand at the PEs: valid, first (of a block: no carry), place (row of the
-    group). Then exponent (of the activations' scale and the unit), scale (of the weights), spoilt (a scale of NaN).
-    Cycle F + normalise_cycles: zero (start from +0), old (what the accumulator holds). value : the new
-    sum, fp32_add_cycles later.
+    Cycle F, 1 after the activations stand at the PEs, 2 where it adds several PEs: valid, first (of a block: no carry),
+    place (row of the group), exponent (of the activations' scale and the unit), scale (of the weights), spoilt (a scale
+    of NaN). Cycle F + normalise_cycles: zero (start from +0), old (what the accumulator holds). value : the new sum,
+    fp32_add_cycles later.
     """
 
     def __init__(self, chip: Chip) -> None:

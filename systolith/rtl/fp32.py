@@ -101,7 +101,7 @@ class Fp32Add(wiring.Component):
         self.cycles = cycles
         super().__init__({"x": In(32), "y": In(32), "value": Out(32)})
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Module:  # noqa: D102
         m = Module()
         p = Pipeline(m, 3, self.cycles)
         # Align: the larger magnitude first.
@@ -185,7 +185,7 @@ class Fp32Multiply(wiring.Component):
         self.cycles = cycles
         super().__init__({"x": In(32), "y": In(32), "value": Out(32)})
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Module:  # noqa: D102
         m = Module()
         p = Pipeline(m, 3, self.cycles)
         normal_x, normal_y = Signal(), Signal()
@@ -233,7 +233,7 @@ class Fp32Normalise(wiring.Component):
         self.bits, self.cycles = bits, cycles
         super().__init__({"total": In(signed(bits)), "exponent": In(signed(11)), "nan": In(1), "value": Out(32)})
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Module:  # noqa: D102
         m = Module()
         p = Pipeline(m, 2, self.cycles)
         width = max(self.bits, 26)

@@ -1,9 +1,9 @@
 """The matrix unit: MATMUL in the cycles of `isa.cycles.matmul`.
 
-Control keeps the time of the rule: a pass of tile i fires when the pass before it is over and its weights are loaded, the load of
-tile i + 1 begins as it fires. What a pass does follows at a fixed distance: rows of A are looked up in their
-index list (bank_cycles, needed or not), read (bank_cycles), decoded, multiplied, summed, rounded, and added to what
-the accumulator holds. The rule's way across the columns of an array (`array_skew_cycles`) is longer than that.
+Control keeps the time of the rule: the pass of a tile fires when the pass before it is over and its weights are loaded,
+and the next tile's load begins as it fires. What a pass does follows at a fixed distance: rows of A are looked up in
+their index list (bank_cycles, needed or not), read (bank_cycles), decoded, multiplied, summed, rounded, and added to
+what the accumulator holds. The rule's way across the columns of an array (`array_skew_cycles`) is longer than that.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .ports import ADDRESS_BITS, Port, command_layout, handshake, port_members
 from .walk import byte_offset
 from .weights import Place, Reach, Weights, load_table, weight_ports
 
-__all__ = ["MatrixUnit"]
+__all__ = ["MatrixUnit", "check"]
 
 TIME = 28
 """Bits of the cycles of a pass."""
@@ -41,23 +41,35 @@ def held(m: Module, value: Value, cycles: int, name: str) -> Value:
     return value
 
 
+def foot_cycles(chip: Chip) -> int:
+    """Cycles from the activations at the PEs to the sum at the foot of a column."""
+    return 1 if chip.pe_rows == 1 else 2
+
+
+def check(chip: Chip) -> None:
+    """Raise ConfigError for a chip whose arrays are not built."""
+    if chip.blocks_per_pass > 1 or chip.array_stack > 1:
+        raise ConfigError(
+            f"{chip.name}: array_rows={chip.array_rows} and array_stack={chip.array_stack}; the RTL has arrays of "
+            f"at most {BLOCK} rows that do not stand on each other, so write array_rows={BLOCK} and array_stack=1."
+        )
+    if chip.bank_cycles + 2 + foot_cycles(chip) > chip.array_skew_cycles:
+        raise ConfigError(
+            f"{chip.name}: bank_cycles={chip.bank_cycles} is too many for array_cols={chip.array_cols}; the RTL looks "
+            "up index lists while the rule counts the way across the columns: lower bank_cycles."
+        )
+
+
 class MatrixUnit(wiring.Component):
-    """Members: `ports.handshake("M")` and `ports.port_members(ports)`. Raises ConfigError where a chip is not built yet."""
+    """Members: `ports.handshake("M")` and `ports.port_members(ports)`.
+
+    Raises ConfigError for a chip whose arrays it does not build.
+    """
 
     def __init__(self, chip: Chip) -> None:
         self.chip = chip
-        if chip.blocks_per_pass > 1 or chip.array_stack > 1:
-            raise ConfigError(
-                f"{chip.name}: array_rows={chip.array_rows} and array_stack={chip.array_stack}; the RTL of the matrix unit has "
-                f"arrays of at most {BLOCK} rows that do not stand on each other, so use such a chip."
-            )
-        self.foot = 1 if chip.pe_rows == 1 else 2
-        """Cycles from the activations at the PEs to the sum at the foot of a column."""
-        if chip.bank_cycles + 2 + self.foot > chip.array_skew_cycles:
-            raise ConfigError(
-                f"{chip.name}: bank_cycles={chip.bank_cycles} is too many for array_cols={chip.array_cols}; the RTL looks "
-                "up index lists while the rule counts the way across the array's columns: lower bank_cycles."
-            )
+        check(chip)
+        self.foot = foot_cycles(chip)
         columns = chip.columns
         self.ports = [
             Port("a", Space.SPAD, chip.array_rows),
@@ -343,8 +355,8 @@ class MatrixUnit(wiring.Component):
                 signals[f"i_dot{j}"], signals[f"i_nan{j}"] = self.dots[j][n]
             m.submodules[f"foot{n}"] = leaf("systolith_foot", lambda: ColumnFoot(chip), **signals)
         m.d.comb += self.new_data.eq(Cat(*values))
-        # What the read is too early to see: sums that come out of the adders in the cycle of this one's addition, or came
-        # out up to bank_cycles ago. They may stand at other columns, where tiles of D overlap.
+        # What the read is too early to see: sums that come out of the adders as this one's addition begins, or came out
+        # up to bank_cycles ago. They may stand at other columns, where tiles of D overlap.
         newest: Value = self.old_data
         data: Value = self.new_data
         ages: list[tuple[Value, Value]] = []

@@ -67,7 +67,7 @@ class Place:
     def set(self, other: Place | None) -> list[Any]:
         """Assign another place, or the first row."""
         values = other.values() if other is not None else (0, 0, 0, 0)
-        return [mine.eq(theirs) for mine, theirs in zip(self.values(), values, strict=True)]  # type: ignore[attr-defined]
+        return [mine.eq(theirs) for mine, theirs in zip(self.values(), values, strict=True)]
 
     def after(self, m: Module, name: str, extent1: Value, stride0: Value, stride1: Value) -> Place:
         """Give the row after this one."""
@@ -75,10 +75,10 @@ class Place:
         m.d.comb += wraps.eq(self.i1 + 1 == extent1)
         new = Place(*(Signal(len(v), name=f"{name}_{i}") for i, v in enumerate(self.values())))
         m.d.comb += [
-            new.i0.eq(self.i0 + wraps),  # type: ignore[attr-defined]
-            new.i1.eq(Mux(wraps, 0, self.i1 + 1)),  # type: ignore[attr-defined]
-            new.part0.eq(Mux(wraps, self.part0 + stride0, self.part0)),  # type: ignore[attr-defined]
-            new.part1.eq(Mux(wraps, 0, self.part1 + stride1)),  # type: ignore[attr-defined]
+            new.i0.eq(self.i0 + wraps),
+            new.i1.eq(Mux(wraps, 0, self.i1 + 1)),
+            new.part0.eq(Mux(wraps, self.part0 + stride0, self.part0)),
+            new.part1.eq(Mux(wraps, 0, self.part1 + stride1)),
         ]
         return new
 
@@ -125,10 +125,9 @@ class Reach:
 class Weights:
     """The loader's data path; `MatrixUnit` says which tile, and when its load begins.
 
-    b : the operand. by_rows, col, k, count : the tile that loads (columns
-    before it, rows of K before it, columns in it), its load of `elements` a cycle begins in the cycle after `begin`.
-    to_start, to_next : the next tile begins at the first row or column again, or after this one's. swap : the next weights
-    become those in use.
+    b : the operand. by_rows, col, k, count : the tile that loads (columns before it, rows of K before it, columns in it);
+    its load of `elements` a cycle begins in the cycle after `begin`. to_start, to_next : the next tile begins at the
+    first row or column again, or after this one's. swap : the next weights become those in use.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""MATMULs on the matrix unit in Verilator, one after the other as fast as the unit takes them; what `isa` says of them."""
+"""MATMULs on the matrix unit in Verilator, as fast as it takes them, beside what `isa` says of them."""
 
 from __future__ import annotations
 
@@ -73,15 +73,18 @@ class MatrixBench:
         include = next(root.rglob("verilated.h")).parent
         sources = [str(p) for p in (folder / "obj").glob("*.cpp")]
         subprocess.run(
-            ["g++", "-O1", "-std=c++17", "-I", "obj", "-I", str(include), "-I", str(include / "vltstd"), "-DVM_TRACE=0",
-             "main.cpp", *sources, *map(str, library().glob("*.o")), "-lpthread", "-latomic", "-o", "bench"],
+            ["g++", "-O1", "-std=c++17", "-I", "obj", "-I", str(include), "-I", str(include / "vltstd"),
+             "-DVM_TRACE=0", "main.cpp", *sources, *map(str, library().glob("*.o")), "-lpthread", "-latomic", "-o", "bench"],
             cwd=folder, check=True, capture_output=True,
         )  # fmt: skip
 
     def run(
         self, memory: dict[Space, bytes], commands: list[int], delays: list[int]
     ) -> tuple[list[int], list[int], dict[Space, bytes]]:
-        """Start and end of each command, and the memories at the end. delays : cycles that a command waits though ready."""
+        """Start and end of each command, and the memories at the end.
+
+        delays : cycles that a command waits though the unit is ready
+        """
         c = self.chip
         sizes = [c.scratchpad_bytes, c.slots_bytes, c.accumulator_bytes]
         words = (self.layout.size + 31) // 32
@@ -246,7 +249,10 @@ int main() {
   uint32_t head[4];
   if (fread(head, 4, 4, stdin) != 4) return 1;
   const uint32_t n = head[0];
-  for (int i = 0; i < 3; i++) { mem[i].resize(head[1 + i]); if (fread(mem[i].data(), 1, head[1 + i], stdin) != head[1 + i]) return 1; }
+  for (int i = 0; i < 3; i++) {
+    mem[i].resize(head[1 + i]);
+    if (fread(mem[i].data(), 1, head[1 + i], stdin) != head[1 + i]) return 1;
+  }
   std::vector<uint32_t> commands(n * @WORDS@), delays(n), times(2 * n, 0);
   if (fread(commands.data(), 4, commands.size(), stdin) != commands.size()) return 1;
   if (fread(delays.data(), 4, n, stdin) != n) return 1;

