@@ -158,8 +158,8 @@ class ColumnFoot(wiring.Component):
             {f"dot{j}": In(signed(bits)) for j in range(chip.pe_rows)}
             | {f"nan{j}": In(1) for j in range(chip.pe_rows)}
             | {
-                "valid": In(1), "first": In(1), "place": In(range(CARRY_ROWS)), "exponent": In(EXPONENT), "scale": In(8),
-                "spoilt": In(1), "zero": In(1), "old": In(32), "value": Out(32),
+                "valid": In(1), "first": In(1), "place": In(range(CARRY_ROWS)), "exponent": In(EXPONENT),
+                "scale": In(8), "spoilt": In(1), "zero": In(1), "old": In(32), "value": Out(32),
             }
         )  # fmt: skip
 

@@ -125,7 +125,7 @@ class Reach:
 class Weights:
     """The loader's data path; `MatrixUnit` says which tile, and when its load begins.
 
-    b : the operand. by_rows, col, k, count : the tile that loads (columns before it, rows of K before it, columns in it);
+    b : the operand. by_rows, col, k, count : the tile that loads (columns before it, rows of K before it, its columns);
     its load of `elements` a cycle begins in the cycle after `begin`. to_start, to_next : the next tile begins at the
     first row or column again, or after this one's. swap : the next weights become those in use.
     """

