@@ -376,9 +376,9 @@ def copy(f: Ints, row: Ints, read: int, write: int, bursts: int, requests: int, 
 
 
 @rule
-def put(f: Ints, row: Ints, read: int, bursts: int, size: int, out: Ints) -> None:
-    """PUT: flits at the network's rate or the bank's, at least one, so that an empty one still counts as arrived."""
-    flits = max(1, read, ceil_div(size * f[NET_DEN], f[NET_NUM]))
+def put(f: Ints, row: Ints, beats: int, bursts: int, size: int, out: Ints) -> None:
+    """PUT: flits at the network's rate or the banks', at least one, so that an empty one still counts as arrived."""
+    flits = max(1, beats, ceil_div(size * f[NET_DEN], f[NET_NUM]))
     out[KIND] = SEND
     out[LEAD] = f[BANK]
     out[HOLD] = flits
@@ -425,7 +425,7 @@ def transfer(f: Ints, row: Ints, out: Ints) -> None:
     if row[OP] == _COPY:
         copy(f, row, read, write, bursts, requests, out)
     else:
-        put(f, row, read, bursts, size, out)
+        put(f, row, max(read, write), bursts, size, out)
 
 
 @rule

@@ -59,7 +59,7 @@ class Slice(wiring.Component):
         super().__init__(
             slice_members(chip)
             | {"run": In(1), "rank": In(16), "slices": In(16), "now": Out(TIME_BITS)}
-            | {"send": Out(1), "message": Out(MESSAGE), "piece": Out(layout), "sent": In(TIME_BITS)}
+            | {"send": Out(1), "message": Out(MESSAGE), "piece": Out(layout), "moving": Out(1), "sent": In(TIME_BITS)}
             | {"posts": In(SEMAPHORES), "net_idle": In(1)}
             | {f"write_{s}": In(layout) for s in range(chip.slices)}
         )
@@ -109,6 +109,8 @@ class Slice(wiring.Component):
                 getattr(sequencer, f"full_{q}").eq(queue.full),
                 queue.push.eq(getattr(sequencer, f"push_{q}")),
                 queue.entry.eq(getattr(sequencer, f"entry_{q}")),
+                queue.copied.eq(sequencer.copied),
+                queue.copy.eq(getattr(sequencer, f"copy_{q}")),
                 queue.tokens.eq(semaphores.tokens),
                 queue.now.eq(now),
                 getattr(semaphores, f"take_{q}").eq(queue.take),
@@ -129,7 +131,7 @@ class Slice(wiring.Component):
                 m.d.comb += queue.done.eq(unit.done)
         m.d.comb += [
             sequencer.idle.eq(idle), collective.now.eq(now), self.send.eq(collective.send),
-            self.message.eq(collective.message), self.piece.eq(collective.piece), collective.sent.eq(self.sent),
+            self.message.eq(collective.message), self.piece.eq(collective.piece), self.moving.eq(collective.moving), collective.sent.eq(self.sent),
             host.look.eq(self.look), host.look_space.eq(self.look_space), host.look_addr.eq(self.look_addr),
             self.look_data.eq(host.look_data), self.ring_words.eq(engines["S"].ring_words),
             self.ring_data.eq(engines["S"].ring_data), self.ring_last.eq(engines["S"].ring_last),
@@ -213,7 +215,7 @@ class ChipTop(wiring.Component):
             m.d.comb += [
                 part.run.eq(self.run & (r < self.slices)), part.rank.eq(r), part.slices.eq(self.slices),
                 getattr(network, f"send_{r}").eq(part.send), getattr(network, f"message_{r}").eq(part.message),
-                getattr(network, f"piece_{r}").eq(part.piece), part.sent.eq(getattr(network, f"sent_{r}")),
+                getattr(network, f"piece_{r}").eq(part.piece), getattr(network, f"moving_{r}").eq(part.moving), part.sent.eq(getattr(network, f"sent_{r}")),
                 part.posts.eq(getattr(network, f"posts_{r}")), part.net_idle.eq(getattr(network, f"idle_{r}")),
             ]  # fmt: skip
             m.d.comb += [getattr(part, f"write_{s}").eq(getattr(network, f"write_{s}_{r}")) for s in range(n)]

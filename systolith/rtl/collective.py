@@ -19,6 +19,7 @@ from systolith.isa.registry import layout_of
 from systolith.spec import SEMAPHORES, Chip
 
 from .counts import Counts
+from .leaf import leaf_of
 from .mover import Mover
 from .ports import Port, handshake, port_members
 from .queue import TIME_BITS
@@ -50,7 +51,7 @@ class CollectiveUnit(wiring.Component):
     """Members: `handshake("C")`, memory ports, and
 
     send, message : a PUT has started in the cycle before. sent : in, when its egress is free again (that cycle).
-    piece : a write on its way out. fault : a destination that is not the scratchpad.
+    piece : a write on its way out. moving : more are to come. fault : a destination that is not the scratchpad.
     """
 
     def __init__(self, chip: Chip) -> None:
@@ -67,6 +68,7 @@ class CollectiveUnit(wiring.Component):
                 "message": Out(MESSAGE),
                 "sent": In(TIME_BITS),
                 "piece": Out(piece_layout(chip)),
+                "moving": Out(1),
                 "fault": Out(1),
             }
         )
@@ -76,12 +78,17 @@ class CollectiveUnit(wiring.Component):
         chip, bank, n = self.chip, int(F.facts(self.chip)[F.BANK]), self.chip.bank_bytes
         held = Signal(self.command.shape())
         busy, fresh, moving = Signal(), Signal(), Signal()
-        counts = m.submodules.counts = Counts(chip)
+        counts = Counts(chip)
+        leaf_of(m, "systolith_counts", counts)
         m.d.comb += [counts.restart.eq(self.start), counts.put.eq(1), counts.d.eq(held.d), counts.a.eq(held.a)]
         m.d.sync += fresh.eq(self.start)
         a = held.a
         empty = (a.ext0 == 0) | (a.ext1 == 0) | (a.ext2 == 0)
-        m.d.comb += [self.done.eq(busy & ~fresh & (self.now == self.sent)), self.ready.eq(~busy | self.done)]
+        m.d.comb += [
+            self.moving.eq(moving),
+            self.done.eq(busy & ~fresh & (self.now >= self.sent) & ~moving),
+            self.ready.eq(~busy | self.done),
+        ]
         with m.If(self.start):
             m.d.sync += [held.eq(self.command), busy.eq(1), moving.eq(1)]
         with m.Elif(self.done):
@@ -101,7 +108,8 @@ class CollectiveUnit(wiring.Component):
         ]  # fmt: skip
         with m.If(fresh & (held.d.space != Space.SPAD)):
             m.d.sync += self.fault.eq(1)
-        mover = m.submodules.mover = Mover(n, put=True)
+        mover = Mover(n, put=True)
+        leaf_of(m, "systolith_mover_put", mover)
         # An index list of a PUT has no lead to be read in: its first entry costs the mover a cycle.
         listed = Signal()
         m.d.sync += listed.eq(Mux(self.start, ~(self.command.d.via | self.command.a.via), 1))
@@ -151,7 +159,7 @@ class CollectiveUnit(wiring.Component):
 class Network(wiring.Component):
     """Joins the collective units of all slices.
 
-    For each slice R: send_R, message_R, piece_R in; sent_R out; write_S_R out: the write that sender S makes in R, after
+    For each slice R: send_R, message_R, piece_R, moving_R in; sent_R out; write_S_R out: the write that sender S makes in R, after
     the network's latency; posts_R out: tokens of its arrivals; idle_R: nothing is on its way to R after this cycle.
     slices : in, how many take part. now : in.
     """
@@ -162,6 +170,7 @@ class Network(wiring.Component):
         layout = piece_layout(chip)
         for r in range(self.n):
             members |= {f"send_{r}": In(1), f"message_{r}": In(MESSAGE), f"piece_{r}": In(layout)}
+            members[f"moving_{r}"] = In(1)
             members |= {f"sent_{r}": Out(TIME_BITS), f"posts_{r}": Out(SEMAPHORES), f"idle_{r}": Out(1)}
             members |= {f"write_{s}_{r}": Out(layout) for s in range(self.n)}
         super().__init__(members)
@@ -172,6 +181,7 @@ class Network(wiring.Component):
         latency, bank = int(f[F.NET_LATENCY]), int(f[F.BANK])
         ingress: list[Any] = [Signal(TIME_BITS, name=f"ingress{r}") for r in range(self.n)]
         registers = list(ingress)
+        self._unsettled = [Signal(name=f"unsettled_{s}") for s in range(self.n)]
         waits: list[list[Any]] = [[] for _ in range(self.n)]
         for s in range(self.n):
             send, message = getattr(self, f"send_{s}"), getattr(self, f"message_{s}")
@@ -194,6 +204,11 @@ class Network(wiring.Component):
                     m.d.comb += named.eq(sent)
                     sent = named
                 waits[r].append(self._pending(m, s, r, mine, message, begin + message.flits + bank))
+            # A source whose rows are slower to walk than the rule counts holds its arrivals back.
+            moving = getattr(self, f"moving_{s}")
+            late = Signal(latency + bank + 1, name=f"late_{s}")
+            m.d.sync += late.eq(Cat(moving, late))
+            m.d.comb += self._unsettled[s].eq(moving | (late[: latency + bank] != 0))
             kept = Signal(TIME_BITS, name=f"kept_{s}")
             with m.If(send):
                 m.d.sync += kept.eq(sent)
@@ -213,7 +228,7 @@ class Network(wiring.Component):
         m.d.comb += [
             new.time.eq(time), new.arrive.eq(message.arrive), new.sem.eq(message.sem),
             new.counter.eq(message.counter), new.expect.eq(message.expect), first.eq(Array(Value.cast(x) for x in slots)[head]),
-            pop.eq((head != tail) & (first.time <= self.now)),
+            pop.eq((head != tail) & (first.time <= self.now) & ~(((head + 1)[: len(head)] == tail) & self._unsettled[s])),
         ]  # fmt: skip
         with m.If(push), m.Switch(tail):
             for i in range(_PENDING):

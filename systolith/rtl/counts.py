@@ -21,6 +21,9 @@ from .ports import OPERAND
 
 __all__ = ["Counts"]
 
+COUNTED = 4
+"""Runs at unequal places of a burst that are counted in a cycle."""
+
 
 def up(value: Any, by: int) -> Any:
     """Quotient rounded up by a power of two."""
@@ -74,7 +77,7 @@ class Counts(wiring.Component):
             self.bursts.eq(Mux(a_dram, pieces["a"], Mux(d_dram, pieces["d"], 0))),
             self.requests.eq(Mux(a_dram, runs["a"], Mux(d_dram, runs["d"], 0))),
         ]
-        most = Signal(32)
+        most = Signal(32)  # A PUT to memory counts its reads alone: the channel takes its bursts.
         m.d.comb += [
             most.eq(Mux(read < write, write, read)),
             self.beats.eq(Mux((self.bursts == 0) & same, read + write, most)),
@@ -83,7 +86,7 @@ class Counts(wiring.Component):
         flits, least_flits = Signal(40), Signal(40)
         m.d.comb += [
             least_flits.eq((size * den + (number - 1)) // number),
-            flits.eq(Mux(least_flits < read, read, least_flits)),
+            flits.eq(Mux(least_flits < most, most, least_flits)),
             self.flits.eq(Mux(flits == 0, 1, flits)),
         ]
         # Pace of a burst: the channel's, the slower of requests and beats, or what latency and bursts in flight allow.
@@ -146,7 +149,7 @@ class Counts(wiring.Component):
         chip_side = signal(44, "pieces", pieces)
         # In memory pieces lie at multiples of a burst: all rows alike, or counted one by one.
         alike: list[Any] = []
-        regular: Any = Const(1)
+        evens: list[Any] = []
         steps = []
         for part, base in ((0, side.base), (1, side.sbase)):
             b0 = signal_s(m, f"{name}_b0_{part}", sized(s0) if part == 0 else s0 >> 5)
@@ -155,37 +158,57 @@ class Counts(wiring.Component):
             first = base % burst
             alike.append((first + sizes[part] - 1 + burst) // burst)
             even = ((b0 % burst == 0) | (n0 == 1)) & ((b1 % burst == 0) | (n1 == 1))
-            regular = regular & (even | Const(part) & ~side.scale)
-        closed = signal(44, "closed", runs * (alike[0] + Mux(side.scale, alike[1], 0)))
+            evens.append(signal(1, f"even{part}", even))
         is_dram = side.space == Space.DRAM
-        # One run a cycle: places inside a burst are all that counts.
-        bits = burst.bit_length() - 1
-        i0, i1, part = Signal(21, name=f"{name}_i0"), Signal(40, name=f"{name}_i1"), Signal(name=f"{name}_part")
-        place0, place1 = Signal(bits, name=f"{name}_p0"), Signal(bits, name=f"{name}_p1")
-        counted, busy = Signal(44, name=f"{name}_counted"), Signal(name=f"{name}_busy")
+        # Places inside a burst are all that counts. Codes and scales side by side, COUNTED runs a cycle.
         fresh = Signal(name=f"{name}_fresh")
         m.d.sync += fresh.eq(self.restart)
-        here = Mux(part, side.sbase, side.base)[:bits] + place0 + place1
-        span = (here[:bits] + Mux(part, sizes[1], sizes[0]) - 1 + burst) // burst
-        with m.If(fresh):
-            m.d.sync += [i0.eq(0), i1.eq(0), part.eq(0), place0.eq(0), place1.eq(0), counted.eq(0)]
-            m.d.sync += busy.eq(is_dram & ~regular & (runs != 0))
-        with m.Elif(busy):
-            m.d.sync += [counted.eq(counted + span), i1.eq(i1 + 1), place1.eq(place1 + Mux(part, steps[1][1], steps[0][1]))]
-            with m.If(i1 + 1 == n1):
-                m.d.sync += [i1.eq(0), place1.eq(0), i0.eq(i0 + 1)]
-                m.d.sync += place0.eq(place0 + Mux(part, steps[1][0], steps[0][0]))
-                with m.If(i0 + 1 == n0):
-                    m.d.sync += [i0.eq(0), place0.eq(0), part.eq(1)]
-                    with m.If(part | ~side.scale):
-                        m.d.sync += busy.eq(0)
-        odd = is_dram & ~regular & (runs != 0)
+        counts: list[Any] = []
+        working: Any = Const(0)
+        for part, base in ((0, side.base), (1, side.sbase)):
+            wanted = is_dram & (runs != 0) & ~evens[part] & (Const(1) if part == 0 else side.scale)
+            counted, busy = self._count(m, f"{name}_{part}", fresh, wanted, base, sizes[part], n0, n1, steps[part])
+            closed = signal(44, f"closed{part}", runs * alike[part])
+            counts.append(Mux(evens[part], closed, counted))
+            working = working | (wanted & (busy | fresh))
+        bursts = counts[0] + Mux(side.scale, counts[1], 0)
         return {
-            "pieces": Mux(is_dram, Mux(runs == 0, 0, Mux(odd, counted, closed)), chip_side),
+            "pieces": Mux(is_dram, Mux(runs == 0, 0, bursts), chip_side),
             "runs": Mux(runs == 0, 0, total_runs),
             "size": size,
-            "busy": odd & (busy | fresh),
+            "busy": working,
         }
+
+    def _count(
+        self, m: Module, name: str, fresh: Any, wanted: Any, base: Any, size: Any, n0: Any, n1: Any, steps: Any
+    ) -> tuple[Any, Any]:
+        """Count the bursts that runs touch, one after another: the count, and whether it goes on."""
+        burst = int(self.f[F.BURST])
+        bits = burst.bit_length() - 1
+        i0, i1 = Signal(21, name=f"{name}_i0"), Signal(40, name=f"{name}_i1")
+        place0, place1 = Signal(bits, name=f"{name}_p0"), Signal(bits, name=f"{name}_p1")
+        counted, busy = Signal(44, name=f"{name}_counted"), Signal(name=f"{name}_busy")
+        state: list[Any] = [i0, i1, place0, place1, counted, busy]
+        for k in range(COUNTED):
+            j0, j1, p0, p1, total, going = state
+            here = (base[:bits] + p0 + p1)[:bits]
+            row_ends = j1 + 1 == n1
+            after = [
+                Mux(row_ends, j0 + 1, j0), Mux(row_ends, 0, j1 + 1), Mux(row_ends, p0 + steps[0], p0),
+                Mux(row_ends, 0, p1 + steps[1]), total + ((here + size - 1 + burst) >> bits),
+                going & ~(row_ends & (j0 + 1 == n0)),
+            ]  # fmt: skip
+            new = []
+            for old, value, what in zip(state, after, ("i0", "i1", "p0", "p1", "n", "go"), strict=True):
+                s = Signal(len(old), name=f"{name}_{what}{k}")
+                m.d.comb += s.eq(Mux(going, value, old))
+                new.append(s)
+            state = new
+        with m.If(fresh):
+            m.d.sync += [i0.eq(0), i1.eq(0), place0.eq(0), place1.eq(0), counted.eq(0), busy.eq(wanted)]
+        with m.Else():
+            m.d.sync += [old.eq(new) for old, new in zip((i0, i1, place0, place1, counted, busy), state, strict=True)]
+        return counted, busy
 
 
 def signal_s(m: Module, name: str, value: Any) -> Signal:

@@ -23,7 +23,7 @@ Ints = npt.NDArray[np.int64]
 OnRing = Callable[[int, tuple[int, ...]], None]
 
 FAULTS: Final = {
-    1: "CEILDIV by 0", 2: "ADV leaves its field, or moves by more than a ring", 3: "a word that no unit knows",
+    1: "CEILDIV by 0", 2: "ADV leaves its field", 3: "a word that no unit knows",
     16: "a semaphore left 0..255", 32: "PUT to something else than the scratchpad",
 }  # fmt: skip
 """Causes in the fault register of a slice; those from 16 on are bits of their own."""

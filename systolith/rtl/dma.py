@@ -18,6 +18,7 @@ from systolith.isa.registry import BY_NAME, layout_of
 from systolith.spec import Chip
 
 from .counts import Counts
+from .leaf import leaf_of
 from .mover import Mover, least
 from .ports import Port, command_layout, port_members
 from .queue import TIME_BITS
@@ -101,7 +102,8 @@ class DmaEngine(wiring.Component):
         # Set-up: one instruction.
         self.held = held = Signal(command_layout(self.queue))
         self.busy, self.kind, self.started = Signal(), Signal(2), Signal(TIME_BITS)
-        counts = m.submodules.counts = Counts(self.chip)
+        counts = Counts(self.chip)
+        leaf_of(m, "systolith_counts", counts)
         ring = held.op == _RING
         m.d.comb += [counts.restart.eq(self.start), counts.d.eq(held.d), counts.a.eq(held.a)]
         nothing = Signal()
@@ -255,7 +257,8 @@ class DmaEngine(wiring.Component):
         none = self.mov == self.tail
         flight = data.View(stored.shape(), Mux(none, Value.cast(fresh), Value.cast(stored)))
         m.d.comb += get.addr.eq(self.mov)
-        mover = m.submodules.mover = Mover(self.piece)
+        mover = Mover(self.piece)
+        leaf_of(m, "systolith_mover", mover)
         command, ring = flight.command, flight.command.op == _RING
         m.d.comb += [
             mover.a.eq(command.a), mover.d.eq(Mux(ring, Value.cast(command.a), Value.cast(command.d))),

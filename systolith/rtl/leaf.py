@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from amaranth.hdl import Instance
+from amaranth.hdl import ClockSignal, Instance, ResetSignal, Value
+from amaranth.lib.wiring import In
 
-__all__ = ["collect", "leaf", "text_leaf"]
+__all__ = ["collect", "leaf", "leaf_of", "text_leaf"]
 
 _components: dict[str, tuple[Callable[[], Any], bool]] = {}
 _texts: dict[str, str] = {}
@@ -25,6 +26,17 @@ def leaf(name: str, make: Callable[[], Any], *, whole: bool = True, **ports: Any
     """
     _components.setdefault(name, (make, whole))
     return Instance(name, **ports)
+
+
+def leaf_of(m: Any, name: str, component: Any, *, whole: bool = True) -> None:
+    """Stand module `name` in for a component with a signature: its members are joined to the leaf's ports.
+
+    The members stay usable as signals; leaves of one name must be made alike.
+    """
+    ports: dict[str, Any] = {"i_clk": ClockSignal(), "i_rst": ResetSignal()}
+    for path, member, value in component.signature.flatten(component):
+        ports[f"{'i' if member.flow == In else 'o'}_{'__'.join(map(str, path))}"] = Value.cast(value)
+    m.submodules += leaf(name, lambda: component, whole=whole, **ports)
 
 
 def text_leaf(name: str, text: Callable[[], str], **ports: Any) -> Instance:

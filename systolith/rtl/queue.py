@@ -18,7 +18,7 @@ from systolith.spec import SEMAPHORES, Chip
 
 from .ports import COMMANDS, command_layout
 
-__all__ = ["DESCRIPTOR", "RIDERS", "Queue", "entry_layout"]
+__all__ = ["COPY", "DESCRIPTOR", "LETTERS", "RIDERS", "Queue", "entry_layout"]
 
 DESCRIPTOR: Final = data.StructLayout(
     {name.replace("[", "").replace("]", ""): signed(bits) if sign else unsigned(bits) for name, bits, sign in FIELDS}
@@ -36,22 +36,27 @@ _GOVERNS: Final = {"W": "d", "L": "d", "S": "d", "V": "a", "M": "ab", "C": ""}
 
 
 def entry_layout(queue: str) -> data.StructLayout:
-    """What dispatch puts into a queue."""
-    members: dict[str, Any] = {"op": 6, "pc": 16, "wait": SEMAPHORES, "post": SEMAPHORES, "fields": 50}
+    """What dispatch puts into a queue beside the descriptors."""
+    members: dict[str, Any] = {"op": 6, "pc": 16, "wait": SEMAPHORES, "post": SEMAPHORES, "fields": 50, "present": 6}
     if queue == "M":
         members["zero"] = 1
     if queue == "V":
         members |= {"r_hi": 32, "r_j": 32, "r_w": 32}
     if queue == "C":
         members["cell"] = 6
-    for letter in COMMANDS[queue].lower():
-        members |= {f"{letter}_present": 1, letter: DESCRIPTOR, f"{letter}_list": 40}
     return data.StructLayout(members)
 
 
-def resolve(m: Module, queue: Any, entry: Any, letter: str, out: Any) -> None:
+LETTERS: Final = "dabcef"
+"""Operands in the order in which dispatch copies them; bit i of `present` is letter i."""
+
+COPY: Final = data.StructLayout({"d": DESCRIPTOR, "list": 40})
+"""A descriptor as it is copied, with the base of its index list."""
+
+
+def resolve(m: Module, queue: Any, present: Any, copy: Any, letter: str, out: Any) -> None:
     """Resolve an operand of the head: cells into base and extent, all zero where it is absent."""
-    d = entry[letter]
+    d = copy.d
     shift, move = Signal(32, name=f"{letter}_shift"), Signal(signed(66), name=f"{letter}_move")
     byte_move = Signal(signed(66), name=f"{letter}_bytes")
     extent = Signal(32, name=f"{letter}_extent")
@@ -69,7 +74,7 @@ def resolve(m: Module, queue: Any, entry: Any, letter: str, out: Any) -> None:
             m.d.comb += byte_move.eq(move << 2)
         with m.Default():
             m.d.comb += byte_move.eq(move)
-    with m.If(entry[f"{letter}_present"]):
+    with m.If(present):
         m.d.comb += [
             out.present.eq(1),
             out.space.eq(d.space),
@@ -86,7 +91,7 @@ def resolve(m: Module, queue: Any, entry: Any, letter: str, out: Any) -> None:
             out.via.eq(d.via != 0),
             out.unit.eq(d.unit),
             out.row.eq(Mux(d.via == 0, 0, shift)),
-            out.list.eq(entry[f"{letter}_list"]),
+            out.list.eq(copy.list),
         ]
 
 
@@ -94,7 +99,8 @@ class Queue(wiring.Component):
     """A queue of `Chip.queue_depth` entries.
 
     Members, beside those of `ports.handshake` turned round:
-    push, entry : dispatch writes an entry; it can start in the next cycle. full : the level of the cycle before.
+    copied, copy : dispatch writes a descriptor into the entry after the last, for operand i of COMMANDS where bit i of
+    copy is set. push, entry : it writes the rest; the entry can start in the next cycle. full : the level of the cycle before.
     tokens : semaphores that have one. take : those that the head takes as it starts. now : cycle.
     posts0 .. posts3 : masks of instructions that end in this cycle.
     settle, settle_end : the first instruction without an end ends at that cycle or later (DMA); else `done` is now.
@@ -108,6 +114,8 @@ class Queue(wiring.Component):
         members: dict[str, Any] = {
             "push": In(1),
             "entry": In(entry_layout(name)),
+            "copied": In(COPY),
+            "copy": In(len(COMMANDS[name])),
             "full": Out(1),
             "tokens": In(SEMAPHORES),
             "now": In(TIME_BITS),
@@ -136,25 +144,20 @@ class Queue(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        head, tail = Signal(range(self.depth)), Signal(range(self.depth))
+        slots = self.depth + 1  # one more than counts: copies go on while the queue is full
+        head, tail = Signal(range(slots)), Signal(range(slots))
         count = Signal(range(self.depth + 1))
-        layout = entry_layout(self.name)
-        store = m.submodules.store = memory.Memory(shape=unsigned(layout.size), depth=self.depth, init=[])
-        write, read = store.write_port(), store.read_port(domain="comb")
-        entry = data.View(layout, read.data)
-        m.d.comb += [
-            self.full.eq(count == self.depth),
-            write.en.eq(self.push),
-            write.addr.eq(tail),
-            write.data.eq(Value.cast(self.entry)),
-            read.addr.eq(head),
-            self.valid.eq(count != 0),
+        entry = data.View(entry_layout(self.name), self._store(m, "words", self.push, self.entry, head, tail))
+        self.copies = [
+            data.View(COPY, self._store(m, f"copies_{letter}", self.copy[i], self.copied, head, tail))
+            for i, letter in enumerate(COMMANDS[self.name].lower())
         ]
+        m.d.comb += [self.full.eq(count == self.depth), self.valid.eq(count != 0)]
         with m.If(self.push):
-            m.d.sync += tail.eq(Mux(tail == self.depth - 1, 0, tail + 1))
+            m.d.sync += tail.eq(Mux(tail == self.depth, 0, tail + 1))
         go = Signal()
         with m.If(go):
-            m.d.sync += head.eq(Mux(head == self.depth - 1, 0, head + 1))
+            m.d.sync += head.eq(Mux(head == self.depth, 0, head + 1))
         m.d.sync += count.eq(count + self.push - go)
         self._resolve(m, entry)
         free = Signal()
@@ -172,6 +175,16 @@ class Queue(wiring.Component):
         self._flights(m, go, entry.post, free, count)
         return m
 
+    def _store(self, m: Module, name: str, en: Any, value: Any, head: Any, tail: Any) -> Any:
+        """A part of every entry: written at the tail, read at the head."""
+        width = len(Value.cast(value))
+        store = m.submodules[name] = memory.Memory(shape=unsigned(width), depth=self.depth + 1, init=[])
+        write, read = store.write_port(), store.read_port(domain="comb")
+        m.d.comb += [
+            write.en.eq(en), write.addr.eq(tail), write.data.eq(Value.cast(value)), read.addr.eq(head)
+        ]  # fmt: skip
+        return read.data
+
     def _resolve(self, m: Module, entry: Any) -> None:
         """Make the command of the head."""
         command = self.command
@@ -183,8 +196,8 @@ class Queue(wiring.Component):
         if self.name == "C":
             m.d.comb += self.first_cell.eq(entry.cell)
             m.d.comb += command.first.eq(Mux(entry.cell == 0, 0, self.first_value))
-        for letter in COMMANDS[self.name].lower():
-            resolve(m, self, entry, letter, command[letter])
+        for copy, letter in zip(self.copies, COMMANDS[self.name].lower(), strict=True):
+            resolve(m, self, entry.present[LETTERS.index(letter)], copy, letter, command[letter])
         nothing: Any = entry.op == _SYNC
         ring = entry.op == BY_NAME["RING"].OPCODE
         for letter in _GOVERNS[self.name]:

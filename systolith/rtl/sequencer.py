@@ -30,13 +30,12 @@ from systolith.spec import (
 
 from .memory import WordMemory
 from .ports import COMMANDS
-from .queue import DESCRIPTOR, TIME_BITS, entry_layout
+from .queue import COPY, DESCRIPTOR, LETTERS, TIME_BITS, entry_layout
 
 __all__ = ["Sequencer"]
 
 PC: Final = 16
 _OP: Final = {name: record.OPCODE for name, record in BY_NAME.items()}
-_LETTERS: Final = "dabcef"
 FILE: Final = data.StructLayout({"d": DESCRIPTOR, "base0": 40, "sbase0": 40})
 """A descriptor register: what DESC and ADV made of it, and where its ring starts."""
 
@@ -55,7 +54,7 @@ class Sequencer(wiring.Component):
     word_we, word_addr, word_data; const_we, const_addr, const_data : program memory, written before the start.
     full_Q, idle : from the queues. push_Q, entry_Q : to them. tokens, take : semaphores, for READX. cell out, cell_value in : READX's.
     halted, cause, halt_time : the end. issued : a word completes; issued_pc : its number.
-    fault : 1 CEILDIV by 0, 2 ADV out of its field or more than a ring's length, 3 a word that no unit knows.
+    fault : 1 CEILDIV by 0, 2 ADV out of its field, 3 a word that no unit knows.
     """
 
     def __init__(self, chip: Chip) -> None:
@@ -85,9 +84,11 @@ class Sequencer(wiring.Component):
             "issued_pc": Out(PC),
             "full_stall": Out(1),
             "fault": Out(4),
+            "copied": Out(COPY),
         }
         for q in QUEUES:
             members |= {f"push_{q}": Out(1), f"full_{q}": In(1), f"entry_{q}": Out(entry_layout(q))}
+            members[f"copy_{q}"] = Out(len(COMMANDS[q]))
         super().__init__(members)
 
     def elaborate(self, platform: object) -> Module:
@@ -196,20 +197,18 @@ class Sequencer(wiring.Component):
             with m.Default():
                 m.d.comb += position.eq(bytes_in)
         m.d.comb += inside.eq(position + step)
-        fault = Signal()
         base, sbase = Signal(signed(68)), Signal(signed(68))
         with m.If(wrap == 0):
             m.d.comb += [delta.eq(step), base.eq(e.d.base), sbase.eq(e.d.sbase)]
         with m.Else():
             m.d.comb += [base.eq(e.base0), sbase.eq(e.sbase0)]
-            with m.If(inside < 0):
-                m.d.comb += delta.eq(inside + wrap)
-            with m.Elif(inside >= wrap):
-                m.d.comb += delta.eq(inside - wrap)
-            with m.Else():
-                m.d.comb += delta.eq(inside)
-            with m.If((delta < 0) | (delta >= wrap)):
-                m.d.comb += fault.eq(1)
+            # Modulo for both signs. Programs move by any number of rings, so this is a division in one cycle.
+            size, rest = Signal(63), Signal(32)
+            m.d.comb += [
+                size.eq(Mux(inside < 0, -inside, inside)),
+                rest.eq(size % Mux(wrap == 0, 1, wrap)),
+                delta.eq(Mux((inside < 0) & (rest != 0), wrap - rest, rest)),
+            ]
         bytes_out, new_base = Signal(signed(68)), Signal(signed(68))
         with m.Switch(e.d.format):
             with m.Case(0):
@@ -232,7 +231,7 @@ class Sequencer(wiring.Component):
                 m.d.comb += moved.d.sbase.eq(sbase + (delta >> 5))
             with m.Else():
                 m.d.comb += moved.d.sbase.eq(sbase)
-            with m.If(now & (fault | (new_base < 0) | (new_base >= 1 << 40))):
+            with m.If(now & ((new_base < 0) | (new_base >= 1 << 40))):
                 m.d.sync += self.fault.eq(2)
 
     # --- words ---
@@ -251,7 +250,7 @@ class Sequencer(wiring.Component):
             for name, letters in (("COPY", "da"), ("MATMUL", "dab"), ("PUT", "da"), ("RING", "a"), ("TOPK", "dae"),
                                   ("GROUP", "dabe"), ("PICK", "dabcf"), ("SYNC", "")):  # fmt: skip
                 with m.Case(_OP[name]):
-                    m.d.comb += present.eq(sum(1 << _LETTERS.index(letter) for letter in letters))
+                    m.d.comb += present.eq(sum(1 << LETTERS.index(letter) for letter in letters))
                     home = {"MATMUL": 2, "TOPK": 3, "GROUP": 3, "PICK": 3, "PUT": 5, "RING": 4}.get(name)
                     m.d.comb += queue.eq(on_copy if name == "COPY" else on_sync if name == "SYNC" else home)
             with m.Case(_OP["VEC"]):
@@ -275,8 +274,7 @@ class Sequencer(wiring.Component):
             with m.If(bit[i]):
                 m.d.comb += index.eq(source)
         m.d.comb += self.copy_index.eq(index)
-        staged = [Signal(DESCRIPTOR, name=f"staged_{x}") for x in _LETTERS]
-        staged_list = [Signal(40, name=f"staged_list_{x}") for x in _LETTERS]
+        m.d.comb += [self.copied.d.eq(self.entry.d), self.copied.list.eq(self.list_base)]
         enough = Signal()
         m.d.comb += enough.eq(Mux(fresh, chip.issue_cycles == 1, step >= chip.issue_cycles - 1))
         full = Signal()
@@ -285,9 +283,6 @@ class Sequencer(wiring.Component):
                 m.d.comb += full.eq(getattr(self, f"full_{name}"))
         is_queue, last = queue != 6, (left & ~bit) == 0
         with m.If(self.running & is_queue):
-            for i in range(6):
-                with m.If(bit[i]):
-                    m.d.sync += [staged[i].eq(self.entry.d), staged_list[i].eq(self.list_base)]
             with m.If(~last):
                 m.d.sync += todo.eq(left & ~bit)
             with m.Else():
@@ -298,11 +293,11 @@ class Sequencer(wiring.Component):
         push = self.running & is_queue & last & enough & ~full
         m.d.comb += self.full_stall.eq(self.running & is_queue & last & enough & full)
         for q, name in enumerate(QUEUES):
-            self._entry(m, name, push & (queue == q), present, bit, staged, staged_list)
+            self._entry(m, name, push & (queue == q), self.running & (queue == q), present, bit)
         self._own(m, op, push, enough, fresh)
 
-    def _entry(self, m: Module, name: str, push: Any, present: Any, bit: Any, staged: Any, lists: Any) -> None:
-        """Fill the entry of a queue from the word, what was copied, and what is read now."""
+    def _entry(self, m: Module, name: str, push: Any, mine: Any, present: Any, bit: Any) -> None:
+        """Fill the entry of a queue: a descriptor a cycle, and with the last one the word."""
         entry, word = getattr(self, f"entry_{name}"), self.word
         m.d.comb += [
             getattr(self, f"push_{name}").eq(push),
@@ -312,13 +307,9 @@ class Sequencer(wiring.Component):
             entry.post.eq(word[74:98]),
             entry.fields.eq(word[:50]),
         ]
-        for letter in COMMANDS[name].lower():
-            i = _LETTERS.index(letter)
-            m.d.comb += [
-                entry[f"{letter}_present"].eq(present[i]),
-                entry[letter].eq(Mux(bit[i], self.entry.d, staged[i])),
-                entry[f"{letter}_list"].eq(Mux(bit[i], self.list_base, lists[i])),
-            ]
+        for k, letter in enumerate(COMMANDS[name].lower()):
+            m.d.comb += getattr(self, f"copy_{name}")[k].eq(mine & bit[LETTERS.index(letter)])
+        m.d.comb += entry.present.eq(present)
         if name == "M":
             zero = field(word, "MATMUL", "zero")
             m.d.comb += entry.zero.eq((zero == 1) | ((zero == 2) & self.first_iteration))
