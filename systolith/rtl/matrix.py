@@ -298,8 +298,8 @@ class MatrixUnit(wiring.Component):
         for j in range(chip.pe_rows):
             mine = range(j * chip.pe_dot, (j + 1) * chip.pe_dot)
             signals: dict[str, Any] = {
-                "i_clk": ClockSignal(), "i_x": Cat(*(xs[r] for r in mine)), "i_go": go, "i_swap": self.swap,
-                "i_form": self.swap_form,
+                "i_clk": ClockSignal(), "i_rst": ResetSignal(), "i_x": Cat(*(xs[r] for r in mine)), "i_go": go,
+                "i_swap": self.swap, "i_form": self.swap_form,
             }  # fmt: skip
             row = []
             for n in range(chip.columns):
