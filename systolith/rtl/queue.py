@@ -1,4 +1,5 @@
-"""An in-order queue before a unit: entries with copied descriptors, the head resolved, started instructions till they end.
+"""An in-order queue before a unit: entries with copied descriptors, the head resolved, started instructions till
+they end.
 
 The head starts when its tokens are there and its unit is ready. What does nothing (SYNC, an empty extent) ends in the
 cycle after its start, and like everything no earlier than the one before it.
@@ -26,13 +27,24 @@ DESCRIPTOR: Final = data.StructLayout(
 """A packed descriptor; `ext[0]` is `ext0`."""
 
 IN_FLIGHT: Final = 8
-"""Started instructions of a queue whose ends are still to come; a start waits where there are as many."""
+"""Started instructions of a queue whose ends are still to come, at least; a start waits where there are as many."""
 RIDERS: Final = 4
 """Instructions of a queue that may end in one cycle."""
 TIME_BITS: Final = 40
 
 _SYNC, _PUT = BY_NAME["SYNC"].OPCODE, BY_NAME["PUT"].OPCODE
 _GOVERNS: Final = {"W": "d", "L": "d", "S": "d", "V": "a", "M": "ab", "C": ""}
+
+
+def in_flight(chip: Chip, queue: str) -> int:
+    """Started instructions whose ends a queue keeps: on M as many as the shortest products in a row have under way."""
+    if queue != "M":
+        return IN_FLIGHT
+    block = chip.passes_per_block * -(-chip.blocks_per_pass * chip.accumulator_interval_cycles // chip.passes_per_block)
+    tail = (
+        chip.array_skew_cycles + chip.normalise_cycles + chip.blocks_per_pass * chip.fp32_add_cycles + chip.bank_cycles
+    )
+    return max(IN_FLIGHT, 2 + -(-(2 * chip.bank_cycles + block + tail) // block))
 
 
 def entry_layout(queue: str) -> data.StructLayout:
@@ -100,16 +112,18 @@ class Queue(wiring.Component):
 
     Members, beside those of `ports.handshake` turned round:
     copied, copy : dispatch writes a descriptor into the entry after the last, for operand i of COMMANDS where bit i of
-    copy is set. push, entry : it writes the rest; the entry can start in the next cycle. full : the level of the cycle before.
+    copy is set. push, entry : it writes the rest; the entry can start in the next cycle. full : the level of the
+    cycle before.
     tokens : semaphores that have one. take : those that the head takes as it starts. now : cycle.
     posts0 .. posts3 : masks of instructions that end in this cycle.
     settle, settle_end : the first instruction without an end ends at that cycle or later (DMA); else `done` is now.
     NAME_cell out, NAME_value in, for each NAME of `looks` : cells read by the head.
-    started, start_pc, ended : for the instrumentation; empty : nothing waits, and nothing is under way after this cycle.
+    started, start_pc, ended : for the instrumentation; empty : nothing waits, and nothing is under way after this
+    cycle.
     """
 
     def __init__(self, chip: Chip, name: str) -> None:
-        self.name, self.depth = name, chip.queue_depth(name)
+        self.chip, self.name, self.depth = chip, name, chip.queue_depth(name)
         self.dma = name in "WLS"
         members: dict[str, Any] = {
             "push": In(1),
@@ -143,6 +157,7 @@ class Queue(wiring.Component):
         super().__init__(members)
 
     def elaborate(self, platform: object) -> Module:
+        """Make the hardware."""
         m = Module()
         slots = self.depth + 1  # one more than counts: copies go on while the queue is full
         head, tail = Signal(range(slots)), Signal(range(slots))
@@ -211,7 +226,7 @@ class Queue(wiring.Component):
 
     def _flights(self, m: Module, go: Signal, post: Any, free: Signal, waiting: Signal) -> None:
         """Keep what has started till its end, the oldest first; end up to RIDERS of them in a cycle, in order."""
-        n = IN_FLIGHT
+        n = in_flight(self.chip, self.name)
         posts = [Signal(SEMAPHORES, name=f"post{i}") for i in range(n)]
         known = [Signal(name=f"known{i}") for i in range(n)]
         ends = [Signal(TIME_BITS, name=f"end{i}") for i in range(n)]
@@ -246,5 +261,9 @@ class Queue(wiring.Component):
             with m.Else(), m.Switch(self.ended):
                 for k in range(min(RIDERS, n - 1 - i) + 1):
                     with m.Case(k):
-                        m.d.sync += [posts[i].eq(posts[i + k]), known[i].eq(now_known[i + k]), ends[i].eq(now_ends[i + k])]
+                        m.d.sync += [
+                            posts[i].eq(posts[i + k]),
+                            known[i].eq(now_known[i + k]),
+                            ends[i].eq(now_ends[i + k]),
+                        ]
         m.d.comb += self.empty.eq((waiting == 0) & (level == self.ended) & ~go)
