@@ -42,6 +42,7 @@ class Channel(wiring.Component):
         super().__init__(members)
 
     def elaborate(self, platform: object) -> Module:
+        """Make the hardware."""
         m = Module()
         units, burst = int(self.f[F.UNITS_PER_CYCLE]), int(self.f[F.BURST_UNITS])
         free, last = Signal(UNIT_BITS), Signal(2, init=3)

@@ -49,7 +49,8 @@ def slice_members(chip: Chip) -> dict[str, Any]:
 
 
 class Slice(wiring.Component):
-    """One slice. `slice_members`, and run, rank, slices in; to the network: send, message, piece, sent, posts, net_idle,
+    """One slice. `slice_members`, and run, rank, slices in; to the network: send, message, piece, sent, posts,
+    net_idle,
     write_S (from sender S); now out.
     """
 
@@ -65,6 +66,7 @@ class Slice(wiring.Component):
         )
 
     def elaborate(self, platform: object) -> Module:
+        """Make the hardware."""
         m = Module()
         chip = self.chip
         sequencer = m.submodules.sequencer = Sequencer(chip)
@@ -131,7 +133,8 @@ class Slice(wiring.Component):
                 m.d.comb += queue.done.eq(unit.done)
         m.d.comb += [
             sequencer.idle.eq(idle), collective.now.eq(now), self.send.eq(collective.send),
-            self.message.eq(collective.message), self.piece.eq(collective.piece), self.moving.eq(collective.moving), collective.sent.eq(self.sent),
+            self.message.eq(collective.message), self.piece.eq(collective.piece), self.moving.eq(collective.moving),
+            collective.sent.eq(self.sent),
             host.look.eq(self.look), host.look_space.eq(self.look_space), host.look_addr.eq(self.look_addr),
             self.look_data.eq(host.look_data), self.ring_words.eq(engines["S"].ring_words),
             self.ring_data.eq(engines["S"].ring_data), self.ring_last.eq(engines["S"].ring_last),
@@ -157,7 +160,8 @@ class Slice(wiring.Component):
         chip = self.chip
         sizes = {Space.SPAD: chip.scratchpad_bytes, Space.SLOT: chip.slots_bytes, Space.ACC: chip.accumulator_bytes}
         memories = {
-            space: ByteMemory(f"systolith_{space.name.lower()}", size, chip.bank_cycles) for space, size in sizes.items()
+            space: ByteMemory(f"systolith_{space.name.lower()}", size, chip.bank_cycles)
+            for space, size in sizes.items()
         }
         for name, unit in units.items():
             for port in unit.ports:
@@ -169,7 +173,10 @@ class Slice(wiring.Component):
             wire, write = getattr(self, f"write_{sender}"), _Write()
             n = chip.bank_bytes
             write.port_en, write.port_addr = Signal(name=f"net_{sender}_en"), Signal(32, name=f"net_{sender}_addr")
-            write.port_data, write.port_mask = Signal(8 * n, name=f"net_{sender}_data"), Signal(n, name=f"net_{sender}_mask")
+            write.port_data, write.port_mask = (
+                Signal(8 * n, name=f"net_{sender}_data"),
+                Signal(n, name=f"net_{sender}_mask"),
+            )
             m.d.comb += [
                 write.port_en.eq(wire.en), write.port_addr.eq(wire.addr), write.port_data.eq(wire.data),
                 write.port_mask.eq(wire.mask),
@@ -202,6 +209,7 @@ class ChipTop(wiring.Component):
         super().__init__(members)
 
     def elaborate(self, platform: object) -> Module:
+        """Make the hardware."""
         m = Module()
         n = self.chip.slices
         slices = [Slice(self.chip) for _ in range(n)]
@@ -215,7 +223,8 @@ class ChipTop(wiring.Component):
             m.d.comb += [
                 part.run.eq(self.run & (r < self.slices)), part.rank.eq(r), part.slices.eq(self.slices),
                 getattr(network, f"send_{r}").eq(part.send), getattr(network, f"message_{r}").eq(part.message),
-                getattr(network, f"piece_{r}").eq(part.piece), getattr(network, f"moving_{r}").eq(part.moving), part.sent.eq(getattr(network, f"sent_{r}")),
+                getattr(network, f"piece_{r}").eq(part.piece), getattr(network, f"moving_{r}").eq(part.moving),
+                part.sent.eq(getattr(network, f"sent_{r}")),
                 part.posts.eq(getattr(network, f"posts_{r}")), part.net_idle.eq(getattr(network, f"idle_{r}")),
             ]  # fmt: skip
             m.d.comb += [getattr(part, f"write_{s}").eq(getattr(network, f"write_{s}_{r}")) for s in range(n)]

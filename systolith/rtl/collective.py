@@ -74,6 +74,7 @@ class CollectiveUnit(wiring.Component):
         )
 
     def elaborate(self, platform: object) -> Module:
+        """Make the hardware."""
         m = Module()
         chip, bank, n = self.chip, int(F.facts(self.chip)[F.BANK]), self.chip.bank_bytes
         held = Signal(self.command.shape())
@@ -102,7 +103,8 @@ class CollectiveUnit(wiring.Component):
         count = part("count", 11)
         m.d.comb += [
             self.send.eq(fresh), self.message.all.eq(count == 0), self.message.first.eq(held.first),
-            self.message.count.eq(count), self.message.flits.eq(counts.flits), self.message.arrive.eq(part("arrive", 1)),
+            self.message.count.eq(count), self.message.flits.eq(counts.flits), self.message.arrive.eq(part("arrive",
+            1)),
             self.message.sem.eq(part("sem", 5)), self.message.counter.eq(part("counter", 4)),
             self.message.expect.eq(part("expect", 11)),
         ]  # fmt: skip
@@ -113,7 +115,11 @@ class CollectiveUnit(wiring.Component):
         # An index list of a PUT has no lead to be read in: its first entry costs the mover a cycle.
         listed = Signal()
         m.d.sync += listed.eq(Mux(self.start, ~(self.command.d.via | self.command.a.via), 1))
-        m.d.comb += [mover.a.eq(held.a), mover.d.eq(held.d), mover.step.eq(moving & ~empty & (listed | ~(a.via | held.d.via)))]
+        m.d.comb += [
+            mover.a.eq(held.a),
+            mover.d.eq(held.d),
+            mover.step.eq(moving & ~empty & (listed | ~(a.via | held.d.via))),
+        ]
         for i, x in enumerate("da"):
             op = held[x]
             first = (op.list + ((op.row >> op.unit) << 2))[:32]
@@ -159,7 +165,8 @@ class CollectiveUnit(wiring.Component):
 class Network(wiring.Component):
     """Joins the collective units of all slices.
 
-    For each slice R: send_R, message_R, piece_R, moving_R in; sent_R out; write_S_R out: the write that sender S makes in R, after
+    For each slice R: send_R, message_R, piece_R, moving_R in; sent_R out; write_S_R out: the write that sender S
+    makes in R, after
     the network's latency; posts_R out: tokens of its arrivals; idle_R: nothing is on its way to R after this cycle.
     slices : in, how many take part. now : in.
     """
@@ -176,6 +183,7 @@ class Network(wiring.Component):
         super().__init__(members)
 
     def elaborate(self, platform: object) -> Module:
+        """Make the hardware."""
         m = Module()
         f = F.facts(self.chip)
         latency, bank = int(f[F.NET_LATENCY]), int(f[F.BANK])
@@ -224,11 +232,17 @@ class Network(wiring.Component):
         """Keep arrivals from s at r till their time; give whether some are left after this cycle."""
         slots = Array(Signal(ARRIVAL, name=f"arrival_{s}_{r}_{i}") for i in range(_PENDING))
         head, tail = Signal(range(_PENDING), name=f"head_{s}_{r}"), Signal(range(_PENDING), name=f"tail_{s}_{r}")
-        new, first, pop = Signal(ARRIVAL, name=f"new_{s}_{r}"), Signal(ARRIVAL, name=f"first_{s}_{r}"), Signal(name=f"pop_{s}_{r}")
+        new, first, pop = (
+            Signal(ARRIVAL, name=f"new_{s}_{r}"),
+            Signal(ARRIVAL, name=f"first_{s}_{r}"),
+            Signal(name=f"pop_{s}_{r}"),
+        )
+        newest = (head + 1)[: len(head)] == tail
         m.d.comb += [
             new.time.eq(time), new.arrive.eq(message.arrive), new.sem.eq(message.sem),
-            new.counter.eq(message.counter), new.expect.eq(message.expect), first.eq(Array(Value.cast(x) for x in slots)[head]),
-            pop.eq((head != tail) & (first.time <= self.now) & ~(((head + 1)[: len(head)] == tail) & self._unsettled[s])),
+            new.counter.eq(message.counter), new.expect.eq(message.expect),
+            first.eq(Array(Value.cast(x) for x in slots)[head]),
+            pop.eq((head != tail) & (first.time <= self.now) & ~(newest & self._unsettled[s])),
         ]  # fmt: skip
         with m.If(push), m.Switch(tail):
             for i in range(_PENDING):

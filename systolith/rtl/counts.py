@@ -56,6 +56,7 @@ class Counts(wiring.Component):
         )
 
     def elaborate(self, platform: object) -> Module:
+        """Make the hardware."""
         m = Module()
         f, d, a = self.f, self.d, self.a
         ext = [Mux(self.put, a[f"ext{i}"], d[f"ext{i}"]) for i in range(3)]

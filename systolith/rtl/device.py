@@ -1,4 +1,5 @@
-"""`RtlMachine`: a program on the Verilog of a chip, with the surface of the other machines and the cycles of each word."""
+"""`RtlMachine`: a program on the Verilog of a chip, with the surface of the other machines and the cycles of each
+word."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ import numpy.typing as npt
 
 from systolith.isa.descriptor import DESCRIPTOR_BYTES, Space, pack
 from systolith.isa.program import EVERY_SLICE, Program
-from systolith.spec import CELLS, QUEUES, WORD_BYTES, Chip, ProgramError
+from systolith.spec import CELLS, QUEUES, WORD_BYTES, Chip, ConfigError, ProgramError
 
 from .build import Library, build
 
-__all__ = ["FAULTS", "RtlMachine", "program_verilog"]
+__all__ = ["FAULTS", "Rtl", "RtlMachine", "program_verilog"]
 
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -34,15 +35,30 @@ _STEP: Final = 1 << 20
 def program_verilog(chip: Chip, folder: Path | None = None) -> str:
     """Verilog to run: of a folder that `systolith rtl` wrote, or emitted now."""
     if folder is not None:
-        from systolith.spec import ConfigError
-
         path = folder / "systolith.v"
         if not path.is_file():
-            raise ConfigError(f"{folder}: there is no systolith.v; write the folder with `systolith rtl {chip.name} -o`.")
+            raise ConfigError(
+                f"{folder}: there is no systolith.v; write the folder with `systolith rtl {chip.name} -o`."
+            )
         return path.read_text(encoding="utf-8")
     from .emit import verilog_of
 
     return verilog_of(chip)
+
+
+class Rtl:
+    """The device: a chip's Verilog under Verilator."""
+
+    name = "rtl"
+    runs = True
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        """Run the Verilog of this folder instead of emitting it."""
+
+    def open(self, chip: Chip, program: Program) -> RtlMachine:
+        """Build the chip and load a program."""
+        return RtlMachine(chip, program, folder=self.folder)
 
 
 class RtlMachine:
@@ -92,7 +108,7 @@ class RtlMachine:
     def __del__(self) -> None:
         if getattr(self, "_h", None):
             self._lib.chip_free(self._h)
-            self._h = None
+            self._h = ctypes.c_void_p()
 
     def run(self, limit: int | None = None, on_ring: OnRing | None = None, *, cycles: int = 1 << 40) -> bool:
         """Run until all slices have halted (True) or for `cycles` cycles (False); records of slice 0 go to `on_ring`.
@@ -151,13 +167,36 @@ class RtlMachine:
             return np.zeros((0, 5), np.int64)
         return np.ctypeslib.as_array(data, (n, 5)).copy()
 
+    def record_cycles(self) -> list[int]:
+        """Cycles at which the records of slice 0 had left, as timing counts; needs `events`."""
+        ev = self.events()
+        ring = np.array([type(i).__name__ == "Ring" for i in self.program.code])
+        mine = (ev[:, 0] == 0) & (ev[:, 1] == QUEUES.index("S")) & (ev[:, 4] >= 0)
+        mine &= ring[np.minimum(ev[:, 2], len(ring) - 1)]
+        # An empty one sends nothing and takes a cycle.
+        return [int(end) for start, end in ev[mine][:, 3:5] if end - start > 1]
+
+    def run_resolved(self, buffer: Ints) -> Ints:
+        """The RTL has its own time and yields no resolved rows."""
+        raise ConfigError("device rtl keeps its own time and yields no instructions; use sim for what needs them")
+
+    def run_to_record(self, last: Callable[[tuple[int, ...]], bool], buffer: Ints | None = None) -> tuple[Ints, bool]:
+        """The RTL runs jobs to their end, no engine."""
+        raise ConfigError("device rtl runs jobs, no engine; serve from sim")
+
+    def take_records(self) -> list[tuple[int, ...]]:
+        """As `run_to_record`."""
+        raise ConfigError("device rtl runs jobs, no engine; serve from sim")
+
     def _fault(self, why: int) -> ProgramError:
         if why == OUTSIDE:
             return ProgramError(f"program {self.program.name!r} on the RTL of {self.chip.name}: a write outside DRAM.")
         for rank in range(self.n):
             code = self.status(rank)["fault"]
             if code:
-                causes = [FAULTS.get(code & 15, "")] + [text for bit, text in FAULTS.items() if bit >= 16 and code & bit]
+                causes = [FAULTS.get(code & 15, "")] + [
+                    text for bit, text in FAULTS.items() if bit >= 16 and code & bit
+                ]
                 return ProgramError(
                     f"program {self.program.name!r} on the RTL of {self.chip.name}: slice {rank} stops at cycle "
                     f"{self.cycles}: {'; '.join(filter(None, causes))}."
@@ -229,7 +268,8 @@ def _load(path: Path) -> Any:
     p, i64, u64, i = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int
     lib.chip_new.restype = p
     for name, types, result in (
-        ("chip_free", (p,), None), ("chip_memory", (p, i, p, u64), None), ("chip_load", (p, i, i, i, ctypes.c_char_p), None),
+        ("chip_free", (p,), None), ("chip_memory", (p, i, p, u64), None), ("chip_load", (p, i, i, i,
+        ctypes.c_char_p), None),
         ("chip_options", (p, i, u64, ctypes.c_uint32, i), None), ("chip_run", (p, i, i64, u64), i),
         ("chip_events", (p, p), i64), ("chip_rings", (p, i, p), i64),
         ("chip_look", (p, i, i, ctypes.c_uint32, p), None), ("chip_status", (p, i, p), None),

@@ -1,7 +1,8 @@
 """A DMA engine of queue W, L or S: set-up, flights, and a mover that touches memory as the channel gives bursts.
 
 An instruction sets up while requests of the one before it go out, begins when they are out, and is settled (its end is
-known) when the channel has given its last burst and the mover has moved its last piece. `timing.dma` has the same times.
+known) when the channel has given its last burst and the mover has moved its last piece. `timing.dma` has the same
+times.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ class DmaEngine(wiring.Component):
         )
 
     def elaborate(self, platform: object) -> Module:
+        """Make the hardware."""
         m = Module()
         f, n = self.f, self.table
         self.units = int(f[F.UNITS_PER_CYCLE])
@@ -110,7 +112,9 @@ class DmaEngine(wiring.Component):
         with m.If(self.start):
             m.d.sync += [held.eq(self.command), self.started.eq(self.now), nothing.eq(self.nothing)]
         from_dram, to_dram = held.a.space == Space.DRAM, held.d.space == Space.DRAM
-        m.d.comb += self.kind.eq(Mux(nothing, NOTHING, Mux(ring, FIXED, Mux(from_dram, READ, Mux(to_dram, WRITE, FIXED)))))
+        m.d.comb += self.kind.eq(
+            Mux(nothing, NOTHING, Mux(ring, FIXED, Mux(from_dram, READ, Mux(to_dram, WRITE, FIXED))))
+        )
         bank, dma, latency = int(f[F.BANK]), int(f[F.DMA]), int(f[F.DRAM_LATENCY])
         lead = Mux(nothing, 1, dma + Mux(from_dram & ~ring, 0, bank))
         tail = Mux(ring, 0, Mux(to_dram, latency, bank))
@@ -157,7 +161,9 @@ class DmaEngine(wiring.Component):
         store = m.submodules.store = memory.Memory(shape=unsigned(layout.size), depth=n, init=[])
         put, get = store.write_port(), store.read_port(domain="comb")
         fresh = Signal(layout)
-        same = (held.a.space == held.d.space) & ((held.a.base // int(f[F.BANK_SIZE])) == (held.d.base // int(f[F.BANK_SIZE])))
+        same = (held.a.space == held.d.space) & (
+            (held.a.base // int(f[F.BANK_SIZE])) == (held.d.base // int(f[F.BANK_SIZE]))
+        )
         m.d.comb += [
             fresh.command.eq(held), fresh.kind.eq(self.kind), fresh.page_d.eq(pages[0]), fresh.page_a.eq(pages[1]),
             fresh.same.eq(same & ~ring), put.en.eq(begin), put.addr.eq(self.tail), put.data.eq(Value.cast(fresh)),
@@ -278,9 +284,7 @@ class DmaEngine(wiring.Component):
         low, high = Signal(40), Signal(40)
         m.d.comb += [low.eq(address >> bits), high.eq((address + size - 1) >> bits)]
         before, touched, need = Signal(40), Signal(32), Signal(33)
-        m.d.comb += need.eq(
-            Mux(size == 0, touched, touched + ((touched == 0) | (low != before)) + (low != high))
-        )
+        m.d.comb += need.eq(Mux(size == 0, touched, touched + ((touched == 0) | (low != before)) + (low != high)))
         now_given = Signal(33)
         m.d.comb += now_given.eq(Mux(none, 0, given[self.mov]) + (self.grant & (self.chan == self.mov)))
         all_given = ~none & (self.chan != self.mov)

@@ -58,7 +58,7 @@ def justify(m: Module, value: Value, name: str) -> tuple[Signal, Signal]:
             places[level].eq(zero),
         ]
         value = moved
-    return value, places  # type: ignore[return-value]
+    return value, places
 
 
 def round_justified(m: Module, sign: Value, left: Value, top: Value, name: str) -> Signal:

@@ -1,4 +1,5 @@
-"""The host's side of a slice: program and semaphores before the start, memories read for a check, words that RING sends."""
+"""The host's side of a slice: program and semaphores before the start, memories read for a check, words that RING
+sends."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ LOOK: Final = (Space.SPAD, Space.SLOT, Space.ACC, Space.CELL)
 
 
 class HostPort(wiring.Component):
-    """Members: look_space, look_addr in, look_data out `bank_cycles` later, a bank's width; and a port to each memory."""
+    """Members: look_space, look_addr in, look_data out `bank_cycles` later, a bank's width; and a port to each
+    memory."""
 
     def __init__(self, chip: Chip) -> None:
         self.chip = chip
@@ -31,6 +33,7 @@ class HostPort(wiring.Component):
         )
 
     def elaborate(self, platform: object) -> Module:
+        """Make the hardware."""
         m = Module()
         space: Any = self.look_space
         for i in range(self.chip.bank_cycles):

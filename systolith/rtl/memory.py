@@ -7,6 +7,7 @@ cycles before it. What lies outside reads as 0 and is not written.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from amaranth.hdl import ClockSignal, Instance, Signal
@@ -41,7 +42,7 @@ def memory_text(name: str, size: int, ports: Sequence[Port], latency: int) -> st
             names = [f"{n}_r{i}" for i in range(latency)]
             reads.append(f"  reg [{wide - 1}:0] {', '.join(names)};\n  assign {n}_data = {names[-1]};")
             body.append(f"if ({n}_en) {names[0]} <= {{{parts}}};")
-            body += [f"{new} <= {old};" for old, new in zip(names, names[1:], strict=False)]
+            body += [f"{new} <= {old};" for old, new in pairwise(names)]
     return (
         f"module {name}(\n  " + ",\n  ".join(heads) + "\n);\n"
         "  /*verilator no_inline_module*/\n"
@@ -55,7 +56,8 @@ def words_text(name: str, width: int, depth: int) -> str:
     """Verilog of a memory of words: one port to read, a cycle after its address, and one to write."""
     bits = max(1, (depth - 1).bit_length())
     return (
-        f"module {name}(\n  input wire clk,\n  input wire [{bits - 1}:0] r_addr,\n  output reg [{width - 1}:0] r_data,\n"
+        f"module {name}(\n  input wire clk,\n  input wire [{bits - 1}:0] r_addr,\n"
+        f"  output reg [{width - 1}:0] r_data,\n"
         f"  input wire w_en,\n  input wire [{bits - 1}:0] w_addr,\n  input wire [{width - 1}:0] w_data\n);\n"
         f"  reg [{width - 1}:0] mem [0:{depth - 1}];\n"
         "  always @(posedge clk) begin\n    r_data <= mem[r_addr];\n    if (w_en) mem[w_addr] <= w_data;\n"
@@ -70,7 +72,11 @@ class WordMemory:
         self.name, self.width, self.depth = name, width, depth
         bits = max(1, (depth - 1).bit_length())
         self.r_addr, self.r_data = Signal(bits, name="r_addr"), Signal(width, name="r_data")
-        self.w_en, self.w_addr, self.w_data = Signal(name="w_en"), Signal(bits, name="w_addr"), Signal(width, name="w_data")
+        self.w_en, self.w_addr, self.w_data = (
+            Signal(name="w_en"),
+            Signal(bits, name="w_addr"),
+            Signal(width, name="w_data"),
+        )
 
     def instance(self) -> Instance:
         """Give the leaf."""
@@ -80,11 +86,10 @@ class WordMemory:
         )  # fmt: skip
 
 
-class ByteMemory:
-    """Joins the signals of ports to a memory leaf. `signals[port.name, "en" | "addr" | "data" | "mask"]`."""
+class _Joined:
+    """Joins the ports of units to a leaf: `signals` by the names of the leaf's own ports."""
 
-    def __init__(self, name: str, size: int, latency: int) -> None:
-        self.name, self.size, self.latency = name, size, latency
+    def __init__(self) -> None:
         self.ports: list[Port] = []
         self.signals: dict[str, Any] = {}
 
@@ -96,6 +101,14 @@ class ByteMemory:
             out = part == "data" and not port.write
             self.signals[f"{'o' if out else 'i'}_{name}_{part}"] = getattr(unit, f"{port.name}_{part}")
 
+
+class ByteMemory(_Joined):
+    """A memory of bytes with the ports that units ask for."""
+
+    def __init__(self, name: str, size: int, latency: int) -> None:
+        super().__init__()
+        self.name, self.size, self.latency = name, size, latency
+
     def instance(self) -> Instance:
         """Give the leaf."""
         return text_leaf(
@@ -106,16 +119,13 @@ class ByteMemory:
         )
 
 
-class Cells:
+class Cells(_Joined):
     """64 words of 32 bits: ports like those of a memory, at word addresses x 4, and `look(index)`, read at once."""
 
     def __init__(self, latency: int) -> None:
+        super().__init__()
         self.latency = latency
-        self.ports: list[Port] = []
-        self.signals: dict[str, Any] = {}
         self._looks = 0
-
-    add = ByteMemory.add
 
     def look(self, index: Any, value: Any) -> None:
         """Join a cell number (6 bits) and the value that it names in the same cycle."""
@@ -139,7 +149,9 @@ class Cells:
             reads += [f"  wire [5:0] {name} = {n}_addr[7:2] + 6'd{k};" for k, name in enumerate(index)]
             if port.write:
                 heads += [f"input wire [{wide - 1}:0] {n}_data", f"input wire [{port.bytes - 1}:0] {n}_mask"]
-                lines = [f"if ({n}_mask[{4 * k}]) x[{index[k]}] <= {n}_data[{32 * k + 31}:{32 * k}];" for k in range(words)]
+                lines = [
+                    f"if ({n}_mask[{4 * k}]) x[{index[k]}] <= {n}_data[{32 * k + 31}:{32 * k}];" for k in range(words)
+                ]
                 body.append(f"if ({n}_en) begin\n      " + "\n      ".join(lines) + "\n    end")
             else:
                 heads.append(f"output wire [{wide - 1}:0] {n}_data")
@@ -148,7 +160,7 @@ class Cells:
                 reads.append(f"  reg [{wide - 1}:0] {', '.join(names)};\n  assign {n}_data = {names[-1]};")
                 found = f"{{{first}}}" if port.bytes >= 4 else f"x[{index[0]}] >> {{{n}_addr[1:0], 3'b0}}"
                 body.append(f"if ({n}_en) {names[0]} <= {found};")
-                body += [f"{new} <= {old};" for old, new in zip(names, names[1:], strict=False)]
+                body += [f"{new} <= {old};" for old, new in pairwise(names)]
         return (
             "module systolith_cells(\n  " + ",\n  ".join(heads) + "\n);\n"
             f"  /*verilator no_inline_module*/\n  reg [31:0] x [0:{CELLS - 1}];\n" + "\n".join(reads) + "\n"

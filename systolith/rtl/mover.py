@@ -59,6 +59,7 @@ class Mover(wiring.Component):
         )
 
     def elaborate(self, platform: object) -> Module:
+        """Make the hardware."""
         m = Module()
         d, a, n = self.d, self.a, self.piece
         rules = a if self.put else d
@@ -80,9 +81,7 @@ class Mover(wiring.Component):
                 )
             ),
             length.eq(Mux(join1, ext[1] * ext[2], ext[2])),
-            join0.eq(
-                join1 & (a.stride0 == length) & (d.stride0 == length) & (have[1] == ext[1]) & (have[2] == ext[2])
-            ),
+            join0.eq(join1 & (a.stride0 == length) & (d.stride0 == length) & (have[1] == ext[1]) & (have[2] == ext[2])),
         ]
 
         def to_bytes(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -40,6 +40,7 @@ class Semaphores(wiring.Component):
         )
 
     def elaborate(self, platform: object) -> Module:
+        """Make the hardware."""
         m = Module()
         counts = [Signal(range(SEMAPHORE_MAX + 1), name=f"count{i}") for i in range(SEMAPHORES)]
         m.d.comb += self.tokens.eq(Cat(count != 0 for count in counts))

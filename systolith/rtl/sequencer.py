@@ -52,7 +52,8 @@ class Sequencer(wiring.Component):
 
     run : in, held from cycle 0 on. rank, slices : in, steady. now : out, the cycle since the start.
     word_we, word_addr, word_data; const_we, const_addr, const_data : program memory, written before the start.
-    full_Q, idle : from the queues. push_Q, entry_Q : to them. tokens, take : semaphores, for READX. cell out, cell_value in : READX's.
+    full_Q, idle : from the queues. push_Q, entry_Q : to them. tokens, take : semaphores, for READX. cell out,
+    cell_value in : READX's.
     halted, cause, halt_time : the end. issued : a word completes; issued_pc : its number.
     fault : 1 CEILDIV by 0, 2 ADV out of its field, 3 a word that no unit knows.
     """
@@ -92,6 +93,7 @@ class Sequencer(wiring.Component):
         super().__init__(members)
 
     def elaborate(self, platform: object) -> Module:
+        """Make the hardware."""
         m = Module()
         chip = self.chip
         code = WordMemory("systolith_words", 8 * WORD_BYTES, self.words)
@@ -99,7 +101,8 @@ class Sequencer(wiring.Component):
         m.submodules.code, m.submodules.constants = code.instance(), constants.instance()
         m.d.comb += [
             code.w_en.eq(self.word_we), code.w_addr.eq(self.word_addr), code.w_data.eq(self.word_data),
-            constants.w_en.eq(self.const_we), constants.w_addr.eq(self.const_addr), constants.w_data.eq(self.const_data),
+            constants.w_en.eq(self.const_we), constants.w_addr.eq(self.const_addr),
+            constants.w_data.eq(self.const_data),
         ]  # fmt: skip
         self.pc, self.word = Signal(PC), code.r_data
         self.running = Signal()  # a word stands at the sequencer in this cycle
@@ -261,9 +264,8 @@ class Sequencer(wiring.Component):
             for name in ("SET", "ALU", "DESC", "ADV", "LOOP", "BR", "READX", "HALT"):
                 with m.Case(_OP[name]):
                     pass
-            with m.Default():
-                with m.If(self.running):
-                    m.d.sync += self.fault.eq(3)
+            with m.Default(), m.If(self.running):
+                m.d.sync += self.fault.eq(3)
         # Copies: one descriptor a cycle, in the order D A B C E F.
         fresh, todo, step = Signal(init=1), Signal(6), Signal(range(chip.issue_cycles + 1))
         left, bit = Signal(6), Signal(6)
@@ -369,16 +371,14 @@ class Sequencer(wiring.Component):
                 there = (wait & ~self.tokens) == 0
                 x = field(word, "READX", "x")
                 m.d.comb += [w.addr.eq(target), w.data.eq(self.cell_value), self.cell.eq(x)]
-                with m.If(reading == 0):
-                    with m.If(there):
-                        m.d.comb += [self.take.eq(wait), w.en.eq(1)]
-                        m.d.sync += reading.eq(chip.issue_cycles + chip.bank_cycles - 1)
+                with m.If(reading == 0), m.If(there):
+                    m.d.comb += [self.take.eq(wait), w.en.eq(1)]
+                    m.d.sync += reading.eq(chip.issue_cycles + chip.bank_cycles - 1)
                 with m.Else():
                     m.d.sync += reading.eq(reading - 1)
                     m.d.comb += self.complete.eq(reading == 1)
-            with m.Case(_OP["HALT"]):
-                with m.If(~fresh & self.idle):
-                    m.d.sync += [self.halted.eq(1), self.halt_time.eq(self.now), self.cause.eq(word[:16])]
+            with m.Case(_OP["HALT"]), m.If(~fresh & self.idle):
+                m.d.sync += [self.halted.eq(1), self.halt_time.eq(self.now), self.cause.eq(word[:16])]
             with m.Default():
                 m.d.comb += self.complete.eq(push)
         m.d.comb += [self.issued.eq(self.complete), self.issued_pc.eq(self.pc)]
