@@ -78,7 +78,7 @@ from .resolved import (
     D,
     E,
 )  # fmt: skip
-from .runs import bits_of, ceil_div, runs
+from .runs import bits_of, ceil_div, log2_up, runs
 
 __all__ = ["WORK", "WORK_COLS", "alone", "interval", "work", "work_of"]
 
@@ -118,15 +118,6 @@ _MATMUL, _VEC, _PICK, _PUT, _COPY, _RING, _SYNC, _TOPK, _GROUP = 10, 11, 12, 13,
 _LOOP, _BR, _READX = 5, 6, 7
 _DRAM, _SPAD, _SLOT, _ACC, _CELL = range(5)
 _LOAD, _WEIGHTS = 1, 0
-
-
-@rule
-def log2_up(n: int) -> int:
-    """Levels of a binary tree over n values."""
-    levels = 0
-    while (1 << levels) < n:
-        levels += 1
-    return levels
 
 
 @rule

@@ -5,13 +5,22 @@ from __future__ import annotations
 from .compiled import Ints, rule
 from .resolved import BASE, FORMAT, SBASE, SCALE, STRIDE0, STRIDE1, STRIDE2, VIA
 
-__all__ = ["bits_of", "ceil_div", "runs"]
+__all__ = ["bits_of", "ceil_div", "log2_up", "runs"]
 
 
 @rule
 def ceil_div(a: int, b: int) -> int:
     """Round a / b up."""
     return -(-a // b)
+
+
+@rule
+def log2_up(n: int) -> int:
+    """Levels of a binary tree over n values."""
+    levels = 0
+    while (1 << levels) < n:
+        levels += 1
+    return levels
 
 
 @rule
