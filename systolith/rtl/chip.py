@@ -15,6 +15,7 @@ from .channel import PORTS, Channel
 from .collective import MESSAGE, CollectiveUnit, Network, piece_layout
 from .dma import DmaEngine
 from .host import HostPort
+from .leaf import leaf_of
 from .matrix import MatrixUnit
 from .memory import ByteMemory, Cells
 from .ports import Port
@@ -216,7 +217,10 @@ class ChipTop(wiring.Component):
         network = m.submodules.network = Network(self.chip)
         m.d.comb += [self.now.eq(slices[0].now), network.now.eq(slices[0].now), network.slices.eq(self.slices)]
         for r, part in enumerate(slices):
-            m.submodules[f"slice_{r}"] = part
+            if n == 1:
+                m.submodules[f"slice_{r}"] = part
+            else:  # one module for all
+                leaf_of(m, "systolith_slice", part)
             for name, member in slice_members(self.chip).items():
                 outer, inner = getattr(self, f"{name}_{r}"), getattr(part, name)
                 m.d.comb += outer.eq(inner) if member.flow == Out else inner.eq(outer)
