@@ -215,8 +215,10 @@ class Network(wiring.Component):
             # A source whose rows are slower to walk than the rule counts holds its arrivals back.
             moving = getattr(self, f"moving_{s}")
             late = Signal(latency + bank + 1, name=f"late_{s}")
-            m.d.sync += late.eq(Cat(moving, late))
-            m.d.comb += self._unsettled[s].eq(moving | (late[: latency + bank] != 0))
+            # Its newest message is pushed in the cycle after the start, and is late from then on only.
+            moves = moving & ~send
+            m.d.sync += late.eq(Cat(moves, late))
+            m.d.comb += self._unsettled[s].eq(moves | (late[: latency + bank] != 0))
             kept = Signal(TIME_BITS, name=f"kept_{s}")
             with m.If(send):
                 m.d.sync += kept.eq(sent)

@@ -20,13 +20,13 @@ from systolith.spec import Chip
 
 from .counts import Counts
 from .leaf import leaf_of
-from .mover import Mover, least
+from .mover import Mover
 from .ports import Port, command_layout, port_members
 from .queue import TIME_BITS
 
 __all__ = ["UNIT_BITS", "DmaEngine", "DmaPort"]
 
-NOTHING, FIXED, READ, WRITE = range(4)
+FIXED, READ, WRITE = range(3)
 UNIT_BITS: Final = TIME_BITS + 8
 """Time in units of the channel."""
 SOURCES: Final = {"W": (Space.DRAM,), "L": (Space.DRAM, Space.SPAD), "S": (Space.SPAD, Space.CELL)}
@@ -72,9 +72,13 @@ class DmaEngine(wiring.Component):
         self.table = 2
         while self.table < 2 * chip.queue_depth(queue):
             self.table *= 2
-        self.ports = [Port(f"list{i}", Space.SPAD, 4) for i in range(4)]
-        self.ports += [Port(f"r_{s.name.lower()}", s, self.piece) for s in SOURCES[queue] if s != Space.DRAM]
-        self.ports += [Port(f"w_{s.name.lower()}", s, self.piece, True) for s in TARGETS[queue] if s != Space.DRAM]
+        self.ports = [Port(f"list{i}", Space.SPAD, 4) for i in range(2)]
+        # L has a mover for copies inside the chip beside the one that the memory feeds: they go on side by side.
+        self.movers = {"": SOURCES[queue]} if queue != "L" else {"": (Space.DRAM,), "own_": (Space.SPAD,)}
+        for prefix, sources in self.movers.items():
+            self.ports += [Port(f"{prefix}list_{x}", Space.SPAD, 4) for x in "da"]
+            self.ports += [_port(prefix, s, self.piece, False) for s in sources if s != Space.DRAM]
+            self.ports += [_port(prefix, s, self.piece, True) for s in TARGETS[queue] if s != Space.DRAM]
         super().__init__(
             DmaPort.members(self.piece, queue == "S")
             | port_members(self.ports)
@@ -107,16 +111,14 @@ class DmaEngine(wiring.Component):
         counts = Counts(self.chip)
         leaf_of(m, "systolith_counts", counts)
         ring = held.op == _RING
-        m.d.comb += [counts.restart.eq(self.start), counts.d.eq(held.d), counts.a.eq(held.a)]
-        nothing = Signal()
-        with m.If(self.start):
-            m.d.sync += [held.eq(self.command), self.started.eq(self.now), nothing.eq(self.nothing)]
+        takes, passes = self.start & ~self.nothing, self.start & self.nothing
+        m.d.comb += [counts.restart.eq(takes), counts.d.eq(held.d), counts.a.eq(held.a)]
+        with m.If(takes):
+            m.d.sync += [held.eq(self.command), self.started.eq(self.now)]
         from_dram, to_dram = held.a.space == Space.DRAM, held.d.space == Space.DRAM
-        m.d.comb += self.kind.eq(
-            Mux(nothing, NOTHING, Mux(ring, FIXED, Mux(from_dram, READ, Mux(to_dram, WRITE, FIXED))))
-        )
+        m.d.comb += self.kind.eq(Mux(ring, FIXED, Mux(from_dram, READ, Mux(to_dram, WRITE, FIXED))))
         bank, dma, latency = int(f[F.BANK]), int(f[F.DMA]), int(f[F.DRAM_LATENCY])
-        lead = Mux(nothing, 1, dma + Mux(from_dram & ~ring, 0, bank))
+        lead = dma + Mux(from_dram & ~ring, 0, bank)
         tail = Mux(ring, 0, Mux(to_dram, latency, bank))
         words = held.a.ext0 * held.a.ext1 * held.a.ext2
         hold = Mux(ring, words, Mux((self.kind == FIXED), counts.beats, counts.requests))[:32]
@@ -128,20 +130,22 @@ class DmaEngine(wiring.Component):
         m.d.comb += on_cycle.eq(self.begun == self.now * self.units)
         self.tail, self.chan, self.mov, self.set = (Signal(range(n), name=x) for x in ("tail", "chan", "mov", "set"))
         room = (self.tail + 1)[: len(self.tail)] != self.set
-        due = self.busy & (self.now >= self.started + lead) & (nothing | ((self.now >= asked) & counts.known)) & room
+        self.own_busy, self.own_index = Signal(), Signal(range(n))  # L: the mover inside the chip has one copy
+        due = self.busy & (self.now >= self.started + lead) & (self.now >= asked) & counts.known & room
+        due = due & ~((self.kind == FIXED) & self.own_busy)
         begin_a, begin = Signal(), Signal()
         m.d.comb += [
-            begin_a.eq(due & (nothing | (ahead <= most))),
+            begin_a.eq(due & (ahead <= most)),
             begin.eq(begin_a | (due & self.grant & on_cycle & (ahead <= most + 1))),
         ]
         bursty = (self.kind == READ) | (self.kind == WRITE)
         bursts = Mux(bursty, counts.bursts, 0)
         m.d.sync += ahead.eq(ahead + Mux(begin, bursts, 0) - self.grant)
-        with m.If(self.start):
+        with m.If(takes):
             m.d.sync += self.busy.eq(1)
         with m.Elif(begin):
             m.d.sync += self.busy.eq(0)
-        with m.If(begin & ~nothing):
+        with m.If(begin):
             m.d.sync += asked.eq(self.now + hold)
 
         # First entries of the index lists, read in set-up.
@@ -181,7 +185,7 @@ class DmaEngine(wiring.Component):
             m.d.sync += [
                 self.tail.eq(self.tail + 1), kinds[self.tail].eq(self.kind), lefts[self.tail].eq(bursts),
                 owns[self.tail].eq(counts.own), ready_at[self.tail].eq(eligible), tails[self.tail].eq(tail),
-                ends[self.tail].eq(Mux(nothing, self.started + 1, self.now + hold + tail)), given[self.tail].eq(0),
+                ends[self.tail].eq(self.now + hold + tail), given[self.tail].eq(0),
             ]  # fmt: skip
 
         # The channel takes the bursts of the oldest flight; one that begins in this cycle may be served at once.
@@ -203,7 +207,8 @@ class DmaEngine(wiring.Component):
             last_grant.eq(self.grant & (here_left == 1)),
         ]
         flying, depth = Signal(range(n + 2)), self.chip.queue_depth(self.queue)
-        m.d.comb += flying.eq((self.tail - self.chan)[: len(self.tail)] + self.busy)
+        extra = Signal(range(n + 2))
+        m.d.comb += flying.eq((self.tail - self.chan)[: len(self.tail)] + self.busy + extra)
         blocked = Signal(TIME_BITS)
         is_full = flying + self.start >= depth
         with m.If(self.grant):
@@ -218,8 +223,10 @@ class DmaEngine(wiring.Component):
                     m.d.sync += blocked.eq(data_end + here_tail)
         with m.Elif(~none & ~here_bursty):
             m.d.sync += self.chan.eq(self.chan + 1)
-            with m.If(is_full & (here_kind == FIXED)):
+            with m.If(is_full):
                 m.d.sync += blocked.eq(ends[self.chan])
+        pops = last_grant | (~none & ~here_bursty)
+        self._riders(m, takes, passes, begin, pops, by, none, extra)
 
         # Start of the next instruction.
         finished, barrier = Signal(TIME_BITS), Signal()
@@ -227,7 +234,7 @@ class DmaEngine(wiring.Component):
         if self.queue == "L":
             ordered = ~self.nothing & (head.a.space != Space.DRAM) & ~free
             with m.If(self.start):
-                m.d.sync += barrier.eq(~self.nothing & (head.d.space == Space.CELL) & ~free)
+                m.d.sync += barrier.eq(takes & (head.d.space == Space.CELL) & ~free)
         else:
             ordered = Const(0)
         still = (self.set == self.tail) & ~self.busy & (self.now >= finished)
@@ -240,10 +247,12 @@ class DmaEngine(wiring.Component):
 
         # Settled: nothing more can change the end.
         settling = (self.set != self.chan) & (self.set != self.mov)
+        if "own_" in self.movers:
+            settling = settling & ~((kinds[self.set] == FIXED) & self.own_busy & (self.own_index == self.set))
         end_now = Signal(TIME_BITS)
         m.d.comb += [
             end_now.eq(Mux(ends[self.set] < moved[self.set], moved[self.set], ends[self.set])),
-            self.settle.eq(settling & (kinds[self.set] != NOTHING)),
+            self.settle.eq(settling),
             self.settle_end.eq(end_now),
         ]
         with m.If(settling):
@@ -251,18 +260,37 @@ class DmaEngine(wiring.Component):
             with m.If(self.settle & (end_now > finished)):
                 m.d.sync += finished.eq(end_now)
         self._move(m, data.View(layout, get.data), get, fresh, begin_a, given, moved)
+        if "own_" in self.movers:
+            self._move_inside(m, fresh, begin, moved)
         return m
 
     def port(self, name: str, part: str) -> Any:
         """A signal of a memory port."""
         return getattr(self, f"{name}_{part}")
 
-    def _move(self, m: Module, stored: Any, get: Any, fresh: Any, begin: Any, given: Any, moved: Any) -> None:
-        """Move pieces of the oldest flight that is not moved."""
-        f, bank = self.f, int(self.f[F.BANK])
-        none = self.mov == self.tail
-        flight = data.View(stored.shape(), Mux(none, Value.cast(fresh), Value.cast(stored)))
-        m.d.comb += get.addr.eq(self.mov)
+    def _riders(
+        self, m: Module, takes: Any, passes: Any, begin: Any, pops: Any, by: Any, none: Any, extra: Any
+    ) -> None:
+        """Count what does nothing behind a flight till the channel is done with that: it too is in flight."""
+        n = self.table
+        riders = Array(Signal(4, name=f"riders{i}") for i in range(n))
+        waiting, young = Signal(4), Signal(range(n))
+        m.d.comb += young.eq(self.tail - 1)
+        popped = Mux(none, waiting, riders[self.chan])
+        alone = pops & Mux(none, by, (self.chan == young) & ~self.busy)  # the youngest goes in this cycle
+        joins = passes & ~alone & (self.busy | ~none)
+        m.d.sync += extra.eq(extra + joins - Mux(pops, popped, 0))
+        with m.If(takes):
+            m.d.sync += waiting.eq(0)
+        with m.Elif(joins & self.busy & ~begin):
+            m.d.sync += waiting.eq(waiting + 1)
+        with m.If(begin):
+            m.d.sync += riders[self.tail].eq(waiting + joins)
+        with m.Elif(joins & ~self.busy):
+            m.d.sync += riders[young].eq(riders[young] + 1)
+
+    def _mover(self, m: Module, prefix: str, flight: Any) -> tuple[Any, Any]:
+        """A mover for a flight, and whether that is a RING."""
         mover = Mover(self.piece)
         leaf_of(m, "systolith_mover", mover)
         command, ring = flight.command, flight.command.op == _RING
@@ -270,12 +298,40 @@ class DmaEngine(wiring.Component):
             mover.a.eq(command.a), mover.d.eq(Mux(ring, Value.cast(command.a), Value.cast(command.d))),
             mover.page_d.eq(flight.page_d), mover.page_a.eq(flight.page_a),
         ]  # fmt: skip
-        for i, x in ((2, "d"), (3, "a")):
+        for x in "da":
+            name = f"{prefix}list_{x}"
             m.d.comb += [
-                self.port(f"list{i}", "en").eq(getattr(mover, f"list_{x}_en") & mover.step),
-                self.port(f"list{i}", "addr").eq(getattr(mover, f"list_{x}_addr")),
-                getattr(mover, f"list_{x}_data").eq(self.port(f"list{i}", "data")),
+                self.port(name, "en").eq(getattr(mover, f"list_{x}_en") & mover.step),
+                self.port(name, "addr").eq(getattr(mover, f"list_{x}_addr")),
+                getattr(mover, f"list_{x}_data").eq(self.port(name, "data")),
             ]
+        return mover, ring
+
+    def _move_inside(self, m: Module, fresh: Any, begin: Any, moved: Any) -> None:
+        """L: move the pieces of a copy inside the chip, from the cycle in which it begins."""
+        bank = int(self.f[F.BANK])
+        kept, begins, turn = Signal(fresh.shape()), Signal(), Signal()
+        m.d.comb += begins.eq(begin & (self.kind == FIXED))
+        flight = data.View(fresh.shape(), Mux(self.own_busy, Value.cast(kept), Value.cast(fresh)))
+        mover, ring = self._mover(m, "own_", flight)
+        index = Mux(self.own_busy, self.own_index, self.tail)
+        m.d.comb += mover.step.eq((self.own_busy | begins) & ~(flight.same & turn))
+        m.d.sync += turn.eq(mover.step & ~mover.last)
+        with m.If(begins):
+            m.d.sync += [kept.eq(fresh), self.own_index.eq(self.tail)]
+        with m.If(mover.step & mover.last):
+            m.d.sync += [self.own_busy.eq(0), moved[index].eq(self.now + bank + 1)]
+        with m.Elif(begins):
+            m.d.sync += self.own_busy.eq(1)
+        self._pipe(m, "own_", mover, flight.command, ring)
+
+    def _move(self, m: Module, stored: Any, get: Any, fresh: Any, begin: Any, given: Any, moved: Any) -> None:
+        """Move pieces of the oldest flight that is not moved."""
+        f, bank = self.f, int(self.f[F.BANK])
+        none = self.mov == self.tail
+        flight = data.View(stored.shape(), Mux(none, Value.cast(fresh), Value.cast(stored)))
+        m.d.comb += get.addr.eq(self.mov)
+        mover, ring = self._mover(m, "", flight)
         # Bursts that the pieces so far have touched; a piece moves when the channel has given all of its own.
         bits = int(f[F.BURST]).bit_length() - 1
         reads = flight.kind == READ
@@ -288,38 +344,33 @@ class DmaEngine(wiring.Component):
         now_given = Signal(33)
         m.d.comb += now_given.eq(Mux(none, 0, given[self.mov]) + (self.grant & (self.chan == self.mov)))
         all_given = ~none & (self.chan != self.mov)
-        turn = Signal()  # a copy inside one bank: reads and writes in turn
         fixed = flight.kind == FIXED
+        others = fixed if "own_" in self.movers else Const(0)  # the other mover's business
         there = Mux(none, begin, 1)
-        nothing = flight.kind == NOTHING
-        may = Mux(fixed, ~(flight.same & turn), all_given | (need <= now_given))
-        m.d.comb += mover.step.eq(there & ~nothing & may)
-        done = Signal()
-        m.d.comb += done.eq(mover.step & mover.last | (~none & nothing))
-        with m.If(mover.step):
-            m.d.sync += [turn.eq(1)]
-            with m.If(size != 0):
-                m.d.sync += [before.eq(high), touched.eq(need)]
-        with m.Else():
-            m.d.sync += turn.eq(0)
-        with m.If(done):
-            m.d.sync += [
-                touched.eq(0), turn.eq(0), self.mov.eq(self.mov + 1),
-                moved[self.mov].eq(self.now + bank + Mux(ring, 0, 1)),
-            ]  # fmt: skip
+        m.d.comb += mover.step.eq(there & ~others & (fixed | all_given | (need <= now_given)))
+        last = mover.step & mover.last
+        with m.If(mover.step & (size != 0)):
+            m.d.sync += [before.eq(high), touched.eq(need)]
+        with m.If(last):
+            m.d.sync += [touched.eq(0), moved[self.mov].eq(self.now + bank + Mux(ring, 0, 1))]
+        with m.If(last | (~none & others)):
+            m.d.sync += self.mov.eq(self.mov + 1)
+        self._pipe(m, "", mover, flight.command, ring)
 
-        # Read now, write `bank_cycles` later.
+    def _pipe(self, m: Module, prefix: str, mover: Any, command: Any, ring: Any) -> None:
+        """Read now, write `bank_cycles` later."""
+        bank = int(self.f[F.BANK])
         later: dict[str, Any] = {
             "step": mover.step, "src": command.a.space, "dst": command.d.space, "at": mover.dst, "bytes": mover.bytes,
             "valid": mover.valid, "ring": ring, "last": mover.last,
         }  # fmt: skip
         for i in range(bank):
             for name, value in later.items():
-                s = Signal(len(value), name=f"{name}_{i}")
+                s = Signal(len(value), name=f"{prefix}{name}_{i}")
                 m.d.sync += s.eq(value)
                 later[name] = s
         source: Any = Const(0, 8 * self.piece)
-        for space in SOURCES[self.queue]:
+        for space in self.movers[prefix]:
             if space == Space.DRAM:
                 m.d.comb += [self.m_en.eq(mover.step & (mover.valid != 0)), self.m_addr.eq(mover.src)]
                 found = self.m_data
@@ -328,14 +379,14 @@ class DmaEngine(wiring.Component):
                     m.d.sync += s.eq(found)
                     found = s
             else:
-                name = f"r_{space.name.lower()}"
+                name = _port(prefix, space, 0, False).name
                 m.d.comb += [
                     self.port(name, "en").eq(mover.step & (command.a.space == space)),
                     self.port(name, "addr").eq(mover.src),
                 ]
                 found = self.port(name, "data")
             source = Mux(later["src"] == space, found, source)
-        payload, mask = Signal(8 * self.piece), Signal(self.piece)
+        payload, mask = Signal(8 * self.piece, name=f"{prefix}payload"), Signal(self.piece, name=f"{prefix}mask")
         full = (1 << self.piece) - 1
         m.d.comb += [
             mask.eq(~(Const(full, self.piece) << later["bytes"])[: self.piece]),
@@ -353,7 +404,7 @@ class DmaEngine(wiring.Component):
                     self.ring_last.eq(later["step"] & later["ring"] & later["last"]),
                 ]
             else:
-                name = f"w_{space.name.lower()}"
+                name = _port(prefix, space, 0, True).name
                 m.d.comb += [
                     self.port(name, "en").eq(later["step"] & (later["dst"] == space)),
                     self.port(name, "addr").eq(later["at"]),
@@ -362,4 +413,6 @@ class DmaEngine(wiring.Component):
                 ]
 
 
-_ = least
+def _port(prefix: str, space: Space, size: int, write: bool) -> Port:
+    """A mover's port into a memory of the slice."""
+    return Port(f"{prefix}{'w' if write else 'r'}_{space.name.lower()}", space, size, write)
