@@ -13,15 +13,17 @@ from typing import Any
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 
 from systolith.isa.choice import Group
-from systolith.isa.descriptor import Space
+from systolith.isa.descriptor import Format, Space
 from systolith.isa.vector import Pick
+from systolith.spec import BLOCK, CELLS
 
 from .group import GroupEngine
+from .legal import bad_choice, bad_operands, bad_values, outside
 from .pick import PickEngine
 from .ports import command_layout
 from .topk import TopkEngine
 from .vector_path import VectorPath
-from .vector_rule import vector_ports
+from .vector_rule import READS, vector_ports
 from .walk import Walk
 
 __all__ = ["VectorUnit", "vector_ports"]
@@ -41,7 +43,10 @@ class Grouped:
 
 
 class VectorUnit(VectorPath):
-    """Handshake of queue V and `vector_ports`; docs/decisions/0010-rtl.md has the cycles."""
+    """Handshake of queue V, `vector_ports`, and fault: from then on 1, an instruction was not legal or left its space.
+
+    docs/decisions/0010-rtl.md has the cycles.
+    """
 
     def elaborate(self, platform: object) -> Module:
         """Build the module."""
@@ -62,7 +67,9 @@ class VectorUnit(VectorPath):
         self._choose()
         self._queues()
         self._quantise()
+        self._judge()
         self._write()
+        self._bounds()
         return m
 
     def _choose(self) -> None:
@@ -154,6 +161,55 @@ class VectorUnit(VectorPath):
         row_to = [self._signal(f"group_row_to{i}", e.base + ((to + (stride * i)[:32])[:32] << 2)) for i in range(4)]
         self.group = Grouped(engine, first, other, count_to, parts[4], [*parts[:3], Const(0, 32)], row_to)
 
+    def _judge(self) -> None:
+        """Whether the instruction is one that `isa` traps as a whole: it then writes nothing."""
+        m, op = self.m, self.operands
+        written = self._signal("written", Cat(Const(0, 1), self.is_group, Const(0, 2), Const(3, 2)))
+        codes = {"op1": self.op1, "op2": self.op2, "func": self.func, "red": self.red}
+        kinds = {"pick": self.is_pick, "topk": self.is_topk, "group": self.is_group}
+        values = self.is_vec & bad_values(m, op, codes)
+        choice = bad_choice(m, op, kinds, self.rows, self.all_pairs)
+        self.illegal = self._signal("illegal", bad_operands(m, op, written) | values | choice)
+
+    def _bounds(self) -> None:
+        """Raise `fault`, for good, where an instruction is illegal or an access leaves its space."""
+        m, chip = self.m, self.chip
+        limits = {"spad": chip.scratchpad_bytes, "acc": chip.accumulator_bytes, "cell": 4 * CELLS}
+        found: list[Value] = []
+        for x in READS:
+            operand = self.operands[x]
+            word = (operand.format == Format.FP32) | (operand.format == Format.INT32)
+            single = (operand.stride2 == 0) | self.narrow | (~self.is_vec if x in "cf" else 0)
+            n = Mux(single, 1, self.count)
+            size = self._signal(f"{x}_size", Mux(word, n << 2, Mux(operand.format == Format.E2M1, (n + 1) >> 1, n)))
+            found += [
+                outside(getattr(self, f"{x}_{name}_en"), getattr(self, f"{x}_{name}_addr"), size, limit)
+                for name, limit in limits.items()
+            ]
+        blocks = self._signal("scale_size", (self.count + (BLOCK - 1)) >> 5)
+        word_bytes = self._signal("word_bytes", Mux(self.rowscale, 1, 4))
+        row_bytes = self._signal("row_bytes", Mux(self.d_live & ~self.one_word, self.out_count << 2, 4))
+        codes = self.quantiser["bytes"]
+        sizes = {
+            "d_spad": self._signal("d_bytes", Mux(self.quantiser["write"], codes, row_bytes)),
+            "d_cell": row_bytes,
+            "d_scales": self.quantiser["scales"],
+        }
+        for port in self.ports:
+            en, addr = getattr(self, f"{port.name}_en"), getattr(self, f"{port.name}_addr")
+            if port.write:
+                size = sizes.get(port.name, word_bytes)
+                found.append(outside(en, addr, size, limits[port.space.name.lower()]))
+            elif port.name.endswith("list"):
+                found.append(outside(en, addr, 4, limits["spad"]))
+            elif port.name.endswith("scale"):
+                found.append(outside(en, addr, blocks, limits["spad"]))
+        engine, e = self.group.engine, self.operands["e"]
+        for i in range(chip.lanes):
+            found.append((engine.count > i) & (getattr(engine, f"x{i}") >= e.ext0))
+        with m.If((self.busy & self.illegal) | Cat(*found).any()):
+            m.d.sync += self.fault.eq(1)
+
     def _write(self) -> None:
         """Drive the write ports."""
         m, chip = self.m, self.chip
@@ -161,6 +217,7 @@ class VectorUnit(VectorPath):
         lanes = chip.lanes
         words = self._signal("to_words", self.d_live & self.is_vec & ~self.quantised & ~self.rowscale)
         scatter = self._signal("to_one", (d.stride2 == 0) & (self.n > 1) & ~self.narrow)
+        self.one_word = scatter
         row = self._signal("word_data", Cat(Mux(scatter, self.last_value, self.value[0])[:32], *self.value[1:]))
         live = Cat(*((Mux(scatter, 1, self.out_count) > i).replicate(4) for i in range(lanes)))
         mask = self._signal("word_mask", live)
@@ -176,16 +233,17 @@ class VectorUnit(VectorPath):
         index = self._signal("one_index", Mux(self.is_pick, self.pick.index, chosen))
         to = self._signal("word_address", Mux(grouped, self.group.first_to, self.d_address))
         codes_here = codes & (d.space == Space.SPAD)
+        legal = ~self.illegal
         m.d.comb += [
-            self.d_spad_en.eq(((words | one) & (d.space == Space.SPAD)) | codes_here),
+            self.d_spad_en.eq((((words | one) & (d.space == Space.SPAD)) | codes_here) & legal),
             self.d_spad_addr.eq(Mux(codes, q["write_address"], to)),
             self.d_spad_data.eq(Mux(codes, q["data"], Mux(one, index, row))),
             self.d_spad_mask.eq(Mux(codes, codes_mask, Mux(one, 15, mask))),
-            self.d_cell_en.eq((words | one) & (d.space == Space.CELL)),
+            self.d_cell_en.eq((words | one) & (d.space == Space.CELL) & legal),
             self.d_cell_addr.eq(to),
             self.d_cell_data.eq(Mux(one, index, row)),
             self.d_cell_mask.eq(Mux(one, 15, mask)),
-            self.d_scales_en.eq(q["scale_write"] & (d.space == Space.SPAD)),
+            self.d_scales_en.eq(q["scale_write"] & (d.space == Space.SPAD) & legal),
             self.d_scales_addr.eq(q["scale_to"]),
             self.d_scales_data.eq(q["scale_data"]),
             self.d_scales_mask.eq(((Const(1, 9) << q["scales"]) - 1)[: len(self.d_scales_mask)]),
@@ -203,7 +261,7 @@ class VectorUnit(VectorPath):
         }.items():  # fmt: skip
             for name, space in (("spad", Space.SPAD), ("cell", Space.CELL)):
                 m.d.comb += [
-                    getattr(self, f"{x}_{name}_en").eq(enable & (to.space == space)),
+                    getattr(self, f"{x}_{name}_en").eq(enable & (to.space == space) & legal),
                     getattr(self, f"{x}_{name}_addr").eq(address),
                     getattr(self, f"{x}_{name}_data").eq(word),
                     getattr(self, f"{x}_{name}_mask").eq(Mux(self.rowscale, 1, 15)),

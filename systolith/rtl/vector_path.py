@@ -76,6 +76,8 @@ class VectorPath(VectorRule):
             here: Value = Const(0, 32 * chip.lanes)
             for name, space in SPACES.items():
                 mine = operand.present & (operand.space == space)
+                if x == "b":  # of GROUP is written
+                    mine = mine & ~self.is_group
                 m.d.comb += [
                     getattr(self, f"{x}_{name}_en").eq(live & mine),
                     getattr(self, f"{x}_{name}_addr").eq(place.address),

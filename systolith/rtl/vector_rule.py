@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
+from amaranth.lib.wiring import Out
 
 from systolith.isa import facts as fact_names
 from systolith.isa.choice import Group, Topk
@@ -57,7 +58,7 @@ class VectorRule(wiring.Component):
     def __init__(self, chip: Chip) -> None:
         self.chip = chip
         self.ports = vector_ports(chip)
-        super().__init__(handshake("V") | port_members(self.ports))
+        super().__init__(handshake("V") | port_members(self.ports) | {"fault": Out(1)})
 
     def _field(self, name: str) -> Value:
         bits = next(bits for bits in Vec.LAYOUT if bits.name == name)
@@ -173,7 +174,8 @@ class VectorRule(wiring.Component):
             self.walk.sweeps.eq(Mux(self.is_pick, PICK_SWEEPS, Mux(self.rowscale, 2, 1))),
             self.walk.gap.eq(Mux(self.rowscale, self.last + more + self.levels, 0)),
         ]
-        pairs = self.pairs = self._signal("pairs", (rows * self.n)[:13])
+        self.rows, self.all_pairs = rows, self._signal("all_pairs", rows * self.n)
+        pairs = self.pairs = self._signal("pairs", self.all_pairs[:13])
         group_tail = log2_up(m, pairs, "group_levels") + (2 * bank + 1) + more
         topk_tail = 2 * bank + more + waits
         chosen = Mux(self.is_pick, more + bank, Mux(self.is_topk, topk_tail, group_tail))

@@ -33,6 +33,13 @@ def test_instructions_after_each_other(nano):
     assert {"VEC", "PICK", "TOPK", "GROUP"} <= set(names)
 
 
+@pytest.mark.parametrize("kind", ["vec", "pick", "topk", "group"])
+def test_what_execute_traps_faults(nano, kind):
+    """Spaces, formats, shapes, keys, addresses outside: nothing is written where `execute` refuses the whole."""
+    causes = {refused(nano, seed, (kind,))[:24] for seed in range(24)}
+    assert len(causes) > 3
+
+
 @pytest.mark.deep
 @pytest.mark.parametrize(
     ("name", "more"),

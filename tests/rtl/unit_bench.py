@@ -125,7 +125,10 @@ class UnitBench:
     def run(
         self, memory: dict[Space, bytes], commands: list[int], limit: int = 1 << 20
     ) -> tuple[list[int], list[dict[Space, np.ndarray]]]:
-        """Cycles from start to done of each command, and all memories after each."""
+        """Cycles from start to done of each command, negative where `fault` stands then, and all memories after each.
+
+        A fault is for good: nothing after it says whether it was legal.
+        """
         words = (self.layout.size + 31) // 32
         head = np.array([len(commands), limit, *self.sizes()], np.uint32).tobytes()
         sized = list(zip(MEMORIES, self.sizes(), strict=True))
@@ -135,7 +138,7 @@ class UnitBench:
         cycles, states, at = [], [], 0
         data = done.stdout
         for _ in commands:
-            cycles.append(int.from_bytes(data[at : at + 4], "little"))
+            cycles.append(int.from_bytes(data[at : at + 4], "little", signed=True))
             at += 4
             state = {}
             for space, size in zip(MEMORIES, self.sizes(), strict=True):
@@ -184,7 +187,7 @@ int main() {
       if (t == 0) memcpy(&u.command, command, sizeof command); else memset(&u.command, 0xA5, sizeof command);
       u.eval();
       if (t == 0 && !u.ready) return 3;
-      if (t > 0 && u.done) { done = t; break; }
+      if (t > 0 && u.done) { done = u.fault ? -t : t; break; }
       if (t > head[1]) { done = 0; break; }
       // Reads see the memory before this cycle's writes; their data appears after the edge.
       @READS@

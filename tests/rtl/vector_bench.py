@@ -140,7 +140,10 @@ def draw(
 
 
 def compare(bench: UnitBench, seed: int, kinds: tuple[str, ...], count: int = 12) -> list[str]:
-    """Run cases; raise AssertionError at the first one whose cycles or bytes differ. Gives their names."""
+    """Run cases; raise AssertionError at the first one whose cycles or bytes differ. Gives their names.
+
+    A legal instruction that the unit takes for a fault has negative cycles.
+    """
     start, cases = draw(bench.chip, seed, kinds, count, bench.layout)
     cycles, found = bench.run(start, [case.command for case in cases], limit=1 << 18)
     for case, took, memory in zip(cases, cycles, found, strict=True):
@@ -153,3 +156,60 @@ def compare(bench: UnitBench, seed: int, kinds: tuple[str, ...], count: int = 12
                 f"{wanted[at[0]]}; {len(at)} differ"
             )
     return [case.name for case in cases]
+
+
+def spoilt(rng: random.Random, d: Descriptor) -> Descriptor:
+    """Give a descriptor with one thing changed that an instruction may not take. Raises ProgramError if none is left."""
+    word = Format.INT32 if d.format is Format.FP32 else Format.FP32
+    change: dict[str, Any] = rng.choice(
+        (
+            {"format": word, "scale": 0, "base": d.base // 4 * 4},
+            {"space": rng.choice((Space.DRAM, Space.SLOT, Space.ACC, Space.CELL))},
+            {"base": (1 << 33) + d.base},
+            {"base": rng.choice((256, 8192, 256 << 10)) - 4 * rng.randint(0, 3)},
+            {"sbase": (256 << 10) - rng.randint(0, 2)} if d.scale else {"stride": (d.stride[0] << 16, *d.stride[1:])},
+            {"scale": 0},
+            {"ext": (*d.ext[:2], rng.choice((0, 1, 65)))},
+        )
+    )
+    return replace(d, **change)
+
+
+def refused(bench: UnitBench, seed: int, kinds: tuple[str, ...]) -> str:
+    """Run one instruction that `execute` traps; raise AssertionError unless the unit faults. Gives the trap's words.
+
+    What `isa` refuses before it writes anything must leave the memories as they are, too.
+    """
+    rng = random.Random(seed)
+    for _ in range(1000):
+        s = fresh(bench.chip, seed)
+        maker = Maker(rng, bench.chip, 1, constants=[LIST])
+        instruction: Instruction = getattr(maker, rng.choice(kinds))()
+        s.descriptors[1] = LIST
+        for load in maker.loads:
+            s.descriptors[load.d] = maker.constants[load.k]  # type: ignore[attr-defined]
+        operands = instruction.operands()
+        start = {space: bytes(s.memory[space]) for space in MEMORIES}
+        try:
+            number = rng.choice(list(operands.values()))
+            s.descriptors[number] = spoilt(rng, s.descriptors[number])
+            values: dict[str, Any] = {letter.lower(): operand(s, n) for letter, n in operands.items()}
+            row = np.zeros(COLS, np.int64)
+            word = instruction.encode()
+            fill_row(row, s, instruction, word)
+        except ProgramError:
+            continue
+        if 0 in s.view(operands["A"]).ext:
+            continue
+        try:
+            instruction.execute(s)
+        except ProgramError as trap:
+            values |= {"op": instruction.OPCODE, "fields": word & (1 << 50) - 1}
+            cycles, found = bench.run(start, [pack(bench.layout, values)], limit=1 << 16)
+            text = f"seed {seed}: {line_of(instruction)} {[str(s.descriptors[n]) for n in operands.values()]}: {trap}"
+            assert cycles[0] < 0, f"{text}: no fault"
+            if all(bytes(s.memory[space]) == start[space] for space in MEMORIES) and "outside" not in str(trap):
+                for space in MEMORIES:
+                    assert bytes(found[0][space]) == start[space], f"{text}: {space.name} has changed"
+            return str(trap)
+    raise AssertionError("no trap was found")
