@@ -12,6 +12,7 @@ from typing import Any
 
 from amaranth.hdl import Array, Cat, ClockSignal, Const, Module, Mux, ResetSignal, Signal, Value, signed
 from amaranth.lib import wiring
+from amaranth.lib.wiring import Out
 
 from systolith.isa.cycles import CARRY_ROWS
 from systolith.isa.descriptor import Format, Space
@@ -22,6 +23,7 @@ from systolith.spec import BLOCK, Chip, ConfigError
 from .array import ColumnFoot, PeRow, decode, dot_bits, unit_exponent
 from .functions import delayed
 from .leaf import leaf
+from .legal import outside
 from .ports import ADDRESS_BITS, Port, command_layout, handshake, port_members
 from .walk import byte_offset
 from .weights import Place, Reach, Weights, load_table, weight_ports
@@ -29,6 +31,7 @@ from .weights import Place, Reach, Weights, load_table, weight_ports
 __all__ = ["MatrixUnit", "check"]
 
 TIME = 28
+_SPACES = {Space.SPAD: "scratchpad", Space.SLOT: "slots", Space.ACC: "accumulator"}
 """Bits of the cycles of a pass."""
 
 
@@ -61,7 +64,8 @@ def check(chip: Chip) -> None:
 
 
 class MatrixUnit(wiring.Component):
-    """Members: `ports.handshake("M")` and `ports.port_members(ports)`.
+    """Members: `ports.handshake("M")`, `ports.port_members(ports)`, and fault: from then on 1, an instruction was not
+    legal or left its space. What is illegal by its formats, spaces or extents writes nothing.
 
     Raises ConfigError for a chip whose arrays it does not build.
     """
@@ -80,7 +84,7 @@ class MatrixUnit(wiring.Component):
             Port("new", Space.ACC, 4 * columns, write=True),
             *weight_ports(chip),
         ]
-        super().__init__(handshake("M") | port_members(self.ports))
+        super().__init__(handshake("M") | port_members(self.ports) | {"fault": Out(1)})
 
     def elaborate(self, platform: object) -> Module:  # noqa: D102
         m = Module()
@@ -95,6 +99,7 @@ class MatrixUnit(wiring.Component):
         self._rows()
         self._array()
         self._sums()
+        self._faults()
         return m
 
     def _signal(self, name: str, value: Any, bits: int | None = None) -> Signal:
@@ -121,7 +126,44 @@ class MatrixUnit(wiring.Component):
             per_row = Mux((a.format == Format[x]) & (b.format == Format[w]), cycles, per_row)
         self.per_row = self._signal("per_row", per_row, 4)
         self.lists = self._signal("lists", a.via | b.via | self.loader.d.via)
+        self.illegal = self._illegal()
         self.four, self.slot = b.format == Format.E2M1, b.space == Space.SLOT
+
+    def _illegal(self) -> Signal:
+        """What `isa` traps before anything is written: spaces, formats, extents, strides."""
+        a, b, d = (self.loader[x] for x in "abd")
+        pairs = Cat(*((a.format == Format[x]) & (b.format == Format[w]) for x, w in PAIRS))
+        found = [
+            (a.space != Space.SPAD) | ((b.space != Space.SLOT) & (b.space != Space.SPAD)) | (d.space != Space.ACC),
+            (d.format != Format.FP32) | ~pairs.any() | ~a.scale | (b.scale == self.by_rows),
+            (a.ext2[:5] != 0) | (Mux(self.by_rows, b.ext0, b.ext2) != self.depth) | (self.by_rows & (b.ext1 != 1)),
+            (d.ext0 < a.ext0) | (d.ext1 < a.ext1) | (d.ext2 < self.columns),
+            *((x.ext2 > 1) & (x.stride2 != 1) for x in (a, b, d)),
+            *(x.base[ADDRESS_BITS:].any() | (x.scale & x.sbase[ADDRESS_BITS:].any()) for x in (a, b, d)),
+            *(x.via & x.list[ADDRESS_BITS:].any() for x in (a, b, d)),
+        ]
+        return self._signal("illegal", Cat(*found).any())
+
+    def _faults(self) -> None:
+        """Raise `fault`, for good, where an instruction is illegal or an access leaves its space."""
+        m, chip = self.m, self.chip
+        size = {space: chip.space_bytes(name) for space, name in _SPACES.items()}
+        found = [self.fire & self.illegal]
+        for port in self.ports:
+            used: Value | int = port.bytes
+            if port.space == Space.ACC:
+                if not port.write:
+                    continue
+                used = Cat(Const(0, 2), self.write_count)
+            elif port.name == "a":
+                used = Mux(self.four_a, port.bytes // 2, port.bytes)
+            elif port.name in self.weights.used:
+                used = self.weights.used[port.name]
+            found.append(
+                outside(getattr(self, f"{port.name}_en"), getattr(self, f"{port.name}_addr"), used, size[port.space])
+            )
+        with m.If(self._signal("faults", Cat(*found)).any()):
+            m.d.sync += self.fault.eq(1)
 
     def _tiles(self) -> None:
         """The tile that loads or is loaded, and the next one: groups of rows, columns, K."""
@@ -132,7 +174,7 @@ class MatrixUnit(wiring.Component):
         left = self._signal("rows_left", self.rows - done, 24)
         short = chip.passes_per_block > 1
         self.group = self._signal("group", Mux(left > CARRY_ROWS, CARRY_ROWS, left) if short else left, 24)
-        last_k = self._signal("last_k", k + chip.array_rows == self.depth)
+        last_k = self._signal("last_k", k + chip.array_rows >= self.depth)
         rest = self._signal("columns_left", self.columns - col, 20)
         last_col = self._signal("last_col", rest <= chip.columns)
         last_group = self._signal("last_group", left <= CARRY_ROWS if short else Const(1))
@@ -233,7 +275,7 @@ class MatrixUnit(wiring.Component):
                 col.eq(self.col),
                 count.eq(self.count),
                 start_block.eq(self.k[:5] == 0),
-                end_block.eq((self.k[:5] + chip.array_rows) == BLOCK),
+                end_block.eq(((self.k[:5] + chip.array_rows) == BLOCK) & ~self.illegal),
                 from_zero.eq((self.k < BLOCK) & self.loader.zero),
                 left.eq(self.group),
                 gap.eq(0),
@@ -271,6 +313,7 @@ class MatrixUnit(wiring.Component):
             self.a_scale_en.eq(go),
             self.a_scale_addr.eq(late.a.sbase + (a.elements.as_signed() >> 5)),
         ]
+        self.four_a = self._signal("four_a", late.a.format == Format.E2M1)
         # The data path from here on, by cycles after the issue.
         self.at_data = 2 * bank
         self.go = held(m, go, bank, "go")
@@ -331,6 +374,7 @@ class MatrixUnit(wiring.Component):
         for i in range(add + bank):
             line.append((held(m, line[-1][0], 1, f"acc_valid_{i}"), delayed(m, line[-1][1], 1, f"acc_addr_{i}")))
             counts.append(delayed(m, counts[-1], 1, f"acc_count_{i}"))
+        self.write_count = counts[add]
         m.d.comb += [
             self.new_en.eq(line[add][0]),
             self.new_addr.eq(line[add][1]),

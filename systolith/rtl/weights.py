@@ -173,6 +173,11 @@ class Weights:
             by_rows_late.eq(delayed(m, by_rows, 2 * bank, "w_by_rows")),
         ]
         codes, masks = [], []
+        used = Signal(range(ports + 1), name="w_used")
+        # A row or column is there whole, or the part that is used of it.
+        m.d.comb += used.eq(delayed(m, (Mux(b.format == Format.E2M1, (length + 1) >> 1, length)), bank, "w_used"))
+        self.used: dict[str, Value] = {}
+        """Bytes that a port's access needs."""
         for i in range(ports):
             low = Signal(signed(21), name=f"w{i}_from")
             take = Signal(ports, name=f"w{i}_take")
@@ -192,6 +197,7 @@ class Weights:
             address = Signal(ADDRESS_BITS, name=f"w{i}_address")
             m.d.comb += address.eq(late.base + byte_offset(late.format, reach.elements))
             for name, mine in (("slot", in_slot), ("spad", ~in_slot)):
+                self.used[f"w{i}_{name}"] = used
                 m.d.comb += [
                     getattr(unit, f"w{i}_{name}_en").eq(go & mine),
                     getattr(unit, f"w{i}_{name}_addr").eq(address),

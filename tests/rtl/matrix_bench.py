@@ -82,8 +82,8 @@ class MatrixBench:
 
     def run(
         self, memory: dict[Space, bytes], commands: list[int], delays: list[int]
-    ) -> tuple[list[int], list[int], dict[Space, bytes]]:
-        """Start and end of each command, and the memories at the end.
+    ) -> tuple[list[int], list[int], dict[Space, bytes], bool]:
+        """Start and end of each command, the memories at the end, and whether the unit found a fault.
 
         delays : cycles that a command waits though the unit is ready
         """
@@ -99,7 +99,7 @@ class MatrixBench:
         for space, size in zip(SPACES, sizes, strict=True):
             found[space] = done.stdout[at : at + size]
             at += size
-        return times[: len(commands)].tolist(), times[len(commands) :].tolist(), found
+        return times[: len(commands)].tolist(), times[len(commands) :].tolist(), found, done.stdout[at] != 0
 
 
 def fresh(chip: Chip) -> Slice:
@@ -190,6 +190,13 @@ def draw(rng: random.Random, chip: Chip, s: Slice) -> Matmul:
     return Matmul(d=1, a=2, b=3, zero=rng.choice([0, 1]), by_rows=by_rows, terms=terms)
 
 
+def command(bench: MatrixBench, s: Slice, i: Matmul) -> int:
+    """What the queue hands to the unit."""
+    values = {"op": i.OPCODE, "fields": i.encode() & (1 << 50) - 1, "zero": i.late(s)["zero"]}
+    values |= {x: operand(s, n) for x, n in (("d", i.d), ("a", i.a), ("b", i.b))}
+    return pack(bench.layout, values)
+
+
 def compare(bench: MatrixBench, seed: int, count: int, wild: bool) -> int:
     """Run `count` MATMULs on both; assert equal starts, ends and memories. Gives the cycles they took."""
     rng = random.Random(seed)
@@ -202,15 +209,13 @@ def compare(bench: MatrixBench, seed: int, count: int, wild: bool) -> int:
     for _ in range(count):
         i = draw(rng, chip, s)
         drawn.append((i, list(s.descriptors)))
-        word = i.encode()
-        values = {"op": i.OPCODE, "fields": word & (1 << 50) - 1, "zero": i.late(s)["zero"]}
-        values |= {x: operand(s, n) for x, n in (("d", 1), ("a", 2), ("b", 3))}
-        commands.append(pack(bench.layout, values))
-        fill_row(row, s, i, word)
+        commands.append(command(bench, s, i))
+        fill_row(row, s, i, i.encode())
         works.append(rules.work_of(chip, row))
         delays.append(rng.choice([0, 0, 0, 1, 3, 40]))
     image = {space: bytes(s.memory[space]) for space in SPACES}
-    starts, ends, found = bench.run(image, commands, delays)
+    starts, ends, found, fault = bench.run(image, commands, delays)
+    assert not fault, f"seed {seed}: a legal MATMUL is taken for a fault"
     for i, descriptors in drawn:
         s.descriptors[:] = descriptors
         i.execute(s)
@@ -284,6 +289,7 @@ int main() {
   }
   fwrite(times.data(), 4, times.size(), stdout);
   for (auto& m : mem) fwrite(m.data(), 1, m.size(), stdout);
+  fputc(u.fault, stdout);
   return 0;
 }
 """

