@@ -103,7 +103,10 @@ class Slice(wiring.Component):
             self.halted.eq(sequencer.halted), self.cause.eq(sequencer.cause), self.halt_time.eq(sequencer.halt_time),
             self.issued.eq(sequencer.issued), self.issued_pc.eq(sequencer.issued_pc),
             self.full_stall.eq(sequencer.full_stall), self.bus_busy.eq(channel.busy),
-            self.fault.eq(sequencer.fault | (semaphores.fault << 4) | (collective.fault << 5)),
+            self.fault.eq(
+                sequencer.fault | (semaphores.fault << 4) | (collective.fault << 5) | (vector.fault << 6)
+                | (matrix.fault << 7)
+            ),
         ]  # fmt: skip
         idle: Any = self.net_idle
         for i, q in enumerate(QUEUES):

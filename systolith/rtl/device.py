@@ -26,6 +26,8 @@ OnRing = Callable[[int, tuple[int, ...]], None]
 FAULTS: Final = {
     1: "CEILDIV by 0", 2: "ADV leaves its field", 3: "a word that no unit knows",
     16: "a semaphore left 0..255", 32: "PUT to something else than the scratchpad",
+    64: "an instruction of queue V with spaces, formats or extents it does not take, or an address outside a space",
+    128: "a MATMUL with spaces, formats, extents or strides it does not take, or an address outside a space",
 }  # fmt: skip
 """Causes in the fault register of a slice; those from 16 on are bits of their own."""
 GOING, ALL_HALTED, RECORDS, FAULT, OUTSIDE = range(5)
