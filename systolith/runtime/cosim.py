@@ -97,9 +97,9 @@ def cosim(
     """
     from systolith.rtl.device import RtlMachine
 
-    fast, timed, records = reference(chip, program, setup)
     rtl = RtlMachine(chip, program, folder=folder, hold_share=hold_share, seed=seed)
     setup(rtl)
+    fast, timed, records = reference(chip, program, setup)
     rtl.run()
     library = rtl.library
     found = Cosim(
