@@ -318,7 +318,9 @@ class Vec(Instruction):
 
     def _check_spaces(self, s: Slice, view: dict[str, View]) -> None:
         for letter, v in view.items():
-            allowed = (Space.SPAD, Space.CELL) if letter in "DE" else (Space.SPAD, Space.ACC, Space.CELL)
+            allowed: tuple[Space, ...] = (Space.SPAD, Space.CELL)
+            if letter not in "DE":
+                allowed = (Space.SPAD, Space.ACC, Space.CELL)
             what = ""
             if v.format.bits < 32:  # codes and scales
                 allowed, what = (Space.SPAD,), f" in {v.format.name}"
