@@ -315,8 +315,10 @@ class DmaEngine(wiring.Component):
         flight = data.View(fresh.shape(), Mux(self.own_busy, Value.cast(kept), Value.cast(fresh)))
         mover, ring = self._mover(m, "own_", flight)
         index = Mux(self.own_busy, self.own_index, self.tail)
-        m.d.comb += mover.step.eq((self.own_busy | begins) & ~(flight.same & turn))
-        m.d.sync += turn.eq(mover.step & ~mover.last)
+        # Inside one bank reads and writes take turns; a piece of zeros is no read.
+        reads = mover.valid != 0
+        m.d.comb += mover.step.eq((self.own_busy | begins) & ~(flight.same & turn & reads))
+        m.d.sync += turn.eq(mover.step & ~mover.last & reads)
         with m.If(begins):
             m.d.sync += [kept.eq(fresh), self.own_index.eq(self.tail)]
         with m.If(mover.step & mover.last):

@@ -103,12 +103,15 @@ class Mover(wiring.Component):
         m.d.comb += rows.eq(Mux(join0, limit, 1))
 
         # Run: its length, and how much of it the source has.
-        run, real = Signal(40), Signal(40)
+        run, real, real_rows = Signal(40), Signal(40), Signal(21)
+        m.d.comb += real_rows.eq(least(rows, have[0] - i0))  # where i0 lies inside
         inside = inside0 & (i1 < have[1])
         real_length = Mux(join1 & (have[2] == ext[2]), length, have[2])
         m.d.comb += [
             run.eq(to_bytes(Mux(single, to_one(a), length * rows))),
-            real.eq(Mux(inside & (~single | (i2 < have[2])), to_bytes(Mux(single, to_one(a), real_length * rows)), 0)),
+            real.eq(
+                Mux(inside & (~single | (i2 < have[2])), to_bytes(Mux(single, to_one(a), real_length * real_rows)), 0)
+            ),
         ]
         rest, more = Signal(40), Signal(40)
         m.d.comb += [rest.eq(run - at), more.eq(Mux(real > at, real - at, 0))]
