@@ -112,3 +112,28 @@ def square(chip: Chip, form: Format) -> Program:
             w.words.append(Copy(on=Queue.S, d=w.use(out), a=staged, wait=1 << STAGED, post=1 << STORED))
     tokens = {FREE: slots, ROOM: 2 * len(parts), STORED: 2}
     return w.program(chip, "512x512x512", tokens)
+
+
+def one_block(chip: Chip, m: int, n: int) -> Program:
+    """A product of one block of K in MXINT8: m x 4 x n or m x 8 x n after padding.
+
+    Memory holds codes of A, codes of W (by columns) and the scales of both in one run; the sums go back in FP32.
+    """
+    codes, scales = BLOCK * (m + n), m + n
+    w = Writer()
+    flat = Descriptor(space=Space.DRAM, format=Format.INT8, ext=(1, 1, codes + scales), stride=(0, 0, 1))
+    near = Descriptor(space=Space.SPAD, format=Format.INT8, ext=(1, 1, codes + scales), stride=(0, 0, 1))
+    sums = Descriptor(space=Space.ACC, format=Format.FP32, ext=(m, 1, n), stride=(n, 0, 1))
+    at = chip.bank_size_bytes
+    out = Descriptor(space=Space.SPAD, format=Format.FP32, base=at, ext=(1, 1, m * n), stride=(0, 0, 1))
+    row = Descriptor(space=Space.ACC, format=Format.FP32, ext=(1, 1, m * n), stride=(0, 0, 1))
+    home = Descriptor(space=Space.DRAM, format=Format.FP32, base=4096, ext=(1, 1, m * n), stride=(0, 0, 1))
+    d, a = w.use(near), w.use(flat)
+    w.words.append(Copy(on=Queue.L, d=d, a=a, post=1 << LOADED))
+    a = w.use(mx(Space.SPAD, Format.INT8, (m, BLOCK), BLOCK, 0, codes))
+    b = w.use(mx(Space.SPAD, Format.INT8, (n, BLOCK), BLOCK, BLOCK * m, codes + m))
+    w.words.append(Matmul(d=w.use(sums), a=a, b=b, zero=1, wait=1 << LOADED, post=1 << SUMS))
+    staged = w.use(out)
+    w.words.append(Vec(d=staged, a=w.use(row), wait=1 << SUMS, post=1 << STAGED))
+    w.words.append(Copy(on=Queue.S, d=w.use(home), a=staged, wait=1 << STAGED))
+    return w.program(chip, f"{m}x{BLOCK}x{n}", {})
