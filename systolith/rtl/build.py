@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from systolith.isa.descriptor import DESCRIPTOR_BITS
@@ -34,6 +35,7 @@ _WARNINGS = {
     "ASCRANGE": "a signal of one bit as a range",
     "INITIALDLY": "yosys writes initial values so",
     "PINMISSING": "a leaf without state has a reset that nobody drives",
+    "PROCASSINIT": "yosys writes an initial value beside the process that assigns",
     "SELRANGE": "a read past the end of a vector gives a value that nobody uses",
 }
 """Verilator warnings that are switched off, and why."""
@@ -64,10 +66,10 @@ def _verilator() -> tuple[Path, dict[str, str]]:
 
 
 def verilator_version() -> str:
-    """Version line of Verilator."""
+    """Version of Verilator's package, and what the program says of itself."""
     program, env = _verilator()
     run = subprocess.run([program, "--version"], capture_output=True, text=True, env=env, check=True)
-    return run.stdout.split(" rev")[0].strip()
+    return f"verilator {metadata.version('verilator')} ({run.stdout.strip()})"
 
 
 def compiler() -> str:
