@@ -205,7 +205,7 @@ def refused(bench: UnitBench, seed: int, kinds: tuple[str, ...]) -> str:
             instruction.execute(s)
         except ProgramError as trap:
             values |= {"op": instruction.OPCODE, "fields": word & (1 << 50) - 1}
-            cycles, found = bench.run(start, [pack(bench.layout, values)], limit=1 << 16)
+            cycles, found = bench.run(start, [pack(bench.layout, values)], limit=1 << 24)
             text = f"seed {seed}: {line_of(instruction)} {[str(s.descriptors[n]) for n in operands.values()]}: {trap}"
             assert cycles[0] < 0, f"{text}: no fault"
             if all(bytes(s.memory[space]) == start[space] for space in MEMORIES) and "outside" not in str(trap):
