@@ -141,7 +141,11 @@ def _model(
         list(pool.map(compile_one, sources))
     for source in made.glob("*.cpp"):
         source.unlink()
-    made.replace(kept)
+    try:
+        made.replace(kept)
+    except OSError:  # another process that builds the same text was first
+        if not kept.exists():
+            raise
     return kept
 
 
