@@ -8,10 +8,10 @@ import pytest
 import systolith.models
 from systolith.models.checkpoint import Checkpoint
 from systolith.models.profile import Profile
-from systolith.runtime.cosim import cosim
+from systolith.runtime.cosim import Cosim, cosim
 from systolith.runtime.job import Request, layout, write_job
 from systolith.runtime.session import compile_job
-from systolith.spec import load
+from systolith.spec import Chip, load
 from tests.rtl.programs import copies
 
 pytest.importorskip("amaranth")
@@ -38,12 +38,26 @@ def test_back_pressure_on_the_memory_changes_no_bit(seed: int) -> None:
     assert cosim(NANO, copies(NANO, seed), hold_share=100, seed=seed + 1).differences == []
 
 
-def test_tinycode_decodes_on_the_rtl() -> None:
-    """4 tokens after a prompt of 8: tokens, all memory, and the cycles."""
-    tinycode = Checkpoint.open(Path(systolith.models.__file__).parent / "tinycode")
-    requests = [Request(tuple(range(5, 13)), 4)]
-    program = compile_job(tinycode, NANO, Profile.default("INT8", "INT8", "INT8"), requests).program
+def tinycode(chip: Chip, tokens: int) -> Cosim:
+    """A job of tinycode with a prompt of 8."""
+    checkpoint = Checkpoint.open(Path(systolith.models.__file__).parent / "tinycode")
+    requests = [Request(tuple(range(5, 13)), tokens)]
+    program = compile_job(checkpoint, chip, Profile.default("INT8", "INT8", "INT8"), requests).program
     plan = layout(program, requests)
-    found = cosim(NANO, program, lambda machine: write_job(machine, program, requests, plan))
+    return cosim(chip, program, lambda machine: write_job(machine, program, requests, plan))
+
+
+def test_tinycode_decodes_on_the_rtl() -> None:
+    """4 tokens: tokens, all memory, and the cycles."""
+    found = tinycode(NANO, 4)
     assert found.differences == []
     assert abs(found.error) <= 0.001
+    assert set(found.durations) <= {"COPY.L", "COPY.W", "COPY.S"}  # the others take their rule's time, each of them
+
+
+@pytest.mark.deep
+def test_tinycode_decodes_on_two_slices_with_their_collectives() -> None:
+    found = tinycode(load("micro"), 4)
+    assert found.differences == []
+    assert abs(found.error) <= 0.001
+    assert set(found.durations) <= {"COPY.L", "COPY.W", "COPY.S"}
