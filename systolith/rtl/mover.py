@@ -93,7 +93,7 @@ class Mover(wiring.Component):
         # Rows that one run takes along dimension 0.
         rows, left_rows = Signal(21), Signal(21)
         inside0 = i0 < have[0]
-        m.d.comb += left_rows.eq(Mux(inside0, have[0], ext[0]) - i0)
+        m.d.comb += left_rows.eq(ext[0] - i0)  # a run goes on into the rows that the source does not have
         limit: Any = left_rows
         for side in (a, d):
             j = (i0 + side.row)[:21]
