@@ -77,7 +77,8 @@ class Matmul(Instruction):
     [K, 1, N] without scales (2^0), in SLOT or SPAD, terms = 0. D: FP32 in ACC, at (i0, i1, column).
     For each row and column, blocks ascending: acc = RNE(acc + block sum). With zero the sum starts from +0, else from
     what D holds. terms = 1: block i of A meets blocks 2i and 2i+1 of the weights in turn (two-term weights).
-    Elements of dimension 2 lie side by side (stride 1) in all three. An extent of 0 in A or B is a no-op. D's extents only bound: they are at least rows and columns.
+    Elements of dimension 2 lie side by side (stride 1) in all three. An extent of 0 in A or B is a no-op. D's extents
+    only bound: they are at least rows and columns.
     """
 
     OPCODE = 10
