@@ -20,7 +20,21 @@ import typer
 # The base of typer's usage errors has no public name; typer is pinned.
 from typer._click.exceptions import ClickException
 
-from systolith.cli import chips, estimate, fuzz, generate, logits, peers, program, quality, repro, run, serve, trace
+from systolith.cli import (
+    chips,
+    estimate,
+    fuzz,
+    generate,
+    logits,
+    peers,
+    program,
+    quality,
+    repro,
+    rtl,
+    run,
+    serve,
+    trace,
+)
 from systolith.spec.errors import SystolithError
 
 __all__ = ["app", "command_line", "main"]
@@ -35,7 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (generate, serve, run, logits, quality, estimate, peers, repro, program, trace, chips, fuzz):
+for module in (generate, serve, run, logits, quality, estimate, peers, repro, program, trace, chips, fuzz, rtl):
     module.register(app)
 
 
