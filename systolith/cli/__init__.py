@@ -31,6 +31,7 @@ from systolith.cli import (
     program,
     quality,
     repro,
+    rtl,
     run,
     serve,
     trace,
@@ -49,7 +50,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (generate, serve, run, logits, quality, estimate, curve, peers, repro, program, trace, chips, fuzz):
+for module in (generate, serve, run, logits, quality, estimate, curve, peers, repro, program, trace, chips, fuzz, rtl):
     module.register(app)
 
 

@@ -40,7 +40,7 @@ PrefillOption = Annotated[
     int | None,
     typer.Option("--prefill-chunk", min=1, help="Most prompt tokens of a request in one step (default: what fits)."),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="What runs the program: sim, execute or null.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="What runs the program: sim, execute, rtl or null.")]
 
 _FORMATS = {"MXINT8": "INT8", "MXFP8": "E4M3", "MXFP4": "E2M1", "MXINT8X2": "INT8x2", "INT8X2": "INT8x2"}
 

@@ -53,7 +53,7 @@ def print_run(run: Run, device: str) -> None:
         )
         return
     timing = run.timing
-    assert timing is not None
+    assert timing is not None or run.rtl is not None
     firsts = [t for i in range(len(run.requests)) if (t := run.ttft_s(i)) is not None]
     later = [t for i in range(len(run.requests)) if (t := run.tpot_s(i)) is not None]
     least = run.bound()
@@ -69,6 +69,13 @@ def print_run(run: Run, device: str) -> None:
         )  # fmt: skip
     else:
         rows.append(["the chip's bound", f"{seconds_text(least.seconds)} per token, set by {least.binds}"])
+    if timing is None:  # the RTL has run
+        assert run.rtl is not None
+        rows.append(["cycles", f"{run.rtl['cycles']:,}, counted on the RTL"])
+        rows.append(["Verilog", f"{run.rtl['verilog_sha256']}, {run.rtl['verilator']}"])
+        rows.append(["program", run.compiled.program.sha256])
+        print_table(rows)
+        return
     rows.append(["cycles", f"{timing.cycles:,}"])
     shares = ", ".join(f"{unit} {100 * share:.1f} %" for unit, share in timing.utilisation.items())
     rows.append(["units in use", shares])

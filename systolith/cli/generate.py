@@ -49,6 +49,9 @@ def generate(
         Path | None, typer.Option("--logits", help="Write FP32 logits of the tokens, steps x vocabulary, .npy.")
     ] = None,
     device: options.DeviceOption = "sim",
+    rtl: Annotated[
+        Path | None, typer.Option("--rtl", help="With --device rtl: run the Verilog of this folder.")
+    ] = None,
     page_tokens: options.PageOption = 64,
     prefill_chunk: options.PrefillOption = None,
     profile: options.ProfileOption = None,
@@ -73,6 +76,12 @@ def generate(
     from systolith.runtime.session import compile_job, load_kernels, run_job
 
     target = find_device(device)
+    if rtl is not None:
+        if device != "rtl":
+            raise ConfigError(f"--rtl names Verilog to run and --device is {device}; give --device rtl with it")
+        from systolith.rtl.device import Rtl
+
+        target = Rtl(rtl)
     if logits is not None:
         check_output(logits)
     sampling = Sampling(temperature, top_k, top_p, seed)
@@ -134,14 +143,18 @@ def summary(run: Run, requests: list[Request], texts: list[str], *, batched: boo
         "tpot_s": [run.tpot_s(i) for i in range(len(requests))],
     }
     timing = run.timing
-    return {key: value if batched else value[0] for key, value in first.items()} | {
-        "cycles": timing.cycles if timing else None,
-        "utilisation": timing.utilisation if timing else None,
-        "bytes": timing.bytes if timing else None,
-        "bound_tpot_s": run.bound().seconds,
-        "waterfall": timing.waterfall.parts if timing else None,
-        "program_sha256": run.compiled.program.sha256,
-    }
+    return (
+        {key: value if batched else value[0] for key, value in first.items()}
+        | {
+            "cycles": timing.cycles if timing else run.rtl["cycles"] if run.rtl else None,
+            "utilisation": timing.utilisation if timing else None,
+            "bytes": timing.bytes if timing else None,
+            "bound_tpot_s": run.bound().seconds,
+            "waterfall": timing.waterfall.parts if timing else None,
+            "program_sha256": run.compiled.program.sha256,
+        }
+        | ({"rtl": run.rtl} if run.rtl else {})
+    )
 
 
 def _tokenizer(path: Path, vocab: int, *, needed: bool) -> Tokenizer | None:

@@ -36,8 +36,8 @@ class Topk(Instruction):
 
     A: FP32 [e0, e1, n]. D: INT32, gets the indices at (i0, i1, 0 .. k-1). E = D[d+1]: FP32, gets the values there.
     k is D's ext[2]; the other extents of D, and E's, do not count. NaN is below everything, the lowest index first
-    among NaN; -0 equals +0 and stays -0 in E. A row is read whole before anything of it is written, rows in order.
-    An extent of 0 in A is a no-op.
+    among NaN; -0 equals +0 and stays -0 in E. A choice is written when it is made, before the next one is looked for: D
+    and E must not overlap A. An extent of 0 in A is a no-op.
     """
 
     OPCODE = 16

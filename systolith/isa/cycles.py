@@ -78,7 +78,7 @@ from .resolved import (
     D,
     E,
 )  # fmt: skip
-from .runs import bits_of, ceil_div, runs
+from .runs import bits_of, ceil_div, log2_up, runs
 
 __all__ = ["WORK", "WORK_COLS", "alone", "interval", "work", "work_of"]
 
@@ -118,15 +118,6 @@ _MATMUL, _VEC, _PICK, _PUT, _COPY, _RING, _SYNC, _TOPK, _GROUP = 10, 11, 12, 13,
 _LOOP, _BR, _READX = 5, 6, 7
 _DRAM, _SPAD, _SLOT, _ACC, _CELL = range(5)
 _LOAD, _WEIGHTS = 1, 0
-
-
-@rule
-def log2_up(n: int) -> int:
-    """Levels of a binary tree over n values."""
-    levels = 0
-    while (1 << levels) < n:
-        levels += 1
-    return levels
 
 
 @rule
@@ -242,12 +233,20 @@ def row_accesses(f: Ints, row: Ints, at: int, n: int) -> int:
 
 
 @rule
+def strides(row: Ints, at: int, n: int) -> bool:
+    """Whether the elements of a row of an operand are neither side by side nor one: the unit takes one a cycle."""
+    return bool(row[at + SPACE] >= 0 and n > 1 and row[at + STRIDE2] != 0 and row[at + STRIDE2] != 1)
+
+
+@rule
 def row_cycles(f: Ints, row: Ints, n: int) -> int:
     """Cycles of one row: its beats, the accesses to the port that is asked most, or its entries of index lists."""
     beats = ceil_div(n, f[LANES])
     most = max(beats, lists(row))
     for i in range(6):
         at = D + (A - D) * i
+        if at != E and strides(row, at, n):  # cells too
+            most = max(most, n)
         port = port_of(f, row, at)
         if port == -1:
             continue
@@ -261,11 +260,11 @@ def row_cycles(f: Ints, row: Ints, n: int) -> int:
 
 
 @rule
-def op_cycles(f: Ints, op: int) -> int:
+def op_cycles(f: Ints, op: int, second: bool) -> int:
     """Pipeline stages of op1 or op2; integer ones take one cycle, exponents one before the adder or the function."""
     if op == 0:
         return 0
-    if op == 3 or op == 10:
+    if op == 3 or (second and op == 10):
         return int(f[MULTIPLY])
     if op == 1 or op == 2:
         return int(f[ADD])
@@ -285,11 +284,12 @@ def vector(f: Ints, row: Ints, out: Ints) -> None:
     levels = log2_up(min(n, f[LANES])) + log2_up(beats)
     read = f[BANK] + (f[BANK] if lists(row) > 0 else 0)
     if row[OP] == _PICK:
-        out[HOLD] = PICK_SWEEPS * (beats + f[BANK] + 1 + levels) + read - f[BANK]
+        sweep = n if strides(row, A, n) or strides(row, B, n) else beats
+        out[HOLD] = PICK_SWEEPS * (sweep + f[BANK] + 1 + levels) + read - f[BANK]
         out[TAIL] = f[BANK]
         return
     if row[OP] == _TOPK:
-        sweep = max(beats, row_accesses(f, row, A, n))
+        sweep = n if strides(row, A, n) else beats
         # A choice of a row waits for the one before it; other rows fill the gap.
         out[HOLD] = (row[D + EXT2] - 1) * max(rows * sweep, sweep + 1 + levels) + rows * sweep
         out[TAIL] = read + 1 + levels + f[BANK]
@@ -308,8 +308,8 @@ def vector(f: Ints, row: Ints, out: Ints) -> None:
         if row[at + SPACE] >= 0 and row[at + FORMAT] < 3:
             dequantise = f[MULTIPLY]
     read += dequantise
-    first = read + op_cycles(f, op1)
-    last = first + op_cycles(f, fields >> f[OP2] & 15)
+    first = read + op_cycles(f, op1, False)
+    last = first + op_cycles(f, fields >> f[OP2] & 15, True)
     if fields >> f[FUNC] & 3:
         last += f[FUNCTION]
     end = last
@@ -367,9 +367,9 @@ def copy(f: Ints, row: Ints, read: int, write: int, bursts: int, requests: int, 
 
 
 @rule
-def put(f: Ints, row: Ints, read: int, bursts: int, size: int, out: Ints) -> None:
-    """PUT: flits at the network's rate or the bank's, at least one, so that an empty one still counts as arrived."""
-    flits = max(1, read, ceil_div(size * f[NET_DEN], f[NET_NUM]))
+def put(f: Ints, row: Ints, beats: int, bursts: int, size: int, out: Ints) -> None:
+    """PUT: flits at the network's rate or the banks', at least one, so that an empty one still counts as arrived."""
+    flits = max(1, beats, ceil_div(size * f[NET_DEN], f[NET_NUM]))
     out[KIND] = SEND
     out[LEAD] = f[BANK]
     out[HOLD] = flits
@@ -416,7 +416,7 @@ def transfer(f: Ints, row: Ints, out: Ints) -> None:
     if row[OP] == _COPY:
         copy(f, row, read, write, bursts, requests, out)
     else:
-        put(f, row, read, bursts, size, out)
+        put(f, row, max(read, write), bursts, size, out)
 
 
 @rule

@@ -77,7 +77,8 @@ class Matmul(Instruction):
     [K, 1, N] without scales (2^0), in SLOT or SPAD, terms = 0. D: FP32 in ACC, at (i0, i1, column).
     For each row and column, blocks ascending: acc = RNE(acc + block sum). With zero the sum starts from +0, else from
     what D holds. terms = 1: block i of A meets blocks 2i and 2i+1 of the weights in turn (two-term weights).
-    An extent of 0 in A or B is a no-op. D's extents only bound: they are at least rows and columns.
+    Elements of dimension 2 lie side by side (stride 1) in all three. An extent of 0 in A or B is a no-op. D's extents
+    only bound: they are at least rows and columns.
     """
 
     OPCODE = 10
@@ -87,6 +88,7 @@ class Matmul(Instruction):
         "Formats of A and B that are no pair of numerics rule 1, A first.",
         "Operands in other spaces, or scales where there must be none, or none where there must be.",
         "K that is no multiple of 32, or that differs between A and B.",
+        "An inner stride that is not 1, where dimension 2 has more than one element.",
         "D smaller than rows and columns.",
     )
     LAYOUT = (
@@ -175,6 +177,10 @@ class Matmul(Instruction):
                 f"K={K} of A must be a multiple of {BLOCK}, and B, of extents {b.ext}, must have K={K << self.terms} "
                 f"as {'ext[0], ext[1]=1' if self.by_rows else 'ext[2]'}"
             )
+        for name, view in (("D", d), ("A", a), ("B", b)):
+            stride = view.descriptor.stride[2]
+            if view.ext[2] > 1 and stride != 1:
+                raise s.trap(f"MATMUL reads and adds whole rows: {name} has the inner stride {stride}, not 1")
         return pair.unit_exp
 
     def _by_columns(self, b: View) -> list[list[Block]]:

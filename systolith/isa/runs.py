@@ -6,7 +6,7 @@ from .compiled import Ints, rule
 from .facts import BANK_SIZE, BURST
 from .resolved import BASE, FORMAT, SBASE, SCALE, STRIDE0, STRIDE1, STRIDE2, VIA
 
-__all__ = ["bank_of", "bits_of", "ceil_div", "place_of", "runs"]
+__all__ = ["bank_of", "bits_of", "ceil_div", "log2_up", "place_of", "runs"]
 
 _DRAM, _SPAD = 0, 1
 
@@ -15,6 +15,15 @@ _DRAM, _SPAD = 0, 1
 def ceil_div(a: int, b: int) -> int:
     """Round a / b up."""
     return -(-a // b)
+
+
+@rule
+def log2_up(n: int) -> int:
+    """Levels of a binary tree over n values."""
+    levels = 0
+    while (1 << levels) < n:
+        levels += 1
+    return levels
 
 
 @rule

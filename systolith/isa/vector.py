@@ -131,7 +131,8 @@ class Vec(Instruction):
     NAME = "VEC"
     SUMMARY = "one pass of the vector unit"
     ERRORS = (
-        "A, B, C not in SPAD, ACC or CELL; D, E not in SPAD or CELL.",
+        "A, B, C not in SPAD, ACC or CELL; D, E not in SPAD or CELL; codes or scales not in SPAD.",
+        "A reduction other than ROWSCALE whose E is not FP32 or INT32.",
         "An FP32 operation on INT32 values, or the reverse; a result whose format is not its value's.",
         "ROWSCALE with scales in D, or with an E that is not E8M0.",
     )
@@ -220,8 +221,10 @@ class Vec(Instruction):
         view = {letter: s.view(n) for letter, n in self.operands().items()}
         self._check_spaces(s, view)
         e0, e1, n = view["A"].ext
-        if n == 0:
+        if e0 * e1 * n == 0:
             return
+        if self.red not in (Red.NONE, Red.ROWSCALE) and view["E"].format not in (Format.FP32, Format.INT32):
+            raise s.trap(f"a reduction is written in FP32 or INT32, not in {view['E'].format.name}")
         for i0 in range(e0):
             for i1 in range(e1):
                 read: dict[str, list[Any]] = {x: view[x].numbers(i0, i1, n) for x in "ABCF" if x in view}
@@ -315,10 +318,15 @@ class Vec(Instruction):
 
     def _check_spaces(self, s: Slice, view: dict[str, View]) -> None:
         for letter, v in view.items():
-            allowed = (Space.SPAD, Space.CELL) if letter in "DE" else (Space.SPAD, Space.ACC, Space.CELL)
+            allowed: tuple[Space, ...] = (Space.SPAD, Space.CELL)
+            if letter not in "DE":
+                allowed = (Space.SPAD, Space.ACC, Space.CELL)
+            what = ""
+            if v.format.bits < 32:  # codes and scales
+                allowed, what = (Space.SPAD,), f" in {v.format.name}"
             if v.space not in allowed:
                 names = ", ".join(space.name for space in allowed)
-                raise s.trap(f"operand {letter} of VEC must be in {names}, not in {v.space.name}")
+                raise s.trap(f"operand {letter} of VEC{what} must be in {names}, not in {v.space.name}")
 
     def _check_rowscale(self, s: Slice, d: View, e: View) -> None:
         if not d.format.is_element or d.scale or e.format is not Format.E8M0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,8 @@ class Run:
     logits: NDArray[np.float32] | None = None
     timing: TimingResult | None = None
     ran: bool = True
+    rtl: dict[str, object] | None = None
+    """Cycles, SHA-256 of the Verilog and Verilator's version, where the RTL ran; `timing` is then None."""
 
     @property
     def plan(self) -> Plan:
@@ -199,7 +201,9 @@ def run_job(
     if not device.runs:
         return run
     collector = _Collector(len(requests), on_token)
-    if timing:
+    if device.name == "rtl":
+        run.rtl = _run_rtl(machine, collector)
+    elif timing:
         run.timing = _run_timed(machine, compiled, collector, on_window)
     else:
         while not machine.run(_WORDS, lambda _, record: collector.take(record, None)):
@@ -240,6 +244,18 @@ def _run_timed(
                 done += 1
         seen = len(events)
     return timing.finish()
+
+
+def _run_rtl(machine: Any, collector: _Collector) -> dict[str, object]:
+    """Run a machine that keeps its own time; its records get their cycles at the end."""
+    records: list[tuple[int, ...]] = []
+    machine.run(on_ring=lambda _, record: records.append(record))
+    for record, cycle in zip(records, machine.record_cycles(), strict=True):
+        collector.take(record, cycle)
+    library = machine.library
+    return {
+        "cycles": machine.halt_time, "verilog_sha256": library.verilog_sha256, "verilator": library.verilator,
+    }  # fmt: skip
 
 
 def _rows(machine: Machine, compiled: Compiled, rows: int) -> NDArray[np.float32]:

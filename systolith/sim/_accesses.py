@@ -46,7 +46,7 @@ def _vec(o: Row, instruction: Any, row: Row) -> Accesses:
     if o[S.OD, S.O_SPACE] >= 0:
         result.append((S.OD, (a[0], a[1], a[2] + (-a[2] % 32 if o[S.OD, S.O_SCALE] else 0)), 1))
     if o[S.OE, S.O_SPACE] >= 0:
-        result.append((S.OE, (a[0], a[1], 32 if o[S.OE, S.O_SCALE] else 1), 1))
+        result.append((S.OE, (a[0], a[1], 1), 1))
     return result
 
 

@@ -302,7 +302,7 @@ class Maker:
             K = max(BLOCK, K // 2 // BLOCK * BLOCK)
         a = self.tensor(SPAD[fa], (*rows, K), scale=1)
         if by_rows:
-            b = self.tensor(home, (K, 1, n), plain=True)
+            b = self.tensor(home, (K, 1, n), plain=True, dense=True)
             b = Descriptor(**{**_fields(b), "xe": 0})
         else:
             n0 = next(x for x in (rng.randint(1, 6), 3, 2, 1) if n % x == 0)
@@ -448,8 +448,9 @@ class Maker:
         rng = self.rng
         a = self.tensor(KEYS, self.extents(256, wide=self.chip.lanes + 1))
         pairs = max(1, a.ext[0]) * a.ext[1] * a.ext[2]
-        d = self.tensor(SPAD[Format.INT32], (2, 1, pairs + rng.randint(0, 3)), read=False)
-        e = self.tensor(SPAD[Format.INT32], (KEY_MAX + 1 + rng.randint(0, 3), 1, 4), read=False)
+        # No index lists: where they put two rows at one address, which of them stays is not said.
+        d = self.tensor(SPAD[Format.INT32], (2, 1, pairs + rng.randint(0, 3)), read=False, plain=True)
+        e = self.tensor(SPAD[Format.INT32], (KEY_MAX + 1 + rng.randint(0, 3), 1, 4), read=False, plain=True)
         b = self.tensor(SPAD[Format.INT32], (1, 1, 1), read=False)
         if rng.random() < 0.3:
             b = Descriptor(space=Space.CELL, format=Format.INT32, base=4 * rng.randint(LATE + 1, 63), ext=(1, 1, 1))

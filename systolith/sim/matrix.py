@@ -236,6 +236,9 @@ def legal(o: Array, by_rows: Scalar, terms: Scalar, N: Scalar) -> Scalar:
         return T_SHAPE
     if by_rows != 0 and o[OB, O_EXT + 1] != 1:
         return T_SHAPE
+    for k in (OD, OA, OB):
+        if o[k, O_EXT + 2] > 1 and o[k, O_STRIDE + 2] != 1:
+            return T_SHAPE
     if o[OD, O_EXT] < o[OA, O_EXT] or o[OD, O_EXT + 1] < o[OA, O_EXT + 1] or o[OD, O_EXT + 2] < N:
         return T_SHAPE
     return 0

@@ -78,7 +78,7 @@ def check_vec(o: Array, padded: Scalar, reduced: Scalar, m32: Array) -> Scalar:
         if code != 0:
             return code
     if reduced != 0:
-        return check(o, OE, e0, e1, 32 if o[OE, O_SCALE] != 0 else 1, m32)
+        return check(o, OE, e0, e1, 1, m32)
     return 0
 
 
@@ -129,8 +129,7 @@ def legal_values(o: Array, op1: Scalar, op2: Scalar, func: Scalar, red: Scalar) 
         source = after_op1 if red == 1 else a if red == 2 else v
         if source != (0 if red == 1 or red == 2 or red == 7 else 1):
             return T_FORMAT
-        how = writes(source, o[OE, O_FORMAT])
-        if how == 0 or (how == 2 and o[OE, O_SCALE] == 0):
+        if writes(source, o[OE, O_FORMAT]) != 1:
             return T_FORMAT
     return 0
 
@@ -141,6 +140,8 @@ def legal_spaces(o: Array) -> Scalar:
     for k in range(OPERANDS):
         space = o[k, O_SPACE]
         if space >= 0 and space != SPAD and space != CELL and (space != ACC or k in (OD, OE)):
+            return T_SPACE
+        if space >= 0 and space != SPAD and o[k, O_FORMAT] != FP32 and o[k, O_FORMAT] != INT32:  # codes, scales
             return T_SPACE
     return 0
 
@@ -160,18 +161,13 @@ def signed(x: Scalar) -> Scalar:
     return (x ^ 0x80000000) - 0x80000000
 
 
-@kernel(f"void({I64_2D}, int64, int64, int32, {U8}, {I32}, {F32}, {I32})")
-def put_result(
-    o: Array, i0: Scalar, i1: Scalar, result: Scalar, m8: Array, m32: Array, t: Array, t_bits: Array
-) -> None:
+@kernel(f"void({I64_2D}, int64, int64, int32, {U8}, {I32})")
+def put_result(o: Array, i0: Scalar, i1: Scalar, result: Scalar, m8: Array, m32: Array) -> None:
     """Write a reduction to E at index (i0, i1, 0)."""
     at = row0(o, OE, i0, m32) + i1 * o[OE, O_STRIDE + 1]
     base = o[OE, O_ABS] + o[OE, O_BASE]
     if o[OE, O_FORMAT] == E8M0:
         m8[base + at] = result
-    elif o[OE, O_SCALE] != 0:
-        t_bits[0] = result
-        store_blocks(o, OE, at, 1, m8, t, t_bits)
     else:
         m32[(base >> 2) + at] = result
 
@@ -259,7 +255,7 @@ def vec(
                 else:
                     at = row0(o, OD, i0, m32) + i1 * o[OD, O_STRIDE + 1]
                     result = np.int32(store_row(o, OD, at, n, m8, v, v_bits))
-                put_result(o, i0, i1, result, m8, m32, t, t_bits)
+                put_result(o, i0, i1, result, m8, m32)
     return 0
 
 

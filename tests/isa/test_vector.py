@@ -389,6 +389,10 @@ I4, F4 = spad(Format.INT32, (1, 1, 4)), spad(Format.FP32, (1, 1, 4))
         "in SPAD, CELL, not in ACC"),
         (Vec(d=2, a=1), dense(Space.DRAM, Format.FP32, (1, 1, 4)), F4, F4, "operand A of VEC must "
         "be in SPAD, ACC, CELL, not in DRAM"),
+        (Vec(d=2, a=1), dense(Space.ACC, Format.INT8, (1, 1, 4)), F4, F4, "operand A of VEC in INT8 must be in "
+        "SPAD, not in ACC"),
+        (Vec(d=2, a=1, red=Red.SUM), F4, F4, spad(Format.INT8, (1, 1, 32), scale=1), "a reduction is written in FP32 "
+        "or INT32, not in INT8"),
         (
             Vec(d=2, a=1, red=Red.ROWSCALE), F4, spad(Format.INT8, (1, 1, 4)), F4,
             "red=rowscale writes E2M1, E4M3 or INT8 with scale=0 and an E8M0 scale, not INT8 with scale=0 and FP32",

@@ -79,6 +79,10 @@ def test_strides_zero_extents_and_an_extent_cell():
         ((1, 1, 1), spad(Format.INT8, (1, 1, 40), scale=1), spad(Format.INT8, (1, 1, 40), scale=1), {}),
         ((1, 1, 1), spad(Format.INT8, (1, 1, 32), scale=1), spad(Format.INT8, (1, 1, 64), scale=1), {}),
         ((1, 1, 4), spad(Format.INT8, (1, 1, 32), scale=1), spad(Format.INT8, (32, 2, 4)), {"by_rows": 1}),
+        (
+            (1, 1, 4), spad(Format.INT8, (1, 1, 32), scale=1),
+            spad(Format.INT8, (32, 1, 4), 8192, stride=(8, 8, 2)), {"by_rows": 1},
+        ),
         ((1, 1, 1), spad(Format.INT8, (1, 1, 32), 65520, scale=1), spad(Format.INT8, (1, 1, 32), scale=1), {}),
         ((1, 1, 1), dense(Space.DRAM, Format.INT8, (1, 1, 32), scale=1), spad(Format.INT8, (1, 1, 32), scale=1), {}),
     ],

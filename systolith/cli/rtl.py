@@ -1,0 +1,167 @@
+"""`systolith rtl`, `systolith cosim`, `systolith correlate`: the chip's Verilog, and what it is compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from systolith.cli import _options as options
+from systolith.cli._console import print_json, progress, write
+from systolith.spec import ConfigError
+
+if TYPE_CHECKING:
+    from systolith.isa.program import Program
+    from systolith.runtime.cosim import Cosim
+    from systolith.spec import Chip
+
+__all__ = ["correlate", "cosim", "register", "rtl"]
+
+RtlOption = Annotated[Path | None, typer.Option("--rtl", help="Run the Verilog of this folder instead of emitting it.")]
+_MODEL = Annotated[
+    str, typer.Argument(metavar="MODEL_OR_PROGRAM", help="tinycode, a model's directory, or a program file.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (rtl, cosim, correlate):
+        app.command()(command)
+
+
+def rtl(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a chip, or path of a chip file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write; new or empty.")],
+) -> None:
+    """Write a chip's Verilog with file list, clock constraint, memories, ports and parameters."""
+    chip = options.open_chip(name)
+    _needs("amaranth")
+
+    from systolith.rtl.folder import FILES, write_folder
+
+    with progress(f"emitting {chip.name}"):
+        files = write_folder(chip, output)
+    for path in files:
+        write(f"{path}: {path.stat().st_size} bytes, {FILES[path.name]}\n")
+
+
+def cosim(
+    what: _MODEL = options.TINYCODE,
+    chip: options.ChipOption = "nano",
+    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1, help="Tokens of a model's prompt.")] = 8,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens to make.")] = 1,
+    hold: Annotated[
+        int, typer.Option("--hold", min=0, max=250, help="Of 256 cycles, how many the memory channel holds back.")
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=1, help="Seed of what holds back.")] = 1,
+    rtl: RtlOption = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Run a program on the RTL beside the functional simulator and the timing model; compare final memories, cells,
+    records, and start and end of every instruction. Ends with 1 if a bit differs."""
+    loaded = options.open_chip(chip)
+    program, setup = _job(what, loaded, prompt_tokens, max_tokens)
+
+    from systolith.runtime.cosim import cosim as compare
+
+    with progress(f"{program.name or what} on the RTL of {loaded.name}"):
+        found = compare(loaded, program, setup, folder=rtl, hold_share=hold, seed=seed)
+    if as_json:
+        print_json(_object(loaded, found))
+    else:
+        _print(found)
+    if found.differences:
+        raise typer.Exit(1)
+
+
+def correlate(
+    chip: options.ChipOption = "nano",
+    count: Annotated[int, typer.Option("--count", min=1, help="Jobs of the model, drawn at random.")] = 3,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of what is drawn.")] = 0,
+    rtl: RtlOption = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Draw jobs of tinycode (prompt, tokens to make) and compare the RTL's cycles with the timing model's."""
+    import random
+
+    loaded = options.open_chip(chip)
+
+    from systolith.runtime.cosim import cosim as compare
+
+    rng, cases = random.Random(seed), []
+    with progress(f"correlate on {loaded.name}", count) as advance:
+        for number in range(count):
+            prompt, made = rng.randint(1, 64), rng.randint(1, 2)
+            program, setup = _job(options.TINYCODE, loaded, prompt, made, rng.randrange(1 << 30))
+            found = compare(loaded, program, setup, folder=rtl)
+            cases.append({"prompt_tokens": prompt, "tokens": made} | _object(loaded, found))
+            advance(number + 1)
+    errors = sorted(abs(float(case["error"])) for case in cases)
+    summary = {"chip": loaded.name, "seed": seed, "median_error": errors[len(errors) // 2], "largest_error": errors[-1]}
+    if as_json:
+        print_json(summary | {"cases": cases})
+    else:
+        for case in cases:
+            write(
+                f"prompt {case['prompt_tokens']}, {case['tokens']} tokens: rtl {case['cycles']}, timing "
+                f"{case['expected_cycles']} cycles, {100 * float(case['error']):+.3f} %\n"
+            )
+        write(f"median {100 * errors[len(errors) // 2]:.3f} %, largest {100 * errors[-1]:.3f} %\n")
+    if any(case["differences"] for case in cases):
+        raise typer.Exit(1)
+
+
+# What follows is private.
+
+
+def _needs(module: str) -> None:
+    """Stop with a sentence where a part of the extra `rtl` is missing."""
+    from importlib.util import find_spec
+
+    if find_spec(module) is None:
+        raise ConfigError(f"{module}: the Python package is not installed; run pip install 'systolith[rtl]'.")
+
+
+def _job(what: str, chip: Chip, prompt: int, tokens: int, seed: int = 0) -> tuple[Program, Any]:
+    """A program and what the host lays down for it."""
+    from systolith.isa.program import Program
+
+    path = Path(what)
+    if path.is_file():
+        return Program.load(path), lambda machine: None
+    import random
+
+    from systolith.models.profile import Profile
+    from systolith.runtime.job import Request, layout, write_job
+    from systolith.runtime.session import compile_job
+
+    checkpoint = options.open_model(what)
+    rng = random.Random(seed)
+    ids = tuple(rng.randrange(checkpoint.graph.vocab) for _ in range(prompt))
+    requests = [Request(ids, tokens, stops=())]
+    profile: Profile = options.open_profile(None, None, None, None)
+    program = compile_job(checkpoint, chip, profile, requests).program
+    plan = layout(program, requests)
+    return program, lambda machine: write_job(machine, program, requests, plan)
+
+
+def _object(chip: Chip, found: Cosim) -> dict[str, Any]:
+    return {
+        "chip": chip.name, "cycles": found.cycles, "expected_cycles": found.expected_cycles, "error": found.error,
+        "instructions": found.instructions, "moved": found.moved, "durations": dict(found.durations),
+        "late": [{"where": x.where, "expected": x.expected, "found": x.found} for x in found.late],
+        "differences": found.differences, "verilog_sha256": found.verilog_sha256, "verilator": found.verilator,
+    }  # fmt: skip
+
+
+def _print(found: Cosim) -> None:
+    write(
+        f"rtl {found.cycles} cycles, timing {found.expected_cycles} ({100 * found.error:+.4f} %); {found.instructions} "
+        f"instructions, {sum(found.durations.values())} with another duration, {found.moved} at another time\n"
+    )
+    for late in found.late[:10]:
+        write(f"  {late.where}: {late.found} cycles, by the rule {late.expected}\n")
+    for difference in found.differences[:10]:
+        write(f"  {difference}\n")
+    write("no bit differs\n" if not found.differences else f"{len(found.differences)} differences\n")
