@@ -108,10 +108,12 @@ def gemm(chip: Chip, m: int, k: int, n: int, *, near: bool = False) -> Program:
         b.advance(store, 3, 1)
     b.halt()
     tokens = {"slot_free": slots, "acc_free": 2, "stage_free": 2}
-    counts = [tokens.get(name, 0) for name in SEMAPHORE]
+    counts = [0] * SEMAPHORES
+    for name, count in tokens.items():
+        counts[SEMAPHORE[name]] = count
     return Program(
         name=f"gemm {m}x{k}x{n}", words=tuple(i.encode() for i in b.instructions), constants=tuple(b.constants),
-        sem_init=tuple(counts + [0] * (SEMAPHORES - len(counts))), lines=tuple(b.lines),
+        sem_init=tuple(counts), lines=tuple(b.lines),
         meta={"w": w_at, "y": y_at},
         requires=Requires(slices=1, dram_bytes=y_at + m * n * 33 // 32, spad_bytes=out_at + 2 * stage * 33 // 32,
                           slot_bytes=codes * 33 // 32, acc_bytes=8 * half, pairs=("INT8xINT8",)),

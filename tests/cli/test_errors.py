@@ -197,7 +197,7 @@ def misspelt_option(model: Path, folder: Path) -> tuple[list[object], str]:
         model,
         "--promt",
         "x",
-    ], "No such option: --promt (Possible options: --profile, --prompt, --prompt-ids)"
+    ], "No such option: --promt (Possible options: --prompt, --prompt-ids, --rtl)"
 
 
 def no_text(model: Path, folder: Path) -> tuple[list[object], str]:
