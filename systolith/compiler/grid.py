@@ -21,7 +21,7 @@ from systolith.compiler.plan import LinearPlan, Plan, padded
 from systolith.numerics.formats import FORMATS
 from systolith.spec.limits import BLOCK, CHUNK_TOKENS
 
-__all__ = ["MAX_CHUNKS", "Grid", "GridLinear", "lay_out_grid", "plan_grid"]
+__all__ = ["HEAD_WORDS", "MAX_CHUNKS", "Grid", "GridLinear", "lay_out_grid", "plan_grid"]
 
 MAX_CHUNKS = 8
 """Most chunks of a step: each has a cell with its page and one with the slice that keeps it."""
@@ -151,7 +151,8 @@ def plan_grid(base: Plan) -> Grid | None:
     """The grid of a plan, the one with most rows whose buffers fit; None where the model or the chip has none.
 
     Asked for are: one KV head for each column group and slices for all lanes of it; one plain feed-forward; matrices
-    that slices share evenly in whole blocks, in one format, without bias or spans; deferred norms.
+    that slices share evenly in whole blocks, in one format, without bias or spans; deferred norms; layers of
+    one kind, without a window.
     """
     m, o = base.model, base.options
     members, groups = base.group, m.kv_heads
@@ -165,7 +166,7 @@ def plan_grid(base: Plan) -> Grid | None:
     even = all(x.tiles == base.slices for x in (base.o, base.gate, base.up, base.down))
     one = len({x.format for x in classes}) == 1 and all(len(x.spans) == 1 and x.terms == 1 for x in classes)
     biased = any(m.bias(x.name) for x in classes)
-    if not even or not one or biased or not base.profile.deferred_norm or any(k.window for k in m.kinds):
+    if not even or not one or biased or not base.profile.deferred_norm or m.kinds[0].window or len(set(m.kinds)) > 1:
         return None
     own = (base.group_queries + 2) * base.dp // members
     if own % BLOCK or m.head_dim != base.dp or o.context < 2 * CHUNK_TOKENS:
@@ -235,7 +236,6 @@ def grid_buffers(grid: Grid) -> list[tuple[str, int, tuple[Phase, ...]]]:
     ring("stage", 2, staged, p.activations, ALL)
     ring("embedded", 1, rows * w, p.embed, (Phase.START,))
     table += [
-        ("grid_head", 4 * HEAD_WORDS, ALL),
         ("q", blocks(g * rows * plan.dp, p.k), (Q, A)),
         ("a", blocks(rows * hidden, p.activations), (D_, Q, Phase.START)),
         ("b", blocks(rows * hidden, p.activations), (O_, F)),
@@ -287,7 +287,7 @@ def lay_out_grid(grid: Grid, memory: Memory | None) -> Memory | None:
     if memory is None:
         keep = [(name, count, ALL) for name, count in fixed.items()]
         if plan.gains_resident:
-            keep.append(("gains", _resident_gains(plan), ALL))
+            keep.append(("gains", sizes["g"], ALL))
         _, used = pack([*keep, *grid_buffers(grid)], plan.chip.scratchpad_bytes)
         return Memory() if used <= plan.chip.scratchpad_bytes else None
     held = {name: (memory.spad[name], count) for name, count in fixed.items()}
@@ -303,11 +303,6 @@ def lay_out_grid(grid: Grid, memory: Memory | None) -> Memory | None:
     found.spad |= {name: base + offset for name, offset in area.items()}
     found.spad_sizes = {name: count for name, count, _ in grid_buffers(grid)} | fixed
     return found
-
-
-def _resident_gains(plan: Plan) -> int:
-    shard = plan.shard
-    return 4 * shard * (len(plan.model.layer_norms) * plan.model.layers + 1)
 
 
 def _regions(grid: Grid, memory: Memory) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from systolith.compiler.grid import HEAD_WORDS
 from systolith.compiler.memory import HEADER_WORDS, PARAM_WORDS, SEGMENT_WORDS, STATE_WORDS, STOPS
 from systolith.isa.program import Program
 from systolith.numerics import constants, fp32
@@ -20,7 +21,9 @@ from systolith.numerics.choose import top_p_fixed
 from systolith.spec.errors import CapacityError, ModelError
 from systolith.spec.limits import CHUNK_TOKENS
 
-__all__ = ["Layout", "Request", "Sampling", "Step", "check_requests", "decode_steps", "layout", "pack", "write_job"]
+__all__ = [
+    "Layout", "Request", "Sampling", "Step", "check_requests", "decode_steps", "layout", "pack", "prefill", "write_job",
+]  # fmt: skip
 
 Words = NDArray[np.uint32]
 NO_TOKEN = 0xFFFFFFFE
@@ -157,7 +160,7 @@ def on_grid(grid: Mapping[str, int] | None, requests: Sequence[Request]) -> tupl
     return tuple(steps), done
 
 
-def picked(grid: Sequence[GridStep]) -> tuple[Step, ...]:
+def _picked(grid: Sequence[GridStep]) -> tuple[Step, ...]:
     """The step that makes the logits of prompts that ended on the grid, if any did."""
     slots = [step.slot for step in grid if step.last is not None]
     return (Step(outputs=[(slot, slot) for slot in slots], picked=True),) if slots else ()
@@ -208,19 +211,24 @@ def layout(program: Program, requests: Sequence[Request], prefill_chunk: int | N
             f"the program has {options['batch']} request slots and {len(requests)} prompts were given; compile it again"
         )
     check_requests(requests, meta["model"]["vocab"], options["context"])
+    found = prefill(program, requests, prefill_chunk)
+    steps, room = len(found.steps), options["steps"] - len(found.decode)
+    if steps > room:
+        raise CapacityError(f"the prompts take {steps} steps and the program holds {room}; compile it for more")
+    return found
+
+
+def prefill(program: Program, requests: Sequence[Request], prefill_chunk: int | None = None) -> Layout:
+    """The steps of a prefill, on the grid where the program has one and no `prefill_chunk` is asked for, and the
+    pattern of the decode steps behind it."""
+    meta: dict[str, Any] = program.meta
     grid, done = on_grid(meta["grid"] if prefill_chunk is None else None, requests)
     steps = pack(
         requests, meta["rows"], meta["record"]["max_segments"],
-        prefill_chunk=prefill_chunk, every_row=options["every_row"], done=done,
+        prefill_chunk=prefill_chunk, every_row=meta["options"]["every_row"], done=done,
     )  # fmt: skip
-    steps = (*picked(grid), *steps)
     decode = decode_steps([len(r.prompt) for r in requests], meta["rows"])
-    if len(steps) + len(decode) > options["steps"]:
-        raise CapacityError(
-            f"the prompts take {len(steps)} steps and the program holds {options['steps'] - len(decode)}; compile it "
-            "for more"
-        )
-    return Layout(steps, decode, grid)
+    return Layout((*_picked(grid), *steps), decode, grid)
 
 
 def decode_steps(positions: Sequence[int], rows: int) -> tuple[Step, ...]:
@@ -274,7 +282,7 @@ def _grid_record(grid: Mapping[str, int], number: int, step: GridStep, program: 
         chunks = np.arange(step.first, step.first + step.chunks)[:, None] * CHUNK_TOKENS
         positions = (chunks + member * tokens + np.arange(tokens)).ravel()
         known = np.minimum(positions, len(prompt) - 1)
-        at = 8 + 2 * member * rows
+        at = HEAD_WORDS + 2 * member * rows
         words[at : at + len(positions)] = prompt[known]
         words[at + rows : at + rows + len(positions)] = known
     return words

@@ -7,7 +7,7 @@ nothing here has a rule of its own about time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ from systolith.compiler import Compiled
 from systolith.compiler.builder import SEMAPHORE
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import Sync
-from systolith.runtime.job import GridStep, Layout, Request, decode_steps, on_grid, pack, picked, write_job
+from systolith.runtime.job import GridStep, Layout, Request, decode_steps, prefill, write_job
 from systolith.spec.errors import ConfigError, ProgramError
 
 if TYPE_CHECKING:
@@ -80,13 +80,9 @@ def prefill_of(
     """The prefill of prompts, to their first tokens; `chosen`: only these of its steps, in order; `grid`: only these on
     the grid."""
     requests = tuple(Request((0,) * length, 1) for length in lengths)
-    all_on_grid, done = on_grid(compiled.program.meta["grid"], requests)
-    steps = pack(requests, compiled.plan.rows, compiled.memory.record.max_segments, done=done)
-    steps = (*picked(all_on_grid), *steps)
-    if chosen is not None:
-        steps = tuple(steps[i] for i in chosen)
-    decode = decode_steps(lengths, compiled.plan.rows)
-    return Scenario(requests, Layout(steps, decode, all_on_grid if grid is None else tuple(grid)))
+    whole = prefill(compiled.program, requests)
+    steps = whole.steps if chosen is None else tuple(whole.steps[i] for i in chosen)
+    return Scenario(requests, replace(whole, steps=steps, grid=whole.grid if grid is None else tuple(grid)))
 
 
 def _step_ends(compiled: Compiled) -> list[int]:

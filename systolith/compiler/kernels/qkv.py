@@ -19,7 +19,7 @@ from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn
 from systolith.isa.vector import Op1, Op2, Red
 
-__all__ = ["qkv", "rotate"]
+__all__ = ["qkv", "rotate", "rotate_and_quantise"]
 
 _CELLS = {
     "q": (Cell.Q_FIRST, Cell.Q_HEADS),
@@ -123,8 +123,11 @@ def rotate(ctx: Context, name: str, pitch: int, start: int = 0) -> None:
             b.vec(y, x, table, turned, op1=Op1.MUL, op2=op2)
 
 
-def _rotate_and_quantise(ctx: Context, stage: int) -> None:
-    """The same, half by half, straight into the staged codes: halves are whole blocks."""
+def rotate_and_quantise(ctx: Context, out: int, *, wait: str = "", post: str = "") -> None:
+    """D[out] [rows, 1, d] = the codes of head_tile, turned: the same, half by half, as halves are whole blocks.
+
+    wait, post : of the first and the last instruction that writes.
+    """
     b, rows, half = ctx.b, ctx.rows, ctx.plan.model.head_dim // 2
     with b.descriptors(3) as (x, table, turned):
         b.load(turned, ctx.spad("head_turned", "FP32", (rows, 1, half), (half, 0, 1)))
@@ -134,9 +137,8 @@ def _rotate_and_quantise(ctx: Context, stage: int) -> None:
             b.vec(turned, x, table, op1=Op1.MUL)
             b.load(x, _half(ctx, number))
             b.load(table, _turns(ctx, "cos"))
-            b.vec(stage, x, table, turned, op1=Op1.MUL, op2=op2, wait="" if number else "stage_free",
-                  post="stage_full" if number else "")  # fmt: skip
-            b.advance(stage, 2, half)
+            b.vec(out, x, table, turned, op1=Op1.MUL, op2=op2, wait="" if number else wait, post=post if number else "")
+            b.advance(out, 2, half)
 
 
 def _turns(ctx: Context, name: str, times: int = 1) -> Descriptor:
@@ -167,7 +169,7 @@ def _send_codes(ctx: Context, name: str, first: Cell, head: int) -> None:
             b.load(x, ctx.spad("head_tile", "FP32", (rows, 1, d), (dp, 0, 1), xe=xe))
             b.vec(stage, x, wait="stage_free", post="stage_full")
         else:
-            _rotate_and_quantise(ctx, stage)
+            rotate_and_quantise(ctx, stage, wait="stage_free", post="stage_full")
             ctx.load_ring(stage, view, ctx.r_stage)
         b.load(
             out,

@@ -122,11 +122,10 @@ def _there(ctx: GridContext, tile: _Tile, start: int) -> Iterator[int]:
         yield total
 
 
-def _queries(ctx: GridContext, width: int, stride: int, buffer: str, fmt: str, *, scaled: bool = False) -> Descriptor:
-    """A work buffer [tokens, G, width] of the tile, rows `stride` elements apart."""
+def _scores(ctx: GridContext) -> Descriptor:
+    """Scores of the tile [tokens, G, 256]."""
     g, tokens = ctx.plan.group_queries, ctx.plan.tile_tokens
-    return ctx.spad(buffer, fmt, (tokens, g, width), (g * stride, stride, 1),
-                    scales=tokens * g * stride if scaled else None)  # fmt: skip
+    return ctx.spad("scores", "INT32", (tokens, g, CHUNK_TOKENS), (g * CHUNK_TOKENS, CHUNK_TOKENS, 1))
 
 
 def _begin(ctx: GridContext, tile: _Tile, start: int) -> None:
@@ -163,7 +162,7 @@ def _begin(ctx: GridContext, tile: _Tile, start: int) -> None:
         b.sync(Queue.M, wait="kv_full")  # the values of the chunk in hand, which came before these keys
         b.place(alone)
         b.matmul(acc, q, keys, zero=1, wait="kv_full acc_free", post="acc_full")
-        b.load(d, _queries(ctx, CHUNK_TOKENS, CHUNK_TOKENS, "scores", "INT32"))
+        b.load(d, _scores(ctx))
         _row_values(ctx, d + 1, tile, "m", ahead=0)
         with b.descriptors(1) as (scale,), b.registers(1) as (high,):
             b.load(scale, ctx.constant(Constant.SCORE_SCALE))
@@ -201,7 +200,7 @@ def _probabilities(ctx: GridContext, tile: _Tile) -> None:
     """P = quantise(exp2fx(F - M) * 2^sv) of the chunk that has begun last; l, the tree over its positions."""
     b = ctx.b
     with b.pair() as d, b.descriptors(3) as (scores, maxima, scales):
-        b.load(scores, _queries(ctx, CHUNK_TOKENS, CHUNK_TOKENS, "scores", "INT32"))
+        b.load(scores, _scores(ctx))
         _row_values(ctx, maxima, tile, "m", ahead=1)
         _probability_ring(ctx, d, tile)
         _row_values(ctx, d + 1, tile, "l", ahead=1)

@@ -16,6 +16,7 @@ they are pointed at the next product when their time has come.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -119,13 +120,9 @@ class Rounds:
             if aside is not None and start == late:
                 aside()
             now = [(x, start - s) for x, s in zip(sent, starts, strict=False) if s <= start < s + grid.chunks]
-            if end - start == 1:
-                may_end = follows.next_layer and start >= rounds - SENT
+            may_end = follows.next_layer and start >= rounds - SENT
+            with b.loop(end - start) if end - start > 1 else nullcontext():
                 self._round(start, rounds, reads, source, None if start else opening, again, may_end, now)
-            else:
-                with b.loop(end - start):
-                    may_end = follows.next_layer and start >= rounds - SENT
-                    self._round(start, rounds, reads, source, None, again, may_end, now)
         b.sync(Queue.M, post="acc_full")
         ctx.bump(ctx.r_acc)
         b.tensor_name = ""

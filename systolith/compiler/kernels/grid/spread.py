@@ -41,11 +41,6 @@ class Spread:
         b.read(self._left, Cell.GRID_CHUNKS)
         self._tokens = tokens
 
-    @property
-    def parts(self) -> int:
-        """Rounds that it takes."""
-        return self.ctx.grid.chunks
-
     def send(self, *, first: bool, last: bool) -> None:
         """Send the rows of the next chunk, if there is one."""
         ctx, b = self.ctx, self.ctx.b

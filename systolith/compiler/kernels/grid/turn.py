@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from systolith.compiler.context import Cell, Context, Counter
+from systolith.compiler.context import Cell, Counter
 from systolith.compiler.kernels.grid.context import GridContext
+from systolith.compiler.kernels.qkv import rotate_and_quantise
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
-from systolith.isa.vector import Op1, Op2, Red
+from systolith.isa.vector import Red
+from systolith.spec.limits import CHUNK_TOKENS
 
 __all__ = ["send_keys", "send_values", "stage_keys", "stage_values", "turn_queries"]
 
@@ -25,32 +27,7 @@ def turn_queries(ctx: GridContext, head: int) -> None:
     view = ctx.spad("q", plan.profile.k, (rows, 1, dp), (dp, 0, 1), scales=count, step=rows * dp)
     with ctx.b.descriptors(1) as (d,):
         ctx.b.load(d, view.advance(3, head))
-        _turn(ctx, d)
-
-
-def _turn(ctx: GridContext, d: int, wait: str = "", post: str = "") -> None:
-    """D[d] [rows, 1, dp] = quantise(y), y1 = x1 cos - x2 sin, y2 = x2 cos + x1 sin, half by half."""
-    b, rows, half = ctx.b, ctx.rows, ctx.plan.model.head_dim // 2
-    with b.descriptors(3) as (x, table, turned):
-        b.load(turned, ctx.spad("head_turned", "FP32", (rows, 1, half), (half, 0, 1)))
-        for number, op2 in ((0, Op2.SUB), (1, Op2.ADD)):
-            b.load(x, _half(ctx, 1 - number))
-            b.load(table, _table(ctx, "sin"))
-            b.vec(turned, x, table, op1=Op1.MUL)
-            b.load(x, _half(ctx, number))
-            b.load(table, _table(ctx, "cos"))
-            b.vec(d, x, table, turned, op1=Op1.MUL, op2=op2, wait="" if number else wait, post=post if number else "")
-            b.advance(d, 2, half)
-
-
-def _half(ctx: Context, number: int) -> Descriptor:
-    dp, half = ctx.plan.dp, ctx.plan.model.head_dim // 2
-    return ctx.spad("head_tile", "FP32", (ctx.rows, 1, half), (dp, 0, 1), offset=4 * half * number, xe=Cell.ROWS)
-
-
-def _table(ctx: Context, name: str) -> Descriptor:
-    half = ctx.plan.model.turned // 2
-    return ctx.spad(name, "FP32", (ctx.rows, 1, half), (half, 0, 1))
+        rotate_and_quantise(ctx, d)
 
 
 def stage_keys(ctx: GridContext) -> None:
@@ -58,7 +35,7 @@ def stage_keys(ctx: GridContext) -> None:
     dp, rows = ctx.plan.dp, ctx.rows
     with ctx.b.descriptors(1) as (d,):
         ctx.load_ring(d, ctx.stage(ctx.plan.profile.k, (rows, 1, dp), (dp, 0, 1), scales=True), ctx.r_stage)
-        _turn(ctx, d, wait="stage_free", post="stage_full")
+        rotate_and_quantise(ctx, d, wait="stage_free", post="stage_full")
     ctx.bump(ctx.r_stage)
 
 
@@ -68,7 +45,7 @@ def send_keys(ctx: GridContext, back: int) -> None:
     fmt, dp = plan.profile.k, plan.dp
     t, pool = grid.tokens, ctx.first_plan.pool_pages * plan.page_tokens
     source = ctx.stage(fmt, (grid.chunks, t, dp), (t * dp, dp, 1), scales=True)
-    copy = ctx.dram("grid_k", fmt, (grid.chunks, t, dp), (256 * dp, dp, 1), scales="grid_k_scales",
+    copy = ctx.dram("grid_k", fmt, (grid.chunks, t, dp), (CHUNK_TOKENS * dp, dp, 1), scales="grid_k_scales",
                     step=grid.positions * dp)  # fmt: skip
     page = ctx.dram("k_cache", fmt, (1, t, dp), (pool * dp, dp, 1), scales="k_scales", step=plan.page_tokens * dp)
     _send(ctx, source, copy, page, 1, back, wait="stage_full", post="stage_free", arrive=True)
@@ -92,11 +69,11 @@ def send_values(ctx: GridContext, back: int) -> None:
     fmt, dp = plan.profile.v, plan.dp
     t, pool = grid.tokens, ctx.first_plan.pool_pages * plan.page_tokens
     source = ctx.stage(fmt, (grid.chunks, t, dp), (t * dp, dp, 1))
-    copy = ctx.dram("grid_v", fmt, (grid.chunks, t, dp), (256 * dp, dp, 1), step=grid.positions * dp)
+    copy = ctx.dram("grid_v", fmt, (grid.chunks, t, dp), (CHUNK_TOKENS * dp, dp, 1), step=grid.positions * dp)
     page = ctx.dram("v_cache", fmt, (1, t, dp), (pool * dp, dp, 1), step=plan.page_tokens * dp)
     _send(ctx, source, copy, page, 1, back, wait="stage_full")
     source = ctx.words("stage_vscale", "E8M0", -(-rows // 4) * 4, (grid.chunks, 1, t), (t, 0, 1))
-    copy = ctx.dram("grid_vscale", "E8M0", (grid.chunks, 1, t), (256, 0, 1), step=grid.positions)
+    copy = ctx.dram("grid_vscale", "E8M0", (grid.chunks, 1, t), (CHUNK_TOKENS, 0, 1), step=grid.positions)
     page = ctx.dram("v_scales", "E8M0", (1, 1, t), (pool, 0, 1), step=plan.page_tokens)
     _send(ctx, source, copy, page, 2, back, post="stage_free")
 
