@@ -146,7 +146,7 @@ def unknown_chip(model: Path, folder: Path) -> tuple[list[object], str]:
 
 def unknown_device(model: Path, folder: Path) -> tuple[list[object], str]:
     return ["generate", model, "--prompt", "x", "--device", "simm"], (
-        "device 'simm' is not known (did you mean sim?); installed devices are execute, null, sim"
+        "device 'simm' is not known (did you mean sim?); installed devices are execute, null, rtl, sim"
     )
 
 
