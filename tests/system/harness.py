@@ -104,7 +104,8 @@ def compiled(subject: Subject, on: Chip, profile: Profile, requests: Sequence[Re
         "batch": len(requests),
         "context": min(subject.checkpoint.graph.context, -(-longest // 256) * 256),
         "log_rows": sum(rows) if options.get("every_row") else len(rows) * max(rows),
-        "steps": sum(len(r.prompt) for r in requests) + 2,
+        # A row a step at worst; where slots take turns the decode steps have a record for each of them.
+        "steps": sum(len(r.prompt) for r in requests) + max(2, len(requests)),
     }
     return compile_model(subject.checkpoint, on, profile, Options(**{**chosen, **options}))
 
