@@ -10,6 +10,7 @@ import typer
 from systolith.cli import _options as options
 from systolith.cli._console import bytes_text, print_json, print_table, progress, seconds_text, write
 from systolith.cli._evidence import evidence
+from systolith.spec import Chip, ConfigError, load
 
 if TYPE_CHECKING:
     from systolith.runtime.estimate import Estimate
@@ -39,6 +40,10 @@ SensitivityOption = Annotated[
 
 FieldsOption = Annotated[
     bool, typer.Option("--fields", help="Time the step again with one field of the chip changed at a time.")
+]
+SlicesOption = Annotated[bool, typer.Option("--slices", help="Also print what each slice of the chip did in the step.")]
+SliceOption = Annotated[
+    int | None, typer.Option("--slice", help="Also print what the queues of this slice did in the step.", min=0)
 ]
 PrefillOption = Annotated[
     bool, typer.Option("--prefill/--no-prefill", help="Time the prompt, too; without it there is no ttft_s.")
@@ -95,16 +100,20 @@ def waterfall(
     page_tokens: options.PageOption = 64,
     seed: SeedOption = 0,
     fields: FieldsOption = False,
+    slices: SlicesOption = False,
+    slice_: SliceOption = None,
     svg: Annotated[Path | None, typer.Option("--svg", help="Also write the picture to this file.")] = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Draw where the time of a decode step goes, along its critical path."""
+    from systolith.cli._slices import print_all, print_one
     from systolith.report.waterfall import bars
     from systolith.report.waterfall import svg as picture
     from systolith.runtime.files import check_output, write_whole
 
     if svg is not None:
         check_output(svg)
+    _check_slice(slice_, load(chip))
     timed = _run(
         model, chip, context, batch, input_len, output_len, profile, weights, activations, kv, page_tokens, seed, False,
         False,
@@ -116,15 +125,24 @@ def waterfall(
         text = picture(found["waterfall"], title, notes)
         write_whole(svg, lambda file: file.write(text.encode()))
     trials = _try_fields(timed, model) if fields else []
+    each = [one.to_dict(timed.chip.clock_hz) for one in timed.middle.slices]
     if as_json:
         tried = {"fields": [trial.to_dict() for trial in trials]} if fields else {}
-        print_json(found | tried | {"manifest": _made_of(ctx, timed)})  # knows the picture, which is written by now
+        print_json(
+            found | tried | {"slices": each} | {"manifest": _made_of(ctx, timed)}
+        )  # knows the picture, which is written by now
         return
     write(f"{title}\n\n{bars(found['waterfall'])}\n\n")
     print_table(
         [(line, seconds_text(seconds)) for line, seconds in found["lines"].items()],
         header=("kernel line: why", "on the path"),
     )
+    if slices:
+        write("\n")
+        print_all(each)
+    if slice_ is not None:
+        write("\n")
+        print_one(each[slice_])
     if fields:
         write("\n")
         print_table([_trial_row(trial) for trial in trials], header=("field", "step", "of what memory allows"))
@@ -139,6 +157,11 @@ def _try_fields(timed: Estimate, model: str) -> list[Trial]:
     plan = timed.compiled.plan
     with progress(f"timing {graph.name} with other fields"):
         return list(try_fields(graph, plan.chip, plan.profile, timed.question, source=source, sha256=sha256))
+
+
+def _check_slice(number: int | None, chip: Chip) -> None:
+    if number is not None and number >= chip.slices:
+        raise ConfigError(f"--slice={number} must be in 0..{chip.slices - 1}, the slices of {chip.name}")
 
 
 def _trial_row(trial: Trial) -> tuple[str, str, str]:

@@ -34,7 +34,7 @@ from systolith.spec.chip import Chip
 from systolith.spec.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
-    from systolith.timing import TimingMachine, Waterfall
+    from systolith.timing import SliceTimes, TimingMachine, Waterfall
 
 __all__ = ["Estimate", "Question", "compile_for", "decode_step", "estimate", "first_token", "open_config"]
 
@@ -131,6 +131,8 @@ class Decode:
     path: StepPath
     layers: tuple[int, int]
     """Simulated, and skipped as equal."""
+    slices: tuple[SliceTimes, ...]
+    """What each slice did in a window as long as the step."""
 
 
 @dataclass
@@ -171,9 +173,14 @@ class Estimate:
         """Time to the first token of one prompt on an idle chip; None where it was not asked for."""
         return self.first.cycles / self.chip.clock_hz if self.first else None
 
+    @property
+    def middle(self) -> Decode:
+        """The decode step that stands for all: the one of the middle context."""
+        return self.decodes[len(self.decodes) // 2]
+
     def to_dict(self, made_of: dict[str, Any] | None = None) -> dict[str, Any]:
         """The object of `--json`. made_of: the manifest of a command; left out, that of the question."""
-        chip, plan, middle = self.chip, self.compiled.plan, self.decodes[len(self.decodes) // 2]
+        chip, plan, middle = self.chip, self.compiled.plan, self.middle
         cost = middle.cost
         memory, compute = cost.seconds(chip)
         step_s = middle.cycles / chip.clock_hz
@@ -301,7 +308,7 @@ def decode_step(compiled: Compiled, context: int, question: Question) -> Decode:
     window: list[tuple[int, StepPath]] = []
     timed = run_scenario(
         compiled, decode_at(context, batch, steps=2, rows=compiled.plan.rows), seed=question.seed,
-        on_window=_line_counter(compiled, window),
+        on_window=_line_counter(compiled, window), watch=(batch - 1, 2 * batch - 1),
     )  # fmt: skip
     start, end = timed.tokens[batch - 1], timed.tokens[2 * batch - 1]
     for closed, counted in window:
@@ -309,7 +316,7 @@ def decode_step(compiled: Compiled, context: int, question: Question) -> Decode:
             path += counted
     return Decode(
         context, end - start, step_cost(compiled.plan, [context] * batch), timed.waterfall(start, end), path,
-        (timed.simulated, timed.skipped),
+        (timed.simulated, timed.skipped), timed.timing.slices,
     )  # fmt: skip
 
 

@@ -100,11 +100,18 @@ def _step_ends(compiled: Compiled) -> list[int]:
 
 
 def run_scenario(
-    compiled: Compiled, scenario: Scenario, *, seed: int = 0, skip: bool = True, on_window: OnWindow | None = None
+    compiled: Compiled,
+    scenario: Scenario,
+    *,
+    seed: int = 0,
+    skip: bool = True,
+    on_window: OnWindow | None = None,
+    watch: tuple[int, int] | None = None,
 ) -> Timed:
     """Run a scenario to its end and time it.
 
     seed : of the choices of experts.    skip : leave out layers that are proved to go as those before (`timing.layers`)
+    watch : numbers of two tokens: `timing.slices` of the result is for the time between them alone.
     """
     from systolith.sim.skeleton import Skeleton
     from systolith.timing import LayerMachine, layer_loop
@@ -116,6 +123,7 @@ def run_scenario(
     timing = LayerMachine(chip, program, loop[:2] if loop else None)
     layers = max(1, compiled.plan.model.layers // loop[2]) if loop else 0  # of an iteration
     timing.on_window = on_window
+    timing.watch = watch
     ends, steps, seen, finished = np.array(_step_ends(compiled), np.int64), [], 0, False
 
     def take_ends() -> None:

@@ -402,6 +402,8 @@ class LayerMachine(TimingMachine):
         times = int(whole.min())
         if self._since + sum(r.skipped for r in self._repeats) > before.moment:
             times = 0  # a window was closed in this period
+        if (self.state.sl[:, at.S_CUTS] < self.state.g[at.G_CUTS]).any():
+            times = 0  # a cut would lie in what is skipped
         if times:
             self._jump(before, now, times)
             self.simulated -= 1  # slice 0 stands at a mark again, another one

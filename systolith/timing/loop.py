@@ -12,12 +12,12 @@ from systolith.isa.issue import OP_PC, OP_POST, OP_WAIT
 
 from .candidate import consider, port_of, post, take_tokens
 from .collective import start_put
+from .cut import lookahead, take_cut, waited
 from .dma import bus_due, serve, start_dma
 from .matrix import start_matrix
 from .records import finish, new_record, slot_of
 from .sequencer import dispatch
 from .state import (
-    AT_ONCE,
     DEADLOCK,
     DEPTH_MAX,
     DRY,
@@ -26,6 +26,8 @@ from .state import (
     E_RUN_REF,
     E_TIME,
     FINISHED,
+    G_CUT,
+    G_CUTS,
     G_NOW,
     G_RECORDS,
     G_RINGS,
@@ -40,14 +42,10 @@ from .state import (
     Q_CAND,
     Q_CAUSE,
     Q_COUNT,
-    Q_END,
     Q_HEAD,
     Q_LAST,
     Q_REF,
     Q_START,
-    Q_WAIT_EMPTY,
-    Q_WAIT_SEM,
-    Q_WAIT_UNIT,
     QUEUES,
     R_BYTES,
     R_CAUSE,
@@ -63,13 +61,13 @@ from .state import (
     R_START,
     RECORDS_FULL,
     RINGS_FULL,
+    S_CUTS,
     S_HALT,
     S_NEXT,
     S_OPS_HEAD,
     S_OPS_TAIL,
     S_STATE,
     S_TIME,
-    SEMAPHORE,
     State,
     entry,
     kernel,
@@ -94,9 +92,7 @@ def start(st: State, s: int, q: int) -> None:
     rec[R_DISPATCH], rec[R_START], rec[R_CAUSE], rec[R_REF] = op[E_TIME], at, cause, ref
     rec[R_RUN], rec[R_RUN_CAUSE], rec[R_RUN_REF] = op[E_RUN], op[E_RUN_CAUSE], op[E_RUN_REF]
     rec[R_PREVIOUS] = qu[Q_LAST]
-    gap = at - max(qu[Q_END], 0)
-    if gap > 0:
-        qu[Q_WAIT_SEM if cause == SEMAPHORE else Q_WAIT_EMPTY if cause == AT_ONCE else Q_WAIT_UNIT] += gap
+    waited(st, s, q, port_of(q), at, cause)
     st.qs[s, q, qu[Q_HEAD] % DEPTH_MAX, 0], st.qs[s, q, qu[Q_HEAD] % DEPTH_MAX, 1] = at, number
     qu[Q_HEAD] += 1
     qu[Q_START], qu[Q_LAST] = at, number
@@ -137,10 +133,16 @@ def run_slice(st: State, s: int, horizon: int, others: int, other: int, rings: i
         limit = min(c, horizon)
         if sl[S_STATE] == DRY:
             limit = min(limit, sl[S_TIME] + 1)
+        cut = sl[S_CUTS] < st.g[G_CUTS] and st.g[G_CUT + sl[S_CUTS]] <= limit
+        if cut:
+            limit = st.g[G_CUT + sl[S_CUTS]]
         if serve(st, s, limit * units if limit < INF else INF):
             moved = True
             if st.g[G_STATUS] != GOING or st.g[G_RINGS] >= rings:
                 return True
+            continue
+        if cut:
+            take_cut(st, s)
             continue
         if c > limit or c >= horizon or (sl[S_STATE] == DRY and c > sl[S_TIME]):
             due = bus_due(st, s)
@@ -163,7 +165,7 @@ def run_slice(st: State, s: int, horizon: int, others: int, other: int, rings: i
 def go_on(st: State, rings: int, records: int) -> int:
     """Run until a slice has used up its stream, all have halted, `rings` records to the host or `records` have come."""
     n, g = st.sl.shape[0], st.g
-    ahead = 2 * st.f[facts.BANK] + st.f[facts.NET_LATENCY]
+    ahead = lookahead(st)
     g[G_STATUS] = GOING
     while g[G_STATUS] == GOING:
         if g[G_RINGS] >= rings:

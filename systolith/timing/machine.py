@@ -17,6 +17,7 @@ from systolith.spec import QUEUES, Chip, ProgramError
 from . import state as at
 from .loop import go_on
 from .sequencer import push
+from .slices import SliceTimes, slice_times
 from .state import State, make_state
 from .waterfall import Repeat, Waterfall, waterfall
 
@@ -67,6 +68,8 @@ class TimingResult:
     """The whole run: sum of `windows`."""
     windows: tuple[Waterfall, ...] = field(repr=False)
     """From one record of slice 0 to the next, the first from cycle 0; the last one ends at the halt."""
+    slices: tuple[SliceTimes, ...] = field(repr=False)
+    """Every slice in the whole run, or in the window of `TimingMachine.watch`."""
 
 
 class TimingMachine:
@@ -91,6 +94,10 @@ class TimingMachine:
         self.windows: list[Waterfall] = []
         self.on_window: Callable[[TimingMachine, Waterfall], None] | None = None
         """Called with each new window, while its records are still there."""
+        self.watch: tuple[int, int] | None = None
+        """Numbers of two records of slice 0 to the host: what slices do between them is wanted, not in all of the run.
+        The window is as long, and begins and ends later by what slices may be ahead of each other."""
+        self._told = 0
         self._since = 0
         self._first_record = 0
         self._repeats: tuple[Repeat, ...] = ()
@@ -196,7 +203,18 @@ class TimingMachine:
             self.rings.append(RingEvent(rank, end))
             if rank == 0 and end > self._since:
                 self._window(number, end)
+            if rank == 0:
+                if self.watch and self._told in self.watch:
+                    self._cut(end)
+                self._told += 1
         st.g[at.G_NEW_RINGS] = st.g[at.G_RINGS]
+
+    def _cut(self, end: int) -> None:
+        """Have every slice's counters written down at the first cycle after `end` that none of them has passed."""
+        g, ahead = self.state.g, 2 * int(self.state.f[facts.BANK]) + int(self.state.f[facts.NET_LATENCY])
+        assert (self.state.qu[:, :, at.Q_START] < end + ahead).all(), "a slice is too far ahead"
+        g[at.G_CUT + g[at.G_CUTS]] = end + ahead
+        g[at.G_CUTS] += 1
 
     def _window(self, number: int, end: int) -> None:
         """Close a window at a record's end."""
@@ -300,6 +318,7 @@ class TimingMachine:
             stalls=stalls,
             waterfall=Waterfall.total(self.windows),
             windows=tuple(self.windows),
+            slices=slice_times(st, total),
         )
 
 

@@ -48,8 +48,9 @@ AT_ONCE, SEMAPHORE, UNIT, TABLE, ORDER, HEAD, FULL = range(7)
 # A slice.
 (S_TIME, S_STATE, S_BLOCKED, S_RUN, S_RUN_CAUSE, S_RUN_REF, S_ARRAY, S_LOADER, S_VECTOR, S_EGRESS, S_INGRESS,
  S_BUS, S_BUS_LAST, S_END, S_END_REF, S_HALT, S_NEXT, S_OPS_HEAD, S_OPS_TAIL, S_STALL_FULL, S_STALL_WAIT, S_ISSUED,
- S_BUS_BUSY) = range(23)  # fmt: skip
-S_COUNTER: Final = 23
+ S_BUS_BUSY, S_CUTS) = range(24)  # fmt: skip
+# S_CUTS: how many cuts it has passed.
+S_COUNTER: Final = 24
 """Arrival counters: (arrivals, time of the latest, its record)."""
 SLICE_COLS: Final = S_COUNTER + 3 * 16
 
@@ -58,8 +59,9 @@ RUN, DRY, BLOCKED, WAITING, DRAINING, HALTED = range(6)
 
 # A queue.
 (Q_HEAD, Q_TAIL, Q_START, Q_END, Q_CAND, Q_CAUSE, Q_REF, Q_LAST, Q_TABLE, Q_TABLE_REF, Q_BARRIER, Q_BUSY, Q_COUNT,
- Q_BYTES, Q_WAIT_SEM, Q_WAIT_EMPTY, Q_WAIT_UNIT, Q_END_REF) = range(18)  # fmt: skip
-QUEUE_COLS: Final = 18
+ Q_BYTES, Q_WAIT_SEM, Q_WAIT_EMPTY, Q_WAIT_UNIT, Q_END_REF, Q_CUTS) = range(19)  # fmt: skip
+# Q_CUTS: for how many cuts it is known what the queue waited for then.
+QUEUE_COLS: Final = 19
 
 # A memory port: queues W, L, S, and the network.
 (P_HEAD, P_TAIL, P_SERVED, P_TOTAL, P_BEGIN, P_ASKED, P_LIMIT, P_ASKED_LEAST, P_PENDING) = range(9)
@@ -72,10 +74,19 @@ NETWORK_PORT: Final = 3
 FLIGHT_COLS: Final = 17
 
 # The run.
-(G_RECORDS, G_STATUS, G_SLICE, G_WHERE, G_RINGS, G_NEW_RINGS, G_DONE, G_NOW, G_MARK, G_PASSED) = range(10)
+(G_RECORDS, G_STATUS, G_SLICE, G_WHERE, G_RINGS, G_NEW_RINGS, G_DONE, G_NOW, G_MARK, G_PASSED, G_CUTS,
+ G_CUT) = range(12)  # fmt: skip
 # G_MARK: 0: slice 0's sequencer stops the loop before a marked word (AT_MARK), -1: never. G_PASSED: it has, and may go
-# on.
-GLOBAL_COLS: Final = 10
+# on. G_CUTS: how many cuts are set; G_CUT and what follows: their cycles.
+CUTS: Final = 2
+"""Cycles at which each slice's counters are written down: where a window begins and where it ends."""
+GLOBAL_COLS: Final = G_CUT + CUTS
+# At a cut, of a queue: cycles that it has waited, by cause, that its unit has worked, bytes it has moved. Of a slice:
+# bursts on its channel, words issued, stalls of the sequencer.
+(K_WAIT_SEM, K_WAIT_EMPTY, K_WAIT_UNIT, K_BUSY, K_BYTES) = range(5)
+CUT_QUEUE_COLS: Final = 5
+(K_BUS_BUSY, K_ISSUED, K_STALL_FULL, K_STALL_WAIT) = range(4)
+CUT_SLICE_COLS: Final = 4
 GOING, NEEDS_FEED, FINISHED, DEADLOCK, OVERFLOW, RINGS_FULL, RECORDS_FULL, AT_MARK = range(8)
 
 
@@ -106,11 +117,16 @@ class State(NamedTuple):
     """[records, REC_COLS], a ring."""
     rings: Any
     """[1024, 3]: slice, end, record of RING instructions."""
+    cs: Any
+    """[slices, CUTS, CUT_SLICE_COLS]"""
+    cq: Any
+    """[slices, 6, CUTS, CUT_QUEUE_COLS]"""
 
 
 _I: Final = numba.int64
 _DIMENSIONS: Final = {
     "f": 1, "g": 1, "sl": 2, "ops": 3, "qu": 3, "qe": 4, "qs": 4, "tok": 4, "po": 3, "pf": 4, "rec": 2, "rings": 2,
+    "cs": 3, "cq": 4,
 }  # fmt: skip
 _NUMBA: Any = numba.types  # has no types of its own
 _TYPES: Final = TYPES | {
@@ -125,8 +141,8 @@ Row: TypeAlias = Any
 _STAMP: Final = STAMP + stamp_of(
     Path(__file__).parent / f"{name}.py"
     for name in (
-        "candidate", "collective", "dma", "host", "loop", "matrix", "path", "records", "repeat", "sequencer", "state",
-        "vector",
+        "candidate", "collective", "cut", "dma", "host", "loop", "matrix", "path", "records", "repeat", "sequencer",
+        "state", "vector",
     )
 )  # fmt: skip
 
@@ -163,6 +179,8 @@ def make_state(chip: Chip, slices: int, sem_init: tuple[int, ...], records: int,
         pf=np.zeros((n, 4, flights, FLIGHT_COLS), np.int64),
         rec=np.zeros((records, REC_COLS), np.int64),
         rings=np.zeros((1024, 3), np.int64),
+        cs=np.zeros((n, CUTS, CUT_SLICE_COLS), np.int64),
+        cq=np.zeros((n, QUEUES, CUTS, CUT_QUEUE_COLS), np.int64),
     )
     st.f[facts.SLICES] = n  # that take part
     st.g[G_MARK] = -1

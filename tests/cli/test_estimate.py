@@ -54,6 +54,30 @@ def test_waterfall_draws(run: Runner, tmp_path: Path) -> None:
     assert sum(float(bar.get("width", "0")) for bar in bars) == pytest.approx(480, abs=5)
 
 
+def test_waterfall_by_slice(run: Runner) -> None:
+    asked = ("waterfall", "tinycode", *SMALL)
+    found = run(*asked, "--json").json
+    step_s = found["decode_steps"][0]["seconds"]
+    assert [one["slice"] for one in found["slices"]] == [0, 1, 2, 3]
+    for one in found["slices"]:
+        assert one["seconds"] == pytest.approx(step_s)
+        assert list(one["queues"]) == ["W", "L", "M", "V", "S", "C"]
+        for parts in one["queues"].values():
+            assert sum(parts.values()) == pytest.approx(step_s)
+    # Nothing is read twice: all slices together read what the step must (an embedding row by queue L) and what pads it.
+    weights, loads = (sum(one["bytes"][kind] for one in found["slices"]) for kind in ("weights", "load"))
+    assert 0.99 < weights / found["bytes"]["weights"] < 1.1
+    assert weights + loads >= sum(found["bytes"].values())
+    table = run(*asked, "--slices").out
+    assert all(word in table for word in ("slices", "memory", "busiest against mean", "kernel line: why"))
+    one = run(*asked, "--slice", 2).out
+    assert all(word in one for word in ("slice 2: queue", "waits: semaphore", "no instruction", "stood still"))
+    assert "slice 2: queue" not in table
+    ended = run(*asked, "--slice", 4)
+    assert (ended.code, ended.out) == (2, "")
+    assert "--slice=4 must be in 0..3, the slices of mini" in ended.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -15,7 +15,7 @@ from systolith.runtime.scenario import Scenario, decode_at, prefill_of, run_scen
 from systolith.spec import load
 from systolith.timing import TimingResult, layer_loop
 
-RESULTS = ("cycles", "rings", "busy", "bytes", "instructions", "stalls", "waterfall", "windows")
+RESULTS = ("cycles", "rings", "busy", "bytes", "instructions", "stalls", "waterfall", "windows", "slices")
 
 
 def deep(chip: str, layers: int, *, batch: int = 1, rows: int | None = None, **profile: str) -> Compiled:
