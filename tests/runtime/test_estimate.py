@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,18 @@ def test_the_answer_has_its_keys_and_stays_above_the_bounds() -> None:
     for fraction in found["fractions"].values():
         assert 0 < fraction["value"] <= 1
         assert fraction["value"] == pytest.approx(fraction["numerator_s"] / fraction["denominator_s"])
+
+
+def test_mini_with_room_for_8b_reads_at_its_memorys_rate() -> None:
+    """The copy of `mini` that bench has is `mini` but for its sizes; a token of 8B takes what reading it takes."""
+    chip = load(Path(__file__).parents[2] / "bench" / "mini-4gib.toml")
+    assert load("mini").vary(name="mini-4gib", dram_bytes="4 GiB", scratchpad_bytes="2 MiB").sha256 == chip.sha256
+    graph, source, sha256 = open_config("llama-3.1-8b")
+    question = Question(context=8192, prefill=False, sensitivity=False)
+    profile = Profile.default("E2M1", "E4M3", "INT8")
+    found = estimate(graph, chip, profile, question, source=source, sha256=sha256).to_dict()
+    assert found["binds"] == "memory bandwidth"
+    assert 0.97 <= found["fractions"]["decode_of_pin_rate"]["value"] <= 1
 
 
 def test_what_a_layer_waits_for_adds_up_to_the_step() -> None:
