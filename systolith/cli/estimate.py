@@ -220,6 +220,12 @@ def _title(found: dict[str, Any]) -> str:
     )
 
 
+def _grid(grid: dict[str, Any]) -> str:
+    if "none" in grid:
+        return f"none: {grid['none']}"
+    return f"{grid['members']} row x {grid['groups']} column groups, {grid['rows']} rows, {grid['width']} columns"
+
+
 def _print(estimated: Estimate) -> None:
     """Print the table for people."""
     from systolith.cli._report import formats
@@ -235,6 +241,7 @@ def _print(estimated: Estimate) -> None:
             if estimated.ttft_s is not None
             else []
         ),
+        ("grid of a prefill", _grid(found["grid"])),
         ("bytes a step must read: weights", bytes_text(found["bytes"]["weights"])),
         ("bytes a step must read: keys, values", bytes_text(found["bytes"]["kv"])),
         ("bound of a step: memory, at the pins", seconds_text(found["bound_s"]["memory"])),

@@ -37,6 +37,8 @@ class Compiled:
     memory: Memory
     grid: Grid | None = None
     """Of steps of a prefill, where the model and the chip allow it."""
+    no_grid: str = ""
+    """Why there is none, in few words."""
 
 
 def plan_graph(
@@ -86,10 +88,11 @@ def compile_graph(
     Raises CapacityError, ModelError, ConfigError, each one sentence.
     """
     plan, memory = plan_graph(graph, chip, profile, options, source=source)
-    ctx, grid, memory, spad_bytes = _write(plan, memory)
+    ctx, found, memory, spad_bytes = _write(plan, memory)
     if plan.round_chunks and ctx.b.program_bytes > chip.program_bytes:
         plan, memory = plan_graph(graph, chip, profile, options, source=source, rounds=False)
-        ctx, grid, memory, spad_bytes = _write(plan, memory)
+        ctx, found, memory, spad_bytes = _write(plan, memory)
+    grid, no_grid = (None, found) if isinstance(found, str) else (found, "")
     b = ctx.b
     tokens = dict.fromkeys(SEMAPHORE, 0) | {
         "slot_free": plan.slots, "acc_free": 2, "stage_free": 2, "kv_free": plan.kv_entries,
@@ -110,24 +113,22 @@ def compile_graph(
         meta=_meta(plan, memory, graph, sha256, grid),
         images=tuple(control_images(plan, memory, grid)),
     )  # fmt: skip
-    return Compiled(program, plan, memory, grid)
+    return Compiled(program, plan, memory, grid, no_grid)
 
 
-def _write(plan: Plan, memory: Memory) -> tuple[Context, Grid | None, Memory, int]:
-    """The words of a plan, its grid where it has one, the memory map, which a grid makes wider, and bytes of scratchpad
-    that steps of both kinds use."""
-    grid = plan_grid(plan) if plan.options.grid else None
-    body = None
-    if grid is not None:
-        wider = lay_out(plan, grid.control)
-        body = lay_out_grid(grid, wider)
-        if body is None:
-            grid = None
-        else:
-            memory = wider
+def _write(plan: Plan, memory: Memory) -> tuple[Context, Grid | str, Memory, int]:
+    """The words of a plan, its grid or why it has none, the memory map, which a grid makes wider, and bytes of
+    scratchpad that steps of both kinds use."""
+    grid = plan_grid(plan, memory) if plan.options.grid else "grid=false"
+    if isinstance(grid, str):
+        ctx = Context(plan, memory)
+        write_program(ctx)
+        return ctx, grid, memory, memory.spad_bytes
+    memory = lay_out(plan, grid.control)
+    body = lay_out_grid(grid, memory)
     ctx = Context(plan, memory)
-    write_program(ctx, (lambda: write_grid(ctx, grid, body)) if grid is not None and body is not None else None)
-    return ctx, grid, memory, max(memory.spad_bytes, body.spad_bytes if body is not None else 0)
+    write_program(ctx, lambda: write_grid(ctx, grid, body))
+    return ctx, grid, memory, max(memory.spad_bytes, body.spad_bytes)
 
 
 def compile_model(checkpoint: Checkpoint, chip: Chip, profile: Profile, options: Options) -> Compiled:

@@ -73,6 +73,8 @@ class Cell(IntEnum):
     GRID_PICKER = 8
     FROM_GRID = 8
     """1: the rows of this step's logits were made on the grid."""
+    COLUMN_FIRST = 61
+    """Lowest rank of the slices with the same columns, on the grid."""
     GRID_STEPS = 62
     ROW_FIRST = 63
     """Lowest rank of the slices with the same rows, on the grid."""

@@ -2,8 +2,9 @@
 
 A decode step gives every slice its own columns and all rows; what then comes into a slice is all of the operand, and
 with many rows that binds (docs/decisions/0012-grid.md). On the grid slice (c, r) = rank c * R + r takes the rows of
-row group r and the columns that the R slices of column group c own together: an operand's rows travel in a row group
-(ranks r, r + R, ...), weights in a column group (ranks c * R and up), each slice sending on what lies in its memory.
+row group r and the columns of column group c: an operand's rows travel in a row group (ranks r, r + R, ...), weights in
+a column group (ranks c * R and up). They lie in memory a second time, dealt out for the grid: of each product's columns
+every slice of the group has as many as any other, round by round in the order of use.
 
 Column group c has KV head c with its query heads, so that rows meet all keys and values of a head in one slice. Row
 group r has tokens r * t .. (r + 1) * t - 1 of every chunk of 256, t = 256 / R, so that each has an equal share of the
@@ -13,11 +14,13 @@ and never seen. The operand of the head of its last row goes to all slices, for 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
-from systolith.compiler.memory import Memory, blocks, scratchpad
+from systolith.compiler.memory import Memory, blocks
 from systolith.compiler.packing import ALIGN, Phase, pack
-from systolith.compiler.plan import LinearPlan, Plan, padded
+from systolith.compiler.plan import Plan, padded
 from systolith.numerics.formats import FORMATS
 from systolith.spec.limits import BLOCK, CHUNK_TOKENS
 
@@ -31,10 +34,6 @@ RECEIVE = 2 * SENT + 1
 """Rounds of weights that a slice has room for: one in use, others that may be elsewhere, those that come."""
 KV_ENTRIES = 8
 """Entries of the ring of keys and values: four chunks."""
-SEND = 5
-"""Rounds of its own weights that a slice has read ahead of sending them."""
-OPERAND = 4
-"""Parts of an operand in memory that are loaded ahead."""
 HEAD_WORDS = 8
 """Head of a grid step: rows of a slice, chunks, first position, first page entry, first lane, number, 1 + the row that
 makes the first token (0: none), its row group and request slot."""
@@ -47,27 +46,26 @@ FIXED = ("consts", "pages", "state", "params", "stops", "flags", "owners", "sink
 
 @dataclass(frozen=True, slots=True)
 class GridLinear:
-    """A class of matrices on the grid. region: of its weights; k: contraction; nt: columns of the tile that each
-    slice owns; kt: elements of K that lie together; columns: of a column group."""
+    """A class of matrices on the grid. k: contraction, in whole rounds; columns: of a column group, in whole products;
+    both count zeros that make them whole."""
 
     name: str
-    region: str
     k: int
-    nt: int
-    kt: int
     columns: int
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
     """See the module. plan: of a step's body, with the rows of a slice; width: columns of a product, and elements of K
-    of a round and of a part of an operand; apart_banks: whether attention's buffers have banks of their own."""
+    of a round and of a part of an operand; format, terms: of all weights; apart_banks: whether attention's buffers have
+    banks of their own."""
 
     plan: Plan
     members: int
     groups: int
     width: int
     format: str
+    terms: int
     apart_banks: bool
     qkv: GridLinear
     o: GridLinear
@@ -96,9 +94,24 @@ class Grid:
         return max(BLOCK, self.width // 2)
 
     @property
+    def late(self) -> int:
+        """Rounds that memory takes to answer, about."""
+        return math.ceil(self.plan.chip.dram_latency_cycles / self.round_cycles)
+
+    @property
+    def parts(self) -> int:
+        """Parts of an operand in memory that are loaded ahead: one in use, one given back, those under way."""
+        return 2 + self.late
+
+    @property
     def ahead(self) -> int:
-        """Rounds ahead of the one in hand that a slice reads its weights."""
-        return min(SEND, *(x.k // self.width for x in self.linears))
+        """Rounds ahead of the one in hand that a slice reads its weights: not beyond a layer's last product."""
+        return min(SENT + 1 + self.late, self.down.k // self.width)
+
+    @property
+    def hidden(self) -> int:
+        """Hidden dimension, with the zeros that make all column groups alike."""
+        return self.groups * self.shard
 
     @property
     def shard(self) -> int:
@@ -111,9 +124,19 @@ class Grid:
         return (self.qkv, self.o, self.gate, self.up, self.down)
 
     @property
+    def rounds(self) -> int:
+        """Rounds of a layer."""
+        return sum(x.columns // self.width * (x.k // self.width) for x in self.linears)
+
+    @property
     def own(self) -> int:
-        """Most columns of a product that a slice sends."""
-        return max(min(self.width, x.nt) for x in self.linears)
+        """Columns of a product that each slice has in memory, and sends."""
+        return self.width // self.members
+
+    @property
+    def round_elements(self) -> int:
+        """Weight elements of a round in the memory of a slice."""
+        return self.own * self.width * self.terms
 
     @property
     def positions(self) -> int:
@@ -146,70 +169,100 @@ class Grid:
         """Words of a step: its head, then for each row group the ids and the positions of its rows."""
         return HEAD_WORDS + 2 * self.members * self.plan.rows
 
+    @property
+    def round_cycles(self) -> Fraction:
+        """Cycles of a round, about: its products take as long, or its weights to come."""
+        chip, elements = self.plan.chip, self.width * self.width * self.terms
+        served = min(Fraction(1), Fraction(self.width * self.width, chip.array_rows * chip.columns))
+        peak = chip.peak_macs_per_s(f"{self.plan.profile.activations}x{self.format}") / chip.slices / chip.clock_hz
+        come = sum(_scaled(elements, self.format)) / chip.ingress_bytes_per_cycle
+        return max(self.plan.rows * elements / (peak * served), come)
 
-def plan_grid(base: Plan) -> Grid | None:
-    """The grid of a plan, the one with most rows whose buffers fit; None where the model or the chip has none.
 
-    Asked for are: one KV head for each column group and slices for all lanes of it; one plain feed-forward; matrices
-    that slices share evenly in whole blocks, in one format, without bias or spans; deferred norms; layers of
-    one kind, without a window.
-    """
-    m, o = base.model, base.options
-    members, groups = base.group, m.kv_heads
-    plain = not (
-        m.experts or m.latent or m.post_norms or m.head_norms or base.dense or base.shared or m.sinks
-        or base.profile.sink is not None or o.serve or o.dump or o.every_row or base.turn_whole or base.gate_apart
-    )  # fmt: skip
-    if not plain or members < 2 or members * groups != base.slices or CHUNK_TOKENS % members:
-        return None
-    classes = (base.q, base.k, base.v, base.o, base.gate, base.up, base.down)
-    even = all(x.tiles == base.slices for x in (base.o, base.gate, base.up, base.down))
-    one = len({x.format for x in classes}) == 1 and all(len(x.spans) == 1 and x.terms == 1 for x in classes)
-    biased = any(m.bias(x.name) for x in classes)
-    if not even or not one or biased or not base.profile.deferred_norm or m.kinds[0].window or len(set(m.kinds)) > 1:
-        return None
-    own = (base.group_queries + 2) * base.dp // members
-    if own % BLOCK or m.head_dim != base.dp or o.context < 2 * CHUNK_TOKENS:
-        return None
+def plan_grid(base: Plan, memory: Memory) -> Grid | str:
+    """The grid of a plan with its memory map, the cheapest that fits; or, in few words, why there is none."""
+    reason = _refusal(base)
+    if reason:
+        return reason
+    chip = base.chip
+    members = base.slices // base.model.kv_heads
     tokens = CHUNK_TOKENS // members
-    if o.page_tokens % tokens:
-        return None
+    found = []
     for width in (256, 128, 64, 32):
-        rows = min(base.acc_half_words // width, MAX_CHUNKS * tokens)
-        while rows >= tokens:
-            for apart in (True, False):
-                grid = _grid(base, width, rows // tokens * tokens, own, apart)
-                if grid is not None and lay_out_grid(grid, None):
-                    return grid
-            rows -= tokens
-    return None
+        most = min(base.acc_half_words // width, MAX_CHUNKS * tokens)
+        for rows in range(most // tokens * tokens, 0, -tokens):
+            found += [x for apart in (True, False) if (x := _grid(base, members, width, rows, apart))]
+    for grid in sorted(found, key=_order):
+        if _places(grid, memory)[1] > chip.scratchpad_bytes:
+            continue
+        need = memory.dram_bytes + sum(padded(size, 64) for _, size in (*grid.control, *_regions(grid))) + 64
+        if need <= chip.dram_bytes:
+            return grid
+        return f"dram_bytes={chip.dram_bytes} a slice hold no second copy of the weights, {need} in all"
+    if not found:
+        return f"{base.model.name} has sizes that no product of 32 to 256 columns divides"
+    return f"scratchpad_bytes={chip.scratchpad_bytes} hold no {tokens} rows of {base.model.name}"
 
 
-def _grid(base: Plan, width: int, rows: int, own: int, apart: bool) -> Grid | None:
-    """A grid of a width and rows, if the sizes of the model divide by it."""
-    m, members = base.model, base.group
-    active = base.group * base.lanes_local
-    hidden, g = padded(m.hidden), base.group_queries
-    tokens = CHUNK_TOKENS // members
+def _order(grid: Grid) -> tuple[Fraction, int, bool]:
+    """What makes a grid better than others, smallest first: cycles of a row, then rows, then banks."""
+    return grid.rounds * grid.round_cycles / grid.plan.rows, -grid.plan.rows, not grid.apart_banks
 
-    def owned(linear: LinearPlan) -> GridLinear:
-        return GridLinear(linear.name, f"w_{linear.name}", linear.k, linear.nt, linear.kt, members * linear.nt)
 
-    qkv = GridLinear("qkv", "w_grid_qkv", hidden, own, width, members * own)
-    linears = [qkv, *(owned(x) for x in (base.o, base.gate, base.up, base.down))]
-    for x in linears:
-        if x.columns % width or x.k % width or x.k < OPERAND * width or (x.kt % width and width % x.kt):
-            return None
-    if width % base.dp or g * base.dp % width:
+def _refusal(base: Plan) -> str:
+    """What the grid does not serve of a model, a profile, options or a chip; empty where it serves all."""
+    m, o, p = base.model, base.options, base.profile
+    members, left = divmod(base.slices, m.kv_heads)
+    classes = (base.q, base.k, base.v, base.o, base.gate, base.up, base.down)
+    formats = sorted({f"{x.format}x{x.terms}" for x in classes})
+    biased = sorted(x.name for x in classes if m.bias(x.name))
+    shared = CHUNK_TOKENS // members if members and CHUNK_TOKENS % members == 0 else 1
+    for refused, reason in (
+        (o.serve, "a program that serves gets the records of its steps by mail, one by one"),
+        (o.dump or o.every_row, "rows of a prompt are to be kept, and the grid keeps none"),
+        (m.experts is not None, "a mixture of experts: rows of an expert are not those of a row group"),
+        (m.latent is not None, "latent attention: all heads read the same keys"),
+        (m.post_norms is not None, "norms before the add"),
+        (m.sinks is not None or p.sink is not None, "attention sinks"),
+        (any(kind.window for kind in m.kinds) or len(set(m.kinds)) > 1, "windows or layers that differ"),
+        (m.activation != "silu_mul", f"activation {m.activation}, and the grid has silu"),
+        (not p.deferred_norm, "deferred_norm=false, and the grid's norms are deferred"),
+        (base.turn_whole or m.head_dim != base.dp, f"head_dim={m.head_dim}, of which a half is no whole blocks"),
+        (bool(biased), f"biases of {', '.join(biased)}"),
+        (m.head_norms is not None, "norms of heads"),
+        (len(formats) > 1, f"weights of several formats: {', '.join(formats)}"),
+        (any(len(x.spans) > 1 for x in classes), "spans"),
+        (left > 0 or members < 2 or members & (members - 1) != 0,
+         f"slices={base.slices} are not 2, 4, 8, ... for each of kv_heads={m.kv_heads}"),
+        (o.context < 2 * CHUNK_TOKENS, f"context={o.context} is less than two chunks of {CHUNK_TOKENS}"),
+        (o.page_tokens % shared != 0, f"page_tokens={o.page_tokens} hold no {shared} tokens, a row group's of a chunk"),
+    ):  # fmt: skip
+        if refused:
+            return reason
+    return ""
+
+
+def _grid(base: Plan, members: int, width: int, rows: int, apart: bool) -> Grid | None:
+    """A grid of a width and rows, if heads go into it."""
+    m, g, dp, groups = base.model, base.group_queries, base.dp, base.model.kv_heads
+    if width % dp or g * dp % width or width % members:
         return None
-    tile = tokens
-    while tile > 1 and tile * g * max(CHUNK_TOKENS, base.dp) > base.acc_half_words:
+    tile = CHUNK_TOKENS // members
+    while tile > 1 and tile * g * max(CHUNK_TOKENS, dp) > base.acc_half_words:
         tile //= 2
-    if tile * g * max(CHUNK_TOKENS, base.dp) > base.acc_half_words:
+    if tile * g * max(CHUNK_TOKENS, dp) > base.acc_half_words:
         return None
-    plan = replace(base, rows=rows, tile_tokens=tile, part_tokens=CHUNK_TOKENS, group=1,
-                   lanes_local=active)  # fmt: skip
-    return Grid(plan, members, m.kv_heads, width, base.o.format, apart, *linears)
+    hidden, inner = (padded(n, width * groups) for n in (m.hidden, m.inner))
+    linears = [
+        GridLinear("qkv", hidden, padded((g + 2) * dp, width)),
+        GridLinear("o", groups * g * dp, hidden // groups),
+        *(GridLinear(name, hidden, inner // groups) for name in ("gate", "up")),
+        GridLinear("down", inner, hidden // groups),
+    ]
+    plan = replace(base, rows=rows, tile_tokens=tile, part_tokens=CHUNK_TOKENS, group=1, slot_groups=1,
+                   lanes_local=base.group * base.lanes_local)  # fmt: skip
+    grid = Grid(plan, members, groups, width, base.o.format, base.o.terms, apart, *linears)
+    return grid if all(x.k >= grid.parts * width for x in linears) else None
 
 
 def _scaled(elements: int, fmt: str) -> tuple[int, int]:
@@ -221,7 +274,7 @@ def grid_buffers(grid: Grid) -> list[tuple[str, int, tuple[Phase, ...]]]:
     """Scratchpad buffers of the grid's body: name, bytes, phases."""
     plan, w = grid.plan, grid.width
     p, m, rows, g = plan.profile, plan.model, plan.rows, plan.group_queries
-    hidden = padded(m.hidden)
+    hidden = grid.hidden
     table: list[tuple[str, int, tuple[Phase, ...]]] = []
 
     def ring(name: str, entries: int, elements: int, fmt: str, phases: tuple[Phase, ...]) -> None:
@@ -229,9 +282,9 @@ def grid_buffers(grid: Grid) -> list[tuple[str, int, tuple[Phase, ...]]]:
         table.append((name, padded(codes, ALIGN), phases))
         table.append((f"{name}_scales", padded(scales, ALIGN), phases))
 
-    ring("receive", RECEIVE, w * w, grid.format, ALL)
-    ring("send", SEND, grid.own * w, grid.format, ALL)
-    ring("operand", OPERAND, rows * w, p.activations, (O_, D_))
+    ring("receive", RECEIVE, w * w * grid.terms, grid.format, ALL)
+    ring("send", grid.ahead, grid.round_elements, grid.format, ALL)
+    ring("operand", grid.parts, rows * w, p.activations, (O_, D_))
     staged = max(rows * grid.piece, rows * plan.dp, plan.tile_tokens * g * plan.dp)
     ring("stage", 2, staged, p.activations, ALL)
     ring("embedded", 1, rows * w, p.embed, (Phase.START,))
@@ -278,25 +331,14 @@ def attention_area(grid: Grid) -> tuple[dict[str, int], int]:
     return places, at + (bank if grid.apart_banks else 0)
 
 
-def lay_out_grid(grid: Grid, memory: Memory | None) -> Memory | None:
+def lay_out_grid(grid: Grid, memory: Memory) -> Memory:
     """Addresses of the grid's body: the scratchpad beside the buffers that steps of both kinds need, and its regions of
-    DRAM. memory: of the program, which gets the regions; None: only ask whether the scratchpad suffices."""
-    plan = grid.plan
-    sizes = {name: count for name, count, _ in scratchpad(plan)} if memory is None else memory.spad_sizes
-    fixed = {name: sizes[name] for name in FIXED if name in sizes}
-    if memory is None:
-        keep = [(name, count, ALL) for name, count in fixed.items()]
-        if plan.gains_resident:
-            keep.append(("gains", sizes["g"], ALL))
-        _, used = pack([*keep, *grid_buffers(grid)], plan.chip.scratchpad_bytes)
-        return Memory() if used <= plan.chip.scratchpad_bytes else None
-    held = {name: (memory.spad[name], count) for name, count in fixed.items()}
-    if plan.gains_resident:
-        held["g"] = (memory.spad["g"], memory.spad_sizes["g"])
-    places, used = pack(grid_buffers(grid), plan.chip.scratchpad_bytes, tuple(held.values()))
-    if used > plan.chip.scratchpad_bytes or not _regions(grid, memory):
-        return None
-    found = Memory(memory.dram, memory.dram_bytes, dict(places), record=memory.record, spad_bytes=used)
+    DRAM, which `memory`, the program's, gets. The grid is one of `plan_grid`."""
+    places, used = _places(grid, memory)
+    for name, size in _regions(grid):
+        memory.reserve(name, size)
+    found = Memory(memory.dram, memory.dram_bytes, places, record=memory.record, spad_bytes=used)
+    fixed = {name: memory.spad_sizes[name] for name in FIXED if name in memory.spad}
     found.spad |= {name: memory.spad[name] for name in fixed}
     area, _ = attention_area(grid)
     base = padded(found.spad["attention_area"], grid.bank)
@@ -305,30 +347,30 @@ def lay_out_grid(grid: Grid, memory: Memory | None) -> Memory | None:
     return found
 
 
-def _regions(grid: Grid, memory: Memory) -> bool:
-    """Reserve the grid's regions of DRAM, if there is room for all of them."""
+def _places(grid: Grid, memory: Memory) -> tuple[dict[str, int], int]:
+    """Scratchpad addresses of the grid's buffers, and the end of the highest."""
+    keep = [*FIXED, *(["g"] if grid.plan.gains_resident else [])]
+    held = [(memory.spad[name], memory.spad_sizes[name]) for name in keep if name in memory.spad]
+    return pack(grid_buffers(grid), grid.plan.chip.scratchpad_bytes, held)
+
+
+def _regions(grid: Grid) -> list[tuple[str, int]]:
+    """The grid's regions of DRAM: name, bytes."""
     plan, p, m = grid.plan, grid.plan.profile, grid.plan.model
-    before = memory.dram_bytes
     rows, positions = plan.rows, grid.positions
     regions = [
         ("grid_g", 4 * grid.shard * (2 * m.layers + 1)), ("grid_x", 4 * rows * grid.shard),
-        ("grid_r", 4 * plan.options.batch),
+        ("grid_r", 4 * plan.options.batch), ("grid_vscale", m.layers * positions),
     ]  # fmt: skip
     for name, elements, fmt in (
         ("grid_table", m.vocab * grid.shard, p.embed),
-        ("grid_attention", rows * plan.o.k, p.activations),
-        ("grid_h", rows * plan.down.k, p.activations),
+        ("grid_attention", rows * grid.o.k, p.activations),
+        ("grid_h", rows * grid.down.k, p.activations),
         ("grid_picked", plan.options.batch * padded(m.hidden), p.activations),
         ("grid_k", m.layers * positions * plan.dp, p.k),
         ("grid_v", m.layers * positions * plan.dp, p.v),
-        ("w_grid_qkv", m.layers * grid.qkv.nt * grid.qkv.k, grid.format),
+        ("grid_w", m.layers * grid.rounds * grid.round_elements, grid.format),
     ):
         codes, scales = _scaled(elements, fmt)
-        regions += [(name, codes), (f"ws_{name[2:]}" if name.startswith("w_") else f"{name}_scales", scales)]
-    regions.append(("grid_vscale", m.layers * positions))
-    total = before + sum(padded(size, 64) for _, size in regions) + 64
-    if total > plan.chip.dram_bytes:
-        return False
-    for name, size in regions:
-        memory.reserve(name, size)
-    return True
+        regions += [(name, codes), (f"{name}_scales", scales)]
+    return regions

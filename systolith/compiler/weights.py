@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from systolith.compiler.context import Constant
-from systolith.compiler.grid import MAX_CHUNKS, Grid
+from systolith.compiler.grid import MAX_CHUNKS, Grid, GridLinear
 from systolith.compiler.memory import CONST_WORDS, Memory, owner_words
 from systolith.compiler.plan import LinearPlan, Plan, padded, share
 from systolith.isa.program import Image
@@ -109,9 +109,9 @@ def control_images(plan: Plan, memory: Memory, grid: Grid | None = None) -> Iter
         table = rank_table(plan, rank)
         words[: len(table)] = table
         if grid is not None:
-            words[31] = rank % grid.members
+            words[29], words[31] = rank // grid.members * grid.members, rank % grid.members
             lanes = np.arange(plan.profile_lanes + MAX_CHUNKS) % plan.profile_lanes // plan.lanes_local
-            owners = rank // grid.members * grid.members + lanes % grid.members
+            owners = rank // grid.members * plan.head_units + lanes % plan.group
             yield Image(rank, memory.dram["grid_owners"], owners.astype(np.uint32).tobytes())
         yield Image(rank, memory.dram["ranks"], words.tobytes())
 
@@ -179,14 +179,15 @@ def _embedding(plan: Plan, memory: Memory, checkpoint: Checkpoint) -> Iterator[I
 
 
 def _grid_images(grid: Grid, memory: Memory, checkpoint: Checkpoint) -> Iterator[Image]:
-    """What only a prefill on the grid reads: gains and table rows of a column group's columns, and the matrices of q,
-    k, v dealt out by column groups, each slice's tile round by round."""
+    """What only a prefill on the grid reads: gains and table rows of a column group's columns, and the matrices, as
+    many columns of each product a slice."""
     plan, m = grid.plan, grid.plan.model
     gains = [checkpoint.tensor(ref.at(layer)) for layer in range(m.layers) for ref in m.layer_norms]
     gains.append(checkpoint.tensor(m.final_norm.at(None)))
-    table = _padded_to(np.stack(gains), (len(gains), padded(m.hidden)))
+    table = _padded_to(np.stack(gains), (len(gains), grid.hidden))
     fmt = FORMATS[plan.profile.embed]
     codes, scales = quantise(checkpoint.tensor(m.table.at(None)), fmt, pad=True)
+    codes, scales = (_padded_codes(x, (m.vocab, grid.hidden // unit)) for x, unit in ((codes, 1), (scales, BLOCK)))
     for rank in range(plan.slices):
         first = rank // grid.members * grid.shard
         cut = slice(first, first + grid.shard)
@@ -194,24 +195,43 @@ def _grid_images(grid: Grid, memory: Memory, checkpoint: Checkpoint) -> Iterator
         yield Image(rank, memory.dram["grid_table"], _bytes(np.ascontiguousarray(codes[:, cut]), fmt).tobytes())
         blocks = slice(first // BLOCK, (first + grid.shard) // BLOCK)
         yield Image(rank, memory.dram["grid_table_scales"], np.ascontiguousarray(scales[:, blocks]).tobytes())
-    own, k, kt = grid.qkv.nt, grid.qkv.k, grid.qkv.kt
-    linear = LinearPlan("qkv", own * plan.slices, k, own, kt, ((0, k),), 1, grid.format, plan.slices)
-    g, dp = plan.group_queries, plan.dp
     for layer in range(m.layers):
-        parts = [_quantised(plan, x, checkpoint, layer, None) for x in (plan.q, plan.k, plan.v)]
+        weights = _grid_weights(grid, checkpoint, layer)
+        for name, part in zip(("grid_w", "grid_w_scales"), weights, strict=True):
+            for rank in range(plan.slices):
+                data = np.ascontiguousarray(part[rank]).tobytes()
+                yield Image(rank, memory.dram[name] + layer * len(data), data)
+
+
+def _grid_weights(grid: Grid, checkpoint: Checkpoint, layer: int) -> tuple[Bytes, Bytes]:
+    """A layer's weights for the grid: codes and scales [slices, bytes], round by round in the order of use."""
+    plan, m = grid.plan, grid.plan.model
+    hidden, inner = padded(m.hidden), padded(m.inner)
+
+    def matrix(linear: LinearPlan, n: int = 0) -> tuple[Bytes, Bytes]:
+        return _quantised(plan, replace(linear, n=n or linear.n), checkpoint, layer, None)
+
+    heads = [matrix(x) for x in (plan.v, plan.k, plan.q)]
+    others = [matrix(plan.o, hidden), matrix(plan.gate, inner), matrix(plan.up, inner), matrix(plan.down, hidden)]
+    found = []
+    for which, unit in ((0, 1), (1, BLOCK)):
         # Column group by column group: its value head, its key head, its query heads.
-        joined = [
-            np.concatenate([
-                part[which][group * heads * dp : (group + 1) * heads * dp]
-                for group in range(grid.groups) for part, heads in zip(reversed(parts), (1, 1, g), strict=True)
-            ])
-            for which in (0, 1)
-        ]  # fmt: skip
-        tiles, tile_scales = _slots(linear, joined[0], joined[1])
-        for rank in range(plan.slices):
-            c, s = tiles[rank], tile_scales[rank]
-            yield Image(rank, memory.dram["w_grid_qkv"] + layer * c.nbytes, c.tobytes())
-            yield Image(rank, memory.dram["ws_grid_qkv"] + layer * s.nbytes, s.tobytes())
+        qkv = np.concatenate([x[which].reshape(grid.groups, -1, x[which].shape[1]) for x in heads], 1)
+        tables = [_with_rows(qkv, grid.qkv.columns), *(x[which] for x in others)]
+        rounds = [_rounds(grid, x, table, unit) for x, table in zip(grid.linears, tables, strict=True)]
+        # Products of gate and up take turns.
+        rounds[2:4] = [np.stack(rounds[2:4], 2)]
+        found.append(np.concatenate([x.reshape(plan.slices, -1) for x in rounds], 1))
+    return _bytes(found[0], FORMATS[grid.format]), found[1]
+
+
+def _rounds(grid: Grid, linear: GridLinear, table: Bytes, unit: int) -> Bytes:
+    """Codes or scales [.., n, k] of a class, dealt out: [slices, products, rounds of a product, a slice's of one]."""
+    w = grid.width
+    k = linear.k * grid.terms // unit
+    whole = _padded_codes(table.reshape(-1, table.shape[-1]), (grid.groups * linear.columns, k))
+    cut = whole.reshape(grid.groups, linear.columns // w, grid.members, grid.own, linear.k // w, -1)
+    return cut.transpose(0, 2, 1, 4, 3, 5).reshape(grid.groups * grid.members, linear.columns // w, linear.k // w, -1)
 
 
 def _sinks(plan: Plan, memory: Memory, checkpoint: Checkpoint) -> Iterator[Image]:
@@ -338,6 +358,13 @@ def _quantised(
 def _padded_codes(codes: Bytes, shape: tuple[int, int]) -> Bytes:
     out = np.zeros(shape, np.uint8)
     out[: codes.shape[0], : codes.shape[1]] = codes
+    return out
+
+
+def _with_rows(groups: Bytes, rows: int) -> Bytes:
+    """[groups, n, k] with zeros behind the rows of each group."""
+    out = np.zeros((groups.shape[0], rows, groups.shape[2]), np.uint8)
+    out[:, : groups.shape[1]] = groups
     return out
 
 

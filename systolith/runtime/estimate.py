@@ -223,12 +223,22 @@ class Estimate:
                 "prefill_steps": self.first.steps if self.first else 0,
             },
             "weights_enter": weights_enter(chip),
+            "grid": grid_facts(self.compiled),
             "manifest": made_of or manifest(
                 "estimate", chip, self.model_sha256, program_sha256=self.compiled.program.sha256,
                 seed=self.question.seed, options=asdict(self.question),
                 resolved={"profile": plan.profile.to_dict(), "rows": plan.rows},
             ),
         }  # fmt: skip
+
+
+def grid_facts(compiled: Compiled) -> dict[str, Any]:
+    """The grid that prompts are done on: row groups (members of a column group), column groups, columns of a product,
+    rows of a step; or "none" and why."""
+    grid = compiled.grid
+    if grid is None:
+        return {"none": compiled.no_grid}
+    return {"members": grid.members, "groups": grid.groups, "width": grid.width, "rows": grid.plan.rows}
 
 
 def weights_enter(chip: Chip) -> str:

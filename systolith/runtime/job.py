@@ -153,8 +153,10 @@ def on_grid(grid: Mapping[str, int] | None, requests: Sequence[Request]) -> tupl
         length = len(request.prompt)
         chunks = max(0, length + CHUNK_TOKENS - 1 - LEFT) // CHUNK_TOKENS
         done[slot] = min(length, chunks * CHUNK_TOKENS)
-        for first in range(0, chunks, grid["chunks"]):
-            count = min(grid["chunks"], chunks - first)
+        steps_of = -(-chunks // grid["chunks"])  # all as long as the first, or the last one shorter
+        each = -(-chunks // max(1, steps_of))
+        for first in range(0, chunks, max(1, each)):
+            count = min(each, chunks - first)
             ends = first + count == chunks and done[slot] == length
             steps.append(GridStep(slot, first, count, length - 1 if ends else None))
     return tuple(steps), done

@@ -48,9 +48,6 @@ def test_bits_are_those_of_the_reference(subject: Subject, table: dict[str, Any]
     profile = subject.profile(table)
     prompts = (_prompt(700), _prompt(530)[9:])
     ran = generate(subject, chip("grid8"), profile, prompts, 2, page_tokens=128)
-    if "lanes" in table and ran.compiled.plan.group * ran.compiled.plan.model.kv_heads < 8:
-        assert ran.compiled.grid is None  # two lanes give two slices of a head work, not four
-        return
     assert ran.compiled.grid is not None
     assert {step.slot for step in ran.plan.grid} == {0, 1}
     for prompt, logits in zip(prompts, ran.logits, strict=True):
@@ -86,8 +83,8 @@ def test_what_the_grid_takes() -> None:
 @pytest.mark.parametrize("options", [{"every_row": True}, {"dump": True}, {"serve": True}, {"page_tokens": 32}])
 def test_no_grid_where_it_does_not_serve(subject: Subject, options: dict[str, Any]) -> None:
     base = {"context": 1024, "page_tokens": 128}
-    plan, _ = plan_graph(subject.checkpoint.graph, chip("grid8"), subject.profile({}), Options(**{**base, **options}))
-    assert plan_grid(plan) is None
+    found = plan_graph(subject.checkpoint.graph, chip("grid8"), subject.profile({}), Options(**{**base, **options}))
+    assert isinstance(plan_grid(*found), str)
 
 
 def test_a_long_prompt_is_timed_by_its_ends(subject: Subject) -> None:

@@ -32,10 +32,8 @@ class GridContext(Context):
         ctx = cls.__new__(cls)
         ctx.__dict__ = copy.copy(base.__dict__)
         ctx.plan, ctx.memory, ctx.grid, ctx.first_plan = grid.plan, memory, grid, base.plan
-        # This slice's row group; rounds done; columns that it sends and reads; rounds to the end of the slot that it
-        # reads; steps left. Registers of other steps serve, which come later and begin with 0.
+        # This slice's row group; rounds done; steps left. Registers of other steps serve, which come later.
         ctx.r_member, ctx.r_round, ctx.r_left = ctx.r_arrived, ctx.r_slot, ctx.r_decoding
-        ctx.r_sends, ctx.r_reads, ctx.r_slot_left = ctx.r_load, ctx.r_log, ctx.r_exchange
         return ctx
 
     @property
@@ -45,8 +43,7 @@ class GridContext(Context):
 
     def give_back(self) -> None:
         """Leave the registers as other steps expect them."""
-        for r in (self.r_round, self.r_sends, self.r_reads, self.r_slot_left):
-            self.b.set(r, 0)
+        self.b.set(self.r_round, 0)
 
     @contextmanager
     def reading(self, cell: int) -> Iterator[int]:
@@ -69,9 +66,11 @@ class GridContext(Context):
     r_member: int
     r_round: int
     r_left: int
-    r_sends: int
-    r_reads: int
-    r_slot_left: int
+
+    @property
+    def hidden(self) -> int:
+        """Hidden dimension, with the zeros that make all column groups alike."""
+        return self.grid.hidden
 
     def ring_of(self, name: str, fmt: str, elements: int, entries: int, ext: tuple[int, int, int],
                 stride: tuple[int, int, int], *, xe: int = 0) -> Descriptor:  # fmt: skip
@@ -99,4 +98,4 @@ class GridContext(Context):
     def put_to_columns(self, d: int, a: int, wait: str = "", post: str = "",
                        arrival: tuple[str, int] | None = None) -> None:  # fmt: skip
         """PUT to the slices that have the same columns."""
-        self.b.put(d, a, Cell.GROUP_RANK, self.grid.members, wait, post, arrival)
+        self.b.put(d, a, Cell.COLUMN_FIRST, self.grid.members, wait, post, arrival)

@@ -18,7 +18,7 @@ from systolith.compiler.kernels.grid.norm import (
     send_product,
     store_residual,
 )
-from systolith.compiler.kernels.grid.rounds import Product, Rounds, Streamed
+from systolith.compiler.kernels.grid.rounds import Rounds, Streamed
 from systolith.compiler.kernels.grid.spread import Spread
 from systolith.compiler.kernels.grid.turn import send_keys, send_values, stage_keys, stage_values, turn_queries
 from systolith.isa.descriptor import Descriptor
@@ -51,10 +51,9 @@ def layer(ctx: GridContext, rounds: Rounds) -> None:
     _position_tables(ctx)
     count = grid.qkv.columns // w
     for product in range(count):
-        last = product == count - 1
         rounds.product(
-            Product(grid.qkv, product), Product(grid.o) if last else Product(grid.qkv, product + 1), resident("a"),
-            opening=None if product else known, between=_later(_qkv, ctx, product - 1) if product else None,
+            grid.qkv, resident("a"), opening=None if product else known,
+            between=_later(_qkv, ctx, product - 1) if product else None,
             behind=12, aside=_later(_send_heads, ctx, product - 1) if product else None,
         )  # fmt: skip
     _qkv(ctx, count - 1)
@@ -62,7 +61,7 @@ def layer(ctx: GridContext, rounds: Rounds) -> None:
     b.sync(Queue.V, post="p_full")
     known()  # the queries
     attention(ctx)
-    _project(ctx, rounds, grid.o, ATTENTION, Product(grid.gate), "b")
+    _project(ctx, rounds, grid.o, ATTENTION, "b")
 
     # gate and up, in turn.
     make_r(ctx, "b")
@@ -85,20 +84,19 @@ def layer(ctx: GridContext, rounds: Rounds) -> None:
             late.extend(left[1:])
             return left[:1]
 
-        gate, up = Product(grid.gate, 0, number), Product(grid.up, 0, number)
-        rounds.product(gate, up, resident("b"), between=up_before, spreads=int(spread))
+        rounds.product(grid.gate, resident("b"), between=up_before, spreads=int(spread))
         b.branch(end, Cond.EQ, number, count - 1)
         feed_gate = _later(_feed_gate, ctx)
-        rounds.product(up, Product(grid.gate, 1, number), resident("b"), between=feed_gate, more=late)
+        rounds.product(grid.up, resident("b"), between=feed_gate, more=late)
         b.alu(AluFn.ADD, number, number, 1)
         b.branch(again)
         b.place(end)
-        rounds.product(up, Product(grid.down), resident("b"), between=feed_gate, more=late)
+        rounds.product(grid.up, resident("b"), between=feed_gate, more=late)
         for one in late:
             one.close()
         _feed_up(ctx, number, 0, last=True)
 
-    _project(ctx, rounds, grid.down, H, Product(grid.qkv, next_layer=True), "a")
+    _project(ctx, rounds, grid.down, H, "a")
     ctx.bump(ctx.r_layer)
 
 
@@ -136,7 +134,7 @@ def _position_tables(ctx: GridContext) -> None:
 def _heads(ctx: GridContext, product: int) -> range:
     """The heads of a product: 0 is that of values, 1 that of keys, then come those of queries."""
     each = ctx.grid.width // ctx.plan.dp
-    return range(product * each, (product + 1) * each)
+    return range(product * each, min((product + 1) * each, 2 + ctx.plan.group_queries))
 
 
 def _qkv(ctx: GridContext, product: int) -> None:
@@ -167,9 +165,7 @@ def _send_heads(ctx: GridContext, product: int) -> None:
         (send_keys if head else send_values)(ctx, len(staged) - place)
 
 
-def _project(
-    ctx: GridContext, rounds: Rounds, linear: GridLinear, source: Streamed, follows: Product, which: str
-) -> None:
+def _project(ctx: GridContext, rounds: Rounds, linear: GridLinear, source: Streamed, which: str) -> None:
     """x = RNE(x + source times w) for all products, each sent on as operand `which` of the next norm."""
     half, count = int(which == "b"), linear.columns // ctx.grid.width
     load_gains(ctx, half, 1 if which == "b" else 2, 2)
@@ -177,7 +173,7 @@ def _project(
     for product in range(count):
         last = product == count - 1
         rounds.product(
-            Product(linear, product), follows if last else Product(linear, product + 1), source,
+            linear, source, last=last and linear is ctx.grid.down,
             opening=None if product else _later(rounds.open_parts, source), again=not last,
             between=_later(_add, ctx, product - 1, which, half, spread) if product else None,
             spreads=ctx.grid.width // ctx.grid.piece if product and spread else 0, after=2, behind=12,

@@ -7,8 +7,9 @@ from systolith.compiler.grid import HEAD_WORDS, MAX_CHUNKS, Grid
 from systolith.compiler.kernels.grid.context import GridContext
 from systolith.compiler.kernels.grid.layer import layer
 from systolith.compiler.kernels.grid.norm import await_store, load_gains, make_r, residual, send_product, store_residual
-from systolith.compiler.kernels.grid.rounds import Product, Rounds
+from systolith.compiler.kernels.grid.rounds import Rounds
 from systolith.compiler.memory import Memory
+from systolith.compiler.plan import padded
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
 from systolith.isa.vector import Op1
@@ -29,11 +30,8 @@ def write_grid(base: Context, grid: Grid, memory: Memory) -> None:
         words = grid.step_words
         b.load(stream, ctx.dram("grid_steps", "INT32", (1, 1, HEAD_WORDS), (0, 0, 1), step=words))
         with b.descriptors(2) as (d, a):
-            b.load(d, ctx.cell(Cell.ROW_FIRST))
-            b.load(a, ctx.dram("ranks", "INT32", (1, 1, 1), (0, 0, 1), offset=4 * 31))
-            b.copy(Queue.L, d, a)
-            b.load(d, ctx.cell(Cell.GRID_STEPS))
-            b.load(a, ctx.dram("ranks", "INT32", (1, 1, 1), (0, 0, 1), offset=4 * 30))
+            b.load(d, ctx.cell(Cell.COLUMN_FIRST, 3))
+            b.load(a, ctx.dram("ranks", "INT32", (1, 1, 3), (0, 0, 1), offset=4 * 29))
             b.copy(Queue.L, d, a, post="loaded")
         b.read(left, Cell.GRID_STEPS, wait="loaded")
         b.place(again)
@@ -58,7 +56,7 @@ def _step(ctx: GridContext) -> None:
     b.sync(Queue.S, post="cached")
     rounds = Rounds(ctx)
     b.set(ctx.r_layer, 0)
-    rounds.begin(Product(ctx.grid.qkv))
+    rounds.begin()
     _embed(ctx)
     layers = ctx.label()
     b.place(layers)
@@ -81,7 +79,7 @@ def _step(ctx: GridContext) -> None:
 def _send_picked(ctx: GridContext) -> None:
     """Send the operand of the head and the factor r of the prompt's last row to the memory of all slices, if the step
     has that row: the first column group's slice of its row group does."""
-    b, fmt, rows, hidden = ctx.b, ctx.plan.profile.activations, ctx.rows, ctx.hidden
+    b, fmt, rows, hidden = ctx.b, ctx.plan.profile.activations, ctx.rows, padded(ctx.plan.model.hidden)
     none = ctx.label()
     with ctx.reading(Cell.GRID_PICK) as row, b.registers(1) as (slot,), b.descriptors(2) as (a, d):
         b.branch(none, Cond.EQ, row, 0)
@@ -92,7 +90,7 @@ def _send_picked(ctx: GridContext) -> None:
             b.branch_r(none, Cond.NE, member, ctx.r_member)
         b.alu(AluFn.SUB, row, row, 1)
         b.sync(Queue.V, wait="stage_free", post="stage_full")
-        b.load(a, ctx.spad("a", fmt, (1, 1, hidden), (hidden, 0, 1), scales=rows * hidden))
+        b.load(a, ctx.spad("a", fmt, (1, 1, hidden), (ctx.hidden, 0, 1), scales=rows * ctx.hidden))
         b.advance_r(a, 0, row)
         b.load(d, ctx.dram("grid_picked", fmt, (1, 1, hidden), (hidden, 0, 1), scales="grid_picked_scales"))
         b.advance_r(d, 0, slot)

@@ -115,6 +115,6 @@ def _send(
             b.put(d, a, Cell.GRID_KEEPER + chunk, 1)
         b.place(done)
         if arrive:
-            b.arrive(ctx.nothing, "arrived", Counter.KV, Cell.GROUP_RANK, grid.members, post=post)
+            b.arrive(ctx.nothing, "arrived", Counter.KV, Cell.COLUMN_FIRST, grid.members, post=post)
         elif post:
             b.sync(Queue.C, post=post)
