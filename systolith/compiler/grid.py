@@ -24,7 +24,7 @@ from systolith.compiler.plan import Plan, padded
 from systolith.numerics.formats import FORMATS
 from systolith.spec.limits import BLOCK, CHUNK_TOKENS
 
-__all__ = ["HEAD_WORDS", "MAX_CHUNKS", "Grid", "GridLinear", "lay_out_grid", "plan_grid"]
+__all__ = ["HEAD_WORDS", "MAX_CHUNKS", "Grid", "GridLinear", "head_words", "lay_out_grid", "plan_grid"]
 
 MAX_CHUNKS = 8
 """Most chunks of a step: each has a cell with its page and one with the slice that keeps it."""
@@ -215,7 +215,9 @@ def _refusal(base: Plan) -> str:
     members, left = divmod(base.slices, m.kv_heads)
     classes = (base.q, base.k, base.v, base.o, base.gate, base.up, base.down)
     formats = sorted({f"{x.format}x{x.terms}" for x in classes})
-    biased = sorted(x.name for x in classes if m.bias(x.name))
+    heads, others = classes[:3], classes[3:]
+    alike = len({m.bias(x.name) for x in heads}) == 1
+    biased = [x.name for x in (others if alike else classes) if m.bias(x.name)]
     shared = CHUNK_TOKENS // members if members and CHUNK_TOKENS % members == 0 else 1
     for refused, reason in (
         (o.serve, "a program that serves gets the records of its steps by mail, one by one"),
@@ -229,7 +231,6 @@ def _refusal(base: Plan) -> str:
         (not p.deferred_norm, "deferred_norm=false, and the grid's norms are deferred"),
         (base.turn_whole or m.head_dim != base.dp, f"head_dim={m.head_dim}, of which a half is no whole blocks"),
         (bool(biased), f"biases of {', '.join(biased)}"),
-        (m.head_norms is not None, "norms of heads"),
         (len(formats) > 1, f"weights of several formats: {', '.join(formats)}"),
         (any(len(x.spans) > 1 for x in classes), "spans"),
         (left > 0 or members < 2 or members & (members - 1) != 0,
@@ -306,8 +307,19 @@ def grid_buffers(grid: Grid) -> list[tuple[str, int, tuple[Phase, ...]]]:
         ("sin", 4 * rows * (m.turned // 2), (Q,)),
         ("attention_area", attention_area(grid)[1], (A,)),
         ("exp_tile", 4 * rows * w, (F,)),
+        *((name, 4 * words, (Q,)) for name, words in head_words(grid)),
     ]
+    if m.head_norms is not None:
+        table.append(("r_head", 4 * rows, (Q,)))
     return table
+
+
+def head_words(grid: Grid) -> list[tuple[str, int]]:
+    """What a layer's heads need of memory, where the model has it, and words of each: gains of the norms of q and k,
+    biases in the order of the columns."""
+    m = grid.plan.model
+    found = [("g_head", 2 * m.head_dim)] if m.head_norms is not None else []
+    return found + ([("grid_bias", grid.qkv.columns)] if m.bias("q") else [])
 
 
 def attention_area(grid: Grid) -> tuple[dict[str, int], int]:
@@ -361,6 +373,7 @@ def _regions(grid: Grid) -> list[tuple[str, int]]:
     regions = [
         ("grid_g", 4 * grid.shard * (2 * m.layers + 1)), ("grid_x", 4 * rows * grid.shard),
         ("grid_r", 4 * plan.options.batch), ("grid_vscale", m.layers * positions),
+        *([("grid_bias", 4 * m.layers * grid.qkv.columns)] if m.bias("q") else []),
     ]  # fmt: skip
     for name, elements, fmt in (
         ("grid_table", m.vocab * grid.shard, p.embed),

@@ -196,6 +196,12 @@ def _grid_images(grid: Grid, memory: Memory, checkpoint: Checkpoint) -> Iterator
         blocks = slice(first // BLOCK, (first + grid.shard) // BLOCK)
         yield Image(rank, memory.dram["grid_table_scales"], np.ascontiguousarray(scales[:, blocks]).tobytes())
     for layer in range(m.layers):
+        if m.bias("q"):
+            parts = [_bias(plan, x, checkpoint, layer, None).reshape(grid.groups, -1) for x in (plan.v, plan.k, plan.q)]
+            joined = _padded_to(np.concatenate(parts, 1), (grid.groups, grid.qkv.columns))
+            for rank in range(plan.slices):
+                data = joined[rank // grid.members].tobytes()
+                yield Image(rank, memory.dram["grid_bias"] + layer * len(data), data)
         weights = _grid_weights(grid, checkpoint, layer)
         for name, part in zip(("grid_w", "grid_w_scales"), weights, strict=True):
             for rank in range(plan.slices):

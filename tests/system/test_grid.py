@@ -19,19 +19,22 @@ from .harness import Subject, chip, compiled, generate, same_bits
 
 PAGES = 64
 SHAPES: dict[str, dict[str, Any]] = {
-    "four row groups": {"kv_heads": 2, "heads": 4, "head_dim": 64, "layers": 2, "seed": 3},
-    "two row groups": {"kv_heads": 4, "heads": 4, "head_dim": 64, "layers": 1, "seed": 4, "tied": False},
-}
+    "four row groups": {"kv_heads": 2, "heads": 4, "layers": 2, "seed": 3},
+    "two row groups": {"kv_heads": 4, "heads": 4, "layers": 1, "seed": 4, "tied": False},
+    "norms of heads, columns that divide by nothing": {
+        "kv_heads": 2, "heads": 4, "layers": 1, "seed": 5, "family": "qwen3", "qk_norm": True, "hidden": 288,
+        "intermediate": 352,
+    },
+    "biases": {"kv_heads": 4, "heads": 8, "layers": 1, "seed": 6, "family": "qwen2", "attention_bias": True},
+}  # fmt: skip
+ONE = pytest.mark.parametrize("subject", ["four row groups"], indirect=True)
 
 
-@pytest.fixture(scope="module", params=SHAPES.values(), ids=SHAPES)
+@pytest.fixture(scope="module", params=SHAPES)
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    """A model whose matrices eight slices share evenly."""
-    path = make_llama(
-        tmp_path_factory.mktemp("models") / "grid", hidden=256, intermediate=256, vocab=500, context=2048,
-        **request.param,
-    )  # fmt: skip
-    return Subject.open(path)
+    """A model that eight slices have a grid for."""
+    shape = {"hidden": 256, "intermediate": 256, "head_dim": 64, **SHAPES[request.param]}
+    return Subject.open(make_llama(tmp_path_factory.mktemp("models") / "grid", vocab=500, context=2048, **shape))
 
 
 def _prompt(length: int) -> tuple[int, ...]:
@@ -40,8 +43,12 @@ def _prompt(length: int) -> tuple[int, ...]:
 
 @pytest.mark.parametrize(
     "table",
-    [{}, pytest.param({"lanes": 2, "weights": "E2M1", "activations": "E4M3"}, marks=pytest.mark.deep)],
-    ids=["default", "two lanes"],
+    [
+        {},
+        pytest.param({"lanes": 2, "weights": "E2M1", "activations": "E4M3"}, marks=pytest.mark.deep),
+        pytest.param({"weights": "INT8x2"}, marks=pytest.mark.deep),
+    ],
+    ids=["default", "two lanes", "two terms"],
 )
 def test_bits_are_those_of_the_reference(subject: Subject, table: dict[str, Any]) -> None:
     """Two prompts: one ends inside a chunk that the grid fills, one leaves a few tokens to other rows."""
@@ -80,6 +87,7 @@ def test_what_the_grid_takes() -> None:
     assert on_grid(None, [Request((0,) * 900)]) == ((), [0])
 
 
+@ONE
 @pytest.mark.parametrize("options", [{"every_row": True}, {"dump": True}, {"serve": True}, {"page_tokens": 32}])
 def test_no_grid_where_it_does_not_serve(subject: Subject, options: dict[str, Any]) -> None:
     base = {"context": 1024, "page_tokens": 128}
@@ -87,6 +95,7 @@ def test_no_grid_where_it_does_not_serve(subject: Subject, options: dict[str, An
     assert isinstance(plan_grid(*found), str)
 
 
+@ONE
 def test_a_long_prompt_is_timed_by_its_ends(subject: Subject) -> None:
     """Steps between the first and the last whole one are interpolated; all of them together take about as long."""
     question = Question(context=2000, page_tokens=128)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from systolith.compiler.context import Cell, Constant, Counter
-from systolith.compiler.grid import GridLinear
+from systolith.compiler.grid import GridLinear, head_words
 from systolith.compiler.kernels.grid.attention import attention
 from systolith.compiler.kernels.grid.context import GridContext
 from systolith.compiler.kernels.grid.norm import (
@@ -21,6 +21,7 @@ from systolith.compiler.kernels.grid.norm import (
 from systolith.compiler.kernels.grid.rounds import Rounds, Streamed
 from systolith.compiler.kernels.grid.spread import Spread
 from systolith.compiler.kernels.grid.turn import send_keys, send_values, stage_keys, stage_values, turn_queries
+from systolith.compiler.kernels.head_norm import norm_head
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
@@ -48,7 +49,7 @@ def layer(ctx: GridContext, rounds: Rounds) -> None:
     make_r(ctx, "a")
     await_store(ctx)
     b.sync(Queue.V, post="released")
-    _position_tables(ctx)
+    _load_for_heads(ctx)
     count = grid.qkv.columns // w
     for product in range(count):
         rounds.product(
@@ -117,17 +118,24 @@ def load_sums(ctx: GridContext, d: int, view: Descriptor) -> None:
     ctx.b.advance(d, 3, 1)  # of two halves the other one
 
 
-def _position_tables(ctx: GridContext) -> None:
-    """Load cosines and sines of the rows' positions, when V has made r and S has stored the residual stream: they lie
-    where these were."""
-    b, rows, half = ctx.b, ctx.rows, ctx.plan.model.turned // 2
-    here = 4 * ctx.kind.rope * ctx.plan.options.context * half
+def _load_for_heads(ctx: GridContext) -> None:
+    """Load gains and biases of heads, cosines and sines of the rows' positions, when V has made r and S has stored the
+    residual stream: they lie where these were."""
+    b, rows, plan = ctx.b, ctx.rows, ctx.plan
+    half = plan.model.turned // 2
+    here = 4 * ctx.kind.rope * plan.options.context * half
+    b.sync(Queue.L, wait="released")
     with b.descriptors(3) as (index, d, a):
+        for name, words in head_words(ctx.grid):
+            b.load(d, ctx.spad(name, "FP32", (1, 1, words), (0, 0, 1)))
+            b.load(a, ctx.dram(name, "FP32", (1, 1, words), (0, 0, 1), step=words))
+            b.advance_r(a, 3, ctx.r_layer)
+            b.copy(Queue.L, d, a)
         b.load(index, ctx.spad("grid_rows", "INT32", (rows, 1, 1), (1, 0, 0), offset=4 * rows))
         for name in ("cos", "sin"):
             b.load(d, ctx.spad(name, "FP32", (rows, 1, half), (half, 0, 1), xe=Cell.ROWS))
             b.load(a, ctx.dram(name, "FP32", (rows, 1, half), (half, 0, 1), offset=here, xe=Cell.ROWS, via=index))
-            b.copy(Queue.L, d, a, wait="released" if name == "cos" else "", post="load_full" if name == "sin" else "")
+            b.copy(Queue.L, d, a, post="load_full" if name == "sin" else "")
     b.sync(Queue.V, wait="load_full")
 
 
@@ -138,17 +146,23 @@ def _heads(ctx: GridContext, product: int) -> range:
 
 
 def _qkv(ctx: GridContext, product: int) -> None:
-    """The heads of a product: r, rotary, quantised. Queries stay; values and keys, which come first so that they are on
-    their way early, are staged."""
+    """The heads of a product: r, bias, norm, rotary, quantised. Queries stay; values and keys, which come first so that
+    they are on their way early, are staged."""
     b, dp, rows = ctx.b, ctx.plan.dp, ctx.rows
     b.tensor_name = "qkv"
     heads = _heads(ctx, product)
+    biased, normed = ctx.plan.model.bias("q"), ctx.plan.model.head_norms is not None
     for i, head in enumerate(heads):
-        with b.descriptors(3) as (d, s, r):
+        with b.descriptors(4) as (d, s, r, bias):
             b.load(d, ctx.spad("head_tile", "FP32", (rows, 1, dp), (dp, 0, 1)))
             load_sums(ctx, s, sums(ctx, start=i * dp, columns=dp))
             b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
-            b.vec(d, s, r, op1=Op1.MUL, wait="" if i else "acc_full", post="acc_free" if i == len(heads) - 1 else "")
+            if biased:
+                b.load(bias, ctx.spad("grid_bias", "FP32", (rows, 1, dp), (0, 0, 1), offset=4 * head * dp))
+            b.vec(d, s, r, bias if biased else 0, op1=Op1.MUL, op2=Op2.ADD if biased else Op2.NONE,
+                  wait="" if i else "acc_full", post="acc_free" if i == len(heads) - 1 else "")  # fmt: skip
+        if normed and head > 0:
+            norm_head(ctx, "q" if head > 1 else "k")
         if head > 1:
             turn_queries(ctx, head - 2)
         elif head == 1:
