@@ -88,10 +88,14 @@ def compile_graph(
     Raises CapacityError, ModelError, ConfigError, each one sentence.
     """
     plan, memory = plan_graph(graph, chip, profile, options, source=source)
-    ctx, found, memory, spad_bytes = _write(plan, memory)
+    ctx, found, memory, spad_bytes = _write(plan, memory, plan_grid(plan, memory) if options.grid else "grid=false")
+    room = f"program_bytes={chip.program_bytes} hold no words of steps of two kinds"
+    if ctx.b.program_bytes > chip.program_bytes and isinstance(found, Grid):
+        plan, memory = plan_graph(graph, chip, profile, options, source=source)
+        ctx, found, memory, spad_bytes = _write(plan, memory, room)
     if plan.round_chunks and ctx.b.program_bytes > chip.program_bytes:
         plan, memory = plan_graph(graph, chip, profile, options, source=source, rounds=False)
-        ctx, found, memory, spad_bytes = _write(plan, memory)
+        ctx, found, memory, spad_bytes = _write(plan, memory, room)
     grid, no_grid = (None, found) if isinstance(found, str) else (found, "")
     b = ctx.b
     tokens = dict.fromkeys(SEMAPHORE, 0) | {
@@ -116,10 +120,9 @@ def compile_graph(
     return Compiled(program, plan, memory, grid, no_grid)
 
 
-def _write(plan: Plan, memory: Memory) -> tuple[Context, Grid | str, Memory, int]:
-    """The words of a plan, its grid or why it has none, the memory map, which a grid makes wider, and bytes of
-    scratchpad that steps of both kinds use."""
-    grid = plan_grid(plan, memory) if plan.options.grid else "grid=false"
+def _write(plan: Plan, memory: Memory, grid: Grid | str) -> tuple[Context, Grid | str, Memory, int]:
+    """The words of a plan with its grid, if it has one, the grid again, the memory map, which a grid makes wider, and
+    bytes of scratchpad that steps of both kinds use."""
     if isinstance(grid, str):
         ctx = Context(plan, memory)
         write_program(ctx)
@@ -170,7 +173,7 @@ def _meta(plan: Plan, memory: Memory, graph: ModelGraph, sha256: str, grid: Grid
         "record": asdict(memory.record),
         "grid": None if grid is None else {
             "members": grid.members, "tokens": grid.tokens, "chunks": grid.chunks, "rows": grid.plan.rows,
-            "words": grid.step_words, "steps": grid.steps,
+            "words": grid.step_words, "steps": grid.steps, "owners": grid.owner_words,
         },
         "dump": dump_widths(plan) if plan.options.dump else {},
     }  # fmt: skip

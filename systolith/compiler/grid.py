@@ -36,7 +36,7 @@ KV_ENTRIES = 8
 """Entries of the ring of keys and values: four chunks."""
 HEAD_WORDS = 8
 """Head of a grid step: rows of a slice, chunks, first position, first page entry, first lane, number, 1 + the row that
-makes the first token (0: none), its row group and request slot."""
+makes the first token (0: none), its row group and request slot. The first lane counts from that of slot group 0."""
 
 Q, A, O_, F, D_ = Phase.QKV, Phase.ATTENTION, Phase.O, Phase.FFN, Phase.DOWN
 ALL = tuple(Phase)
@@ -56,10 +56,11 @@ class GridLinear:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """See the module. plan: of a step's body, with the rows of a slice; width: columns of a product, and elements of K
-    of a round and of a part of an operand; format, terms: of all weights; apart_banks: whether attention's buffers have
-    banks of their own."""
+    """See the module. base: the plan of other steps; plan: of a step's body, with rows of a slice; width: columns of a
+    product, and elements of K of a round and of a part of an operand; format, terms: of all weights; apart_banks:
+    whether attention's buffers have banks of their own."""
 
+    base: Plan
     plan: Plan
     members: int
     groups: int
@@ -161,8 +162,13 @@ class Grid:
     @property
     def control(self) -> list[tuple[str, int]]:
         """Regions of DRAM that decide what the program does next: name, bytes."""
-        owners = 4 * (self.plan.profile_lanes + MAX_CHUNKS)
+        owners = 4 * self.base.slot_groups * self.owner_words
         return [("grid_steps", 4 * self.step_words * self.steps), ("grid_owners", owners)]
+
+    @property
+    def owner_words(self) -> int:
+        """Ranks that keep the chunks of a slot group: of its lanes in turn, so that any may be a step's first."""
+        return self.plan.profile_lanes + MAX_CHUNKS
 
     @property
     def step_words(self) -> int:
@@ -198,7 +204,7 @@ def plan_grid(base: Plan, memory: Memory) -> Grid | str:
         need = memory.dram_bytes + sum(padded(size, 64) for _, size in (*grid.control, *_regions(grid))) + 64
         if need <= chip.dram_bytes:
             return grid
-        return f"dram_bytes={chip.dram_bytes} a slice hold no second copy of the weights, {need} in all"
+        return f"a second copy of the weights, {need} bytes a slice in all, and dram_bytes={chip.dram_bytes}"
     if not found:
         return f"{base.model.name} has sizes that no product of 32 to 256 columns divides"
     return f"scratchpad_bytes={chip.scratchpad_bytes} hold no {tokens} rows of {base.model.name}"
@@ -262,7 +268,7 @@ def _grid(base: Plan, members: int, width: int, rows: int, apart: bool) -> Grid 
     ]
     plan = replace(base, rows=rows, tile_tokens=tile, part_tokens=CHUNK_TOKENS, group=1, slot_groups=1,
                    lanes_local=base.group * base.lanes_local)  # fmt: skip
-    grid = Grid(plan, members, groups, width, base.o.format, base.o.terms, apart, *linears)
+    grid = Grid(base, plan, members, groups, width, base.o.format, base.o.terms, apart, *linears)
     return grid if all(x.k >= grid.parts * width for x in linears) else None
 
 

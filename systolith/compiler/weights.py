@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from systolith.compiler.context import Constant
-from systolith.compiler.grid import MAX_CHUNKS, Grid, GridLinear
+from systolith.compiler.grid import Grid, GridLinear
 from systolith.compiler.memory import CONST_WORDS, Memory, owner_words
 from systolith.compiler.plan import LinearPlan, Plan, padded, share
 from systolith.isa.program import Image
@@ -110,8 +110,9 @@ def control_images(plan: Plan, memory: Memory, grid: Grid | None = None) -> Iter
         words[: len(table)] = table
         if grid is not None:
             words[29], words[31] = rank // grid.members * grid.members, rank % grid.members
-            lanes = np.arange(plan.profile_lanes + MAX_CHUNKS) % plan.profile_lanes // plan.lanes_local
-            owners = rank // grid.members * plan.head_units + lanes % plan.group
+            lanes = np.arange(grid.owner_words) % plan.profile_lanes // plan.lanes_local % plan.group
+            slots = np.arange(plan.slot_groups)[:, None] * plan.group
+            owners = rank // grid.members * plan.head_units + slots + lanes
             yield Image(rank, memory.dram["grid_owners"], owners.astype(np.uint32).tobytes())
         yield Image(rank, memory.dram["ranks"], words.tobytes())
 

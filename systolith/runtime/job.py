@@ -153,8 +153,8 @@ def on_grid(grid: Mapping[str, int] | None, requests: Sequence[Request]) -> tupl
         length = len(request.prompt)
         chunks = max(0, length + CHUNK_TOKENS - 1 - LEFT) // CHUNK_TOKENS
         done[slot] = min(length, chunks * CHUNK_TOKENS)
-        steps_of = -(-chunks // grid["chunks"])  # all as long as the first, or the last one shorter
-        each = -(-chunks // max(1, steps_of))
+        # Steps alike, as few as there can be; the last one has what is left.
+        each = -(-chunks // max(1, -(-chunks // grid["chunks"])))
         for first in range(0, chunks, max(1, each)):
             count = min(each, chunks - first)
             ends = first + count == chunks and done[slot] == length
@@ -162,10 +162,11 @@ def on_grid(grid: Mapping[str, int] | None, requests: Sequence[Request]) -> tupl
     return tuple(steps), done
 
 
-def _picked(grid: Sequence[GridStep]) -> tuple[Step, ...]:
-    """The step that makes the logits of prompts that ended on the grid, if any did."""
+def _picked(grid: Sequence[GridStep], rows: int) -> tuple[Step, ...]:
+    """The steps that make the logits of prompts that ended on the grid, at most `rows` each."""
     slots = [step.slot for step in grid if step.last is not None]
-    return (Step(outputs=[(slot, slot) for slot in slots], picked=True),) if slots else ()
+    some = (slots[first : first + rows] for first in range(0, len(slots), rows))
+    return tuple(Step(outputs=[(slot, slot) for slot in each], picked=True) for each in some)
 
 
 def pack(
@@ -230,7 +231,7 @@ def prefill(program: Program, requests: Sequence[Request], prefill_chunk: int | 
         prefill_chunk=prefill_chunk, every_row=meta["options"]["every_row"], done=done,
     )  # fmt: skip
     decode = decode_steps([len(r.prompt) for r in requests], meta["rows"])
-    return Layout((*_picked(grid), *steps), decode, grid)
+    return Layout((*_picked(grid, meta["rows"]), *steps), decode, grid)
 
 
 def decode_steps(positions: Sequence[int], rows: int) -> tuple[Step, ...]:
@@ -274,8 +275,8 @@ def _grid_record(grid: Mapping[str, int], number: int, step: GridStep, program: 
     words = np.zeros(grid["words"], np.uint32)
     per_chunk = CHUNK_TOKENS // meta["pages"]["tokens"]
     entry = (step.slot * meta["pages"]["chunks"] + step.first) * per_chunk
-    words[:6] = (step.chunks * tokens, step.chunks, step.first * CHUNK_TOKENS, entry,
-                 step.first % meta["profile"]["lanes"], number)  # fmt: skip
+    lane = step.slot % meta["slot_groups"] * grid["owners"] + step.first % meta["profile"]["lanes"]
+    words[:6] = (step.chunks * tokens, step.chunks, step.first * CHUNK_TOKENS, entry, lane, number)
     if step.last is not None:
         chunk, token = divmod(step.last - step.first * CHUNK_TOKENS, CHUNK_TOKENS)
         member, within = divmod(token, tokens)

@@ -147,7 +147,8 @@ def compile_job(
     )
     plan, memory = plan_model(checkpoint, chip, profile, options)
     steps = pack(requests, plan.rows, memory.record.max_segments, prefill_chunk=prefill_chunk, every_row=every_row)
-    options = replace(options, steps=padded(len(steps) + plan.decode_steps, STEPS_STEP), rows=plan.rows)
+    # Prompts that a grid does may leave as many steps of other rows, and one for the logits of those that end there.
+    options = replace(options, steps=padded(len(steps) + 1 + plan.decode_steps, STEPS_STEP), rows=plan.rows)
     return compile_model(checkpoint, chip, profile, options)
 
 

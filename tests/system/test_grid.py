@@ -13,6 +13,7 @@ from systolith.compiler.grid import plan_grid
 from systolith.runtime.estimate import Question, compile_for, first_token
 from systolith.runtime.job import GridStep, Request, Sampling, layout, on_grid, write_job
 from systolith.runtime.scenario import prefill_of, run_scenario
+from systolith.runtime.session import compile_job
 from systolith.sim.sanitizer import sanitize
 
 from .harness import Subject, chip, compiled, generate, same_bits
@@ -64,6 +65,31 @@ def test_bits_are_those_of_the_reference(subject: Subject, table: dict[str, Any]
     assert alone.compiled.grid is None
     assert alone.tokens[0] == ran.tokens[0]
     same_bits(ran.logits[0], alone.logits[0], "rows after the prompt")
+
+
+@ONE
+def test_slots_of_a_batch_take_turns(subject: Subject) -> None:
+    """Each finds its keys and values where its slot's slices look for them; two prompts end on the grid."""
+    profile = subject.profile({})
+    prompts = [_prompt(length)[::-1] for length in (300, 7, 560, 40, 285)]
+    ran = generate(subject, chip("grid8"), profile, prompts, 2, page_tokens=128)
+    assert ran.compiled.plan.slot_groups > 1
+    assert {step.slot for step in ran.plan.grid} == {0, 2, 3, 4}
+    for prompt, logits in zip(prompts, ran.logits, strict=True):
+        same_bits(logits[:1], subject.expected(profile, prompt).logits[-1:], f"prompt of {len(prompt)}")
+    alone = generate(subject, chip("grid8"), profile, prompts, 2, page_tokens=128, grid=False)
+    assert alone.tokens == ran.tokens
+
+
+@ONE
+def test_a_job_has_room_for_the_step_behind_the_grid(subject: Subject) -> None:
+    """Seven full steps of short prompts, and one that ends on the grid: its logits are a step of their own."""
+    requests = [Request(_prompt(30), 300)] * 13 + [Request(_prompt(40), 1)]
+    on, profile = chip("grid8"), subject.profile({})
+    program = compile_job(subject.checkpoint, on, profile, requests, page_tokens=128, rows=64).program
+    found = layout(program, requests)
+    assert len(found.grid) == 1
+    assert len(found.steps) == 8
 
 
 def test_a_prefill_leaves_nothing_open(subject: Subject) -> None:
