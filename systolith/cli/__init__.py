@@ -22,6 +22,7 @@ from typer._click.exceptions import ClickException
 
 from systolith.cli import (
     chips,
+    cost,
     curve,
     estimate,
     fuzz,
@@ -50,7 +51,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (generate, serve, run, logits, quality, estimate, curve, peers, repro, program, trace, chips, fuzz, rtl):
+for module in (
+    generate,
+    serve,
+    run,
+    logits,
+    quality,
+    estimate,
+    curve,
+    cost,
+    peers,
+    repro,
+    program,
+    trace,
+    chips,
+    fuzz,
+    rtl,
+):
     module.register(app)
 
 

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 __all__ = ["NO_PART", "OUTPUTS", "evidence"]
 
-OUTPUTS = {"generate": ("logits",), "logits": ("output", "dump"), "waterfall": ("svg",), "curve": ("svg",)}
+OUTPUTS = {
+    "generate": ("logits",),
+    "logits": ("output", "dump"),
+    "waterfall": ("svg",),
+    "curve": ("svg",),
+    "cost": ("svg",),
+}
 """Options that name a file to write, whose bytes are part of the result."""
 NO_PART = {("run", "output")}
 """Of those the ones that take the result itself."""

@@ -15,7 +15,7 @@ from systolith.spec.errors import ConfigError
 
 __all__ = ["COMMANDS", "Difference", "Result", "differences", "file_sha256", "manifest", "read_result"]
 
-COMMANDS = ("generate", "logits", "quality", "run", "estimate", "waterfall", "curve")
+COMMANDS = ("generate", "logits", "quality", "run", "estimate", "waterfall", "curve", "cost")
 """Commands whose results carry a manifest."""
 
 _HASH = 64

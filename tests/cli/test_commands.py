@@ -22,6 +22,8 @@ COMMANDS = (
     "estimate",
     "waterfall",
     "curve",
+    "cost",
+    "floorplan",
     "compile",
     "asm",
     "disasm",

@@ -51,12 +51,14 @@ def rewrite(path: Path, change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["generate", "batch", "logits", "quality", "run", "timing", "estimate", "waterfall", "curve"]
+    "command", ["generate", "batch", "logits", "quality", "run", "timing", "estimate", "waterfall", "curve", "cost"]
 )
 def test_every_result_is_made_again(run: Runner, small: Path, tmp_path: Path, command: str) -> None:
     lines, requests = tmp_path / "lines.txt", tmp_path / "requests.jsonl"
     lines.write_text("def f\nimport os\n")
     requests.write_text('{"prompt_ids": [1, 2], "max_tokens": 3}\n{"prompt_ids": [5], "max_tokens": 2, "seed": 4}\n')
+    die = tmp_path / "die.toml"
+    die.write_text('base = "mini"\nprocess = "TSMC N5"\n')
     arguments: dict[str, list[object]] = {
         "generate": ["generate", small, "--prompt", "-x", "--max-tokens", 3, "--temperature", 0.7, "--seed", 5],
         "batch": ["generate", small, "--batch", lines, "--max-tokens", 2, "--logits", tmp_path / "l.npy"],
@@ -67,16 +69,19 @@ def test_every_result_is_made_again(run: Runner, small: Path, tmp_path: Path, co
         "estimate": ["estimate", small, "--chip", "mini", "--context", 32, "--no-sensitivity"],
         "waterfall": ["waterfall", small, "--chip", "mini", "--context", 32, "--svg", tmp_path / "w.svg"],
         "curve": ["curve", small, "--chip", "mini", "--batches", "1,3", "--context", 32, "--svg", tmp_path / "c.svg"],
+        "cost": ["cost", small, "--chip", die, "--context", 32, "--svg", tmp_path / "t.svg"],
     }
     file = tmp_path / "result.json"
     found = keep(run, file, *arguments[command])
     made_of = found["manifest"]
     assert list(made_of) == KEYS
     assert made_of["version"] == __version__
-    assert made_of["chip_sha256"] == load(found["chip"] if command != "batch" else "nano").sha256
-    assert made_of["seed"] == {"generate": 5, "batch": 0, "estimate": 0, "waterfall": 0, "curve": 0}.get(command)
+    assert made_of["chip_sha256"] == load({"batch": "nano", "cost": die}.get(command) or found["chip"]).sha256
+    assert made_of["seed"] == {"generate": 5, "batch": 0, "estimate": 0, "waterfall": 0, "curve": 0, "cost": 0}.get(
+        command
+    )
     assert len(made_of["inputs"]) == {"batch": 1, "quality": 1, "run": 1, "timing": 1}.get(command, 0)
-    assert len(made_of["outputs"]) == {"batch": 1, "logits": 2, "waterfall": 1, "curve": 1}.get(command, 0)
+    assert len(made_of["outputs"]) == {"batch": 1, "logits": 2, "waterfall": 1, "curve": 1, "cost": 1}.get(command, 0)
     if command == "run":
         assert json.loads((tmp_path / "again.json").read_text()) == found
     for name in (*made_of["outputs"], "again"):
@@ -158,8 +163,8 @@ def test_what_has_changed_is_refused(run: Runner, small: Path, tmp_path: Path) -
         ("", "is no JSON (Expecting value: line 1 column 1 (char 0)); give a result that --json has printed"),
         (
             "[1]",
-            "has no manifest; give a result that --json of generate, logits, quality, run, estimate, waterfall, curve "
-            "has printed",
+            "has no manifest; give a result that --json of generate, logits, quality, run, estimate, waterfall, curve, "
+            "cost has printed",
         ),
         ('{"a": 1, "a": 2}', "is no JSON (a key is given twice in one object); give a result"),
         ('{"manifest": {}}', "manifest.version is missing; manifest.command is missing; "),

@@ -1,0 +1,1 @@
+"""Area, power and money of this project's chips, as ranges: docs/decisions/0014-silicon.md."""
