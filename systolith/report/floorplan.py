@@ -69,9 +69,9 @@ def svg(plan: DiePlan) -> str:
     y = top + 22 * len(entries) + 20
     out.append(f'<text x="{x:.1f}" y="{y:.1f}">of one slice; {plan.slices} + {plan.spares} spare</text>')
     for number, (name, colour) in enumerate((("HBM interfaces", _HBM), ("links, host", _LINKS))):
-        below = y + 16 + 22 * number
-        box(x, below, 14, 14, colour, name)
-        out.append(f'<text x="{x + 20:.1f}" y="{below + 12:.1f}">{name}</text>')
+        lower = y + 16 + 22 * number
+        box(x, lower, 14, 14, colour, name)
+        out.append(f'<text x="{x + 20:.1f}" y="{lower + 12:.1f}">{name}</text>')
     for number, line in enumerate(plan.warnings):
         out.append(f'<text x="12" y="{page_high - 16 - 18 * number:.0f}" fill="#a00">{escape(line)}</text>')
     return "\n".join([*out, "</svg>"]) + "\n"
