@@ -26,8 +26,10 @@ from systolith.spec.limits import BLOCK, CHUNK_TOKENS
 
 __all__ = ["HEAD_WORDS", "MAX_CHUNKS", "Grid", "GridLinear", "head_words", "lay_out_grid", "plan_grid"]
 
+WIDTHS = (256, 128, 64, 32)
+"""Columns that a product may have."""
 MAX_CHUNKS = 8
-"""Most chunks of a step: each has a cell with its page and one with the slice that keeps it."""
+"""Most chunks of a step: each has a cell with its page, or several, and one with the slice that keeps it."""
 SENT = 2
 """Rounds ahead of the one in hand that a slice sends its weights."""
 RECEIVE = 2 * SENT + 1
@@ -105,6 +107,16 @@ class Grid:
         return 2 + self.late
 
     @property
+    def page_part(self) -> int:
+        """Tokens of a chunk of a row group that lie in one page."""
+        return min(self.tokens, self.plan.page_tokens)
+
+    @property
+    def chunk_pages(self) -> int:
+        """Pages that a row group's tokens of a chunk lie in."""
+        return self.tokens // self.page_part
+
+    @property
     def ahead(self) -> int:
         """Rounds ahead of the one in hand that a slice reads its weights: not beyond a layer's last product."""
         return min(SENT + 1 + self.late, self.down.k // self.width)
@@ -143,6 +155,12 @@ class Grid:
     def positions(self) -> int:
         """Positions of the context in whole chunks."""
         return padded(self.plan.options.context, CHUNK_TOKENS)
+
+    @property
+    def operand_of_o(self) -> list[tuple[str, int]]:
+        """Regions of DRAM of the operand of o: name, bytes."""
+        sizes = _scaled(self.plan.rows * self.o.k, self.plan.profile.activations)
+        return list(zip(("grid_attention", "grid_attention_scales"), sizes, strict=True))
 
     @property
     def steps(self) -> int:
@@ -194,8 +212,9 @@ def plan_grid(base: Plan, memory: Memory) -> Grid | str:
     members = base.slices // base.model.kv_heads
     tokens = CHUNK_TOKENS // members
     found = []
-    for width in (256, 128, 64, 32):
-        most = min(base.acc_half_words // width, MAX_CHUNKS * tokens)
+    for width in WIDTHS:
+        chunks = MAX_CHUNKS // max(1, tokens // base.page_tokens)
+        most = min(base.acc_half_words // width, chunks * tokens)
         for rows in range(most // tokens * tokens, 0, -tokens):
             found += [x for apart in (True, False) if (x := _grid(base, members, width, rows, apart))]
     for grid in sorted(found, key=_order):
@@ -224,7 +243,7 @@ def _refusal(base: Plan) -> str:
     heads, others = classes[:3], classes[3:]
     alike = len({m.bias(x.name) for x in heads}) == 1
     biased = [x.name for x in (others if alike else classes) if m.bias(x.name)]
-    shared = CHUNK_TOKENS // members if members and CHUNK_TOKENS % members == 0 else 1
+    pages = CHUNK_TOKENS // max(1, members) // o.page_tokens
     for refused, reason in (
         (o.serve, "a program that serves gets the records of its steps by mail, one by one"),
         (o.dump or o.every_row, "rows of a prompt are to be kept, and the grid keeps none"),
@@ -242,7 +261,7 @@ def _refusal(base: Plan) -> str:
         (left > 0 or members < 2 or members & (members - 1) != 0,
          f"slices={base.slices} are not 2, 4, 8, ... for each of kv_heads={m.kv_heads}"),
         (o.context < 2 * CHUNK_TOKENS, f"context={o.context} is less than two chunks of {CHUNK_TOKENS}"),
-        (o.page_tokens % shared != 0, f"page_tokens={o.page_tokens} hold no {shared} tokens, a row group's of a chunk"),
+        (pages > MAX_CHUNKS, f"page_tokens={o.page_tokens} make {pages} pages of a row group's part of a chunk"),
     ):  # fmt: skip
         if refused:
             return reason
@@ -252,7 +271,7 @@ def _refusal(base: Plan) -> str:
 def _grid(base: Plan, members: int, width: int, rows: int, apart: bool) -> Grid | None:
     """A grid of a width and rows, if heads go into it."""
     m, g, dp, groups = base.model, base.group_queries, base.dp, base.model.kv_heads
-    if width % dp or g * dp % width or width % members:
+    if width % dp or width % members:
         return None
     tile = CHUNK_TOKENS // members
     while tile > 1 and tile * g * max(CHUNK_TOKENS, dp) > base.acc_half_words:
@@ -262,7 +281,7 @@ def _grid(base: Plan, members: int, width: int, rows: int, apart: bool) -> Grid 
     hidden, inner = (padded(n, width * groups) for n in (m.hidden, m.inner))
     linears = [
         GridLinear("qkv", hidden, padded((g + 2) * dp, width)),
-        GridLinear("o", groups * g * dp, hidden // groups),
+        GridLinear("o", groups * padded(g * dp, width), hidden // groups),
         *(GridLinear(name, hidden, inner // groups) for name in ("gate", "up")),
         GridLinear("down", inner, hidden // groups),
     ]
@@ -379,11 +398,11 @@ def _regions(grid: Grid) -> list[tuple[str, int]]:
     regions = [
         ("grid_g", 4 * grid.shard * (2 * m.layers + 1)), ("grid_x", 4 * rows * grid.shard),
         ("grid_r", 4 * plan.options.batch), ("grid_vscale", m.layers * positions),
+        *grid.operand_of_o,
         *([("grid_bias", 4 * m.layers * grid.qkv.columns)] if m.bias("q") else []),
     ]  # fmt: skip
     for name, elements, fmt in (
         ("grid_table", m.vocab * grid.shard, p.embed),
-        ("grid_attention", rows * grid.o.k, p.activations),
         ("grid_h", rows * grid.down.k, p.activations),
         ("grid_picked", plan.options.batch * padded(m.hidden), p.activations),
         ("grid_k", m.layers * positions * plan.dp, p.k),

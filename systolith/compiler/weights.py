@@ -114,6 +114,9 @@ def control_images(plan: Plan, memory: Memory, grid: Grid | None = None) -> Iter
             slots = np.arange(plan.slot_groups)[:, None] * plan.group
             owners = rank // grid.members * plan.head_units + slots + lanes
             yield Image(rank, memory.dram["grid_owners"], owners.astype(np.uint32).tobytes())
+            if grid.o.k > plan.o.k:  # nobody sends the zeros behind the heads of a group
+                for name, size in grid.operand_of_o:
+                    yield Image(rank, memory.dram[name], bytes(size))
         yield Image(rank, memory.dram["ranks"], words.tobytes())
 
 
@@ -225,6 +228,9 @@ def _grid_weights(grid: Grid, checkpoint: Checkpoint, layer: int) -> tuple[Bytes
         # Column group by column group: its value head, its key head, its query heads.
         qkv = np.concatenate([x[which].reshape(grid.groups, -1, x[which].shape[1]) for x in heads], 1)
         tables = [_with_rows(qkv, grid.qkv.columns), *(x[which] for x in others)]
+        # Zeros behind the heads of each group, too, where they fill no whole parts.
+        o = tables[1].reshape(hidden * grid.groups, -1)
+        tables[1] = _padded_codes(o, (len(o), grid.o.k // grid.groups * grid.terms // unit)).reshape(hidden, -1)
         rounds = [_rounds(grid, x, table, unit) for x, table in zip(grid.linears, tables, strict=True)]
         # Products of gate and up take turns.
         rounds[2:4] = [np.stack(rounds[2:4], 2)]

@@ -411,13 +411,19 @@ def _finish(ctx: GridContext, tile: _Tile) -> None:
             _kept(ctx, a, 0, "o", by=place)
             ctx.load_ring(stage, ctx.stage(fmt, (tokens, g, dp), (g * dp, dp, 1), scales=True), ctx.r_stage)
             b.vec(stage, a, inverse, op1=Op1.MUL, wait="stage_free", post="stage_full")
-            parts = g * dp // w
-            ctx.load_ring(stage, ctx.stage(fmt, (tokens, parts, w), (g * dp, w, 1), scales=True), ctx.r_stage)
-            b.load(out, ctx.dram("grid_attention", fmt, (tokens, parts, w), (w, rows * w, 1),
-                                 scales="grid_attention_scales", step=parts * rows * w))  # fmt: skip
-            b.advance_r(out, 0, tile.row)
-            ctx.to_group(out)
-            ctx.put_to_rows(out, stage, wait="stage_full", post="stage_free")
+            # To whole parts of the operand of o, and where heads are left to a part that zeros fill up.
+            whole, left = divmod(g * dp, w)
+            parts = whole + bool(left)
+            for start, count, width in [(0, whole, w)] * bool(whole) + [(whole, 1, left)] * bool(left):
+                view = ctx.stage(fmt, (tokens, count, width), (g * dp, w, 1), scales=True)
+                ctx.load_ring(stage, view.advance(1, start), ctx.r_stage)
+                target = ctx.dram("grid_attention", fmt, (tokens, count, width), (w, rows * w, 1),
+                                  scales="grid_attention_scales", step=parts * rows * w)  # fmt: skip
+                b.load(out, target.advance(1, start))
+                b.advance_r(out, 0, tile.row)
+                ctx.to_group(out)
+                ctx.put_to_rows(out, stage, wait="" if start else "stage_full",
+                                post="stage_free" if start + count == parts else "")  # fmt: skip
     ctx.bump(ctx.r_stage)
 
 

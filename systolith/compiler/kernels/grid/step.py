@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from systolith.compiler.context import Cell, Constant, Context, Counter
 from systolith.compiler.grid import HEAD_WORDS, MAX_CHUNKS, Grid
 from systolith.compiler.kernels.grid.context import GridContext
@@ -126,11 +128,13 @@ def _load_step(ctx: GridContext, stream: int) -> None:
             b.alu(AluFn.MUL, page, ctx.r_member, grid.tokens)
             b.alu(AluFn.SHR, page, page, bits)
             b.alu_r(AluFn.ADD, entry, entry, page)
-        b.load(d, ctx.cell(Cell.GRID_PAGE, MAX_CHUNKS))
-        b.load(a, ctx.spad("pages", "INT32", (1, 1, MAX_CHUNKS), (0, 0, plan.pages_per_chunk), step=1))
+        pages = grid.chunk_pages
+        b.load(d, replace(ctx.cell(Cell.GRID_PAGE), ext=(1, grid.chunks, pages), stride=(0, pages, 1)))
+        b.load(a, ctx.spad("pages", "INT32", (1, grid.chunks, pages), (0, plan.pages_per_chunk, 1), step=1))
         b.advance_r(a, 3, entry)
         with ctx.reading(Cell.GRID_CHUNKS) as chunks:
-            b.extent_r(a, 2, chunks)
+            b.extent_r(a, 1, chunks)
+            b.extent_r(d, 1, chunks)
         b.copy(Queue.L, d, a)
         b.load(d, ctx.cell(Cell.GRID_KEEPER, MAX_CHUNKS))
         b.load(a, ctx.dram("grid_owners", "INT32", (1, 1, MAX_CHUNKS), (0, 0, 1), step=1))

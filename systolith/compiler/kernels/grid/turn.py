@@ -47,7 +47,9 @@ def send_keys(ctx: GridContext, back: int) -> None:
     source = ctx.stage(fmt, (grid.chunks, t, dp), (t * dp, dp, 1), scales=True)
     copy = ctx.dram("grid_k", fmt, (grid.chunks, t, dp), (CHUNK_TOKENS * dp, dp, 1), scales="grid_k_scales",
                     step=grid.positions * dp)  # fmt: skip
-    page = ctx.dram("k_cache", fmt, (1, t, dp), (pool * dp, dp, 1), scales="k_scales", step=plan.page_tokens * dp)
+    page = ctx.dram(
+        "k_cache", fmt, (1, grid.page_part, dp), (pool * dp, dp, 1), scales="k_scales", step=plan.page_tokens * dp
+    )
     _send(ctx, source, copy, page, 1, back, wait="stage_full", post="stage_free", arrive=True)
 
 
@@ -70,11 +72,11 @@ def send_values(ctx: GridContext, back: int) -> None:
     t, pool = grid.tokens, ctx.first_plan.pool_pages * plan.page_tokens
     source = ctx.stage(fmt, (grid.chunks, t, dp), (t * dp, dp, 1))
     copy = ctx.dram("grid_v", fmt, (grid.chunks, t, dp), (CHUNK_TOKENS * dp, dp, 1), step=grid.positions * dp)
-    page = ctx.dram("v_cache", fmt, (1, t, dp), (pool * dp, dp, 1), step=plan.page_tokens * dp)
+    page = ctx.dram("v_cache", fmt, (1, grid.page_part, dp), (pool * dp, dp, 1), step=plan.page_tokens * dp)
     _send(ctx, source, copy, page, 1, back, wait="stage_full")
     source = ctx.words("stage_vscale", "E8M0", -(-rows // 4) * 4, (grid.chunks, 1, t), (t, 0, 1))
     copy = ctx.dram("grid_vscale", "E8M0", (grid.chunks, 1, t), (CHUNK_TOKENS, 0, 1), step=grid.positions)
-    page = ctx.dram("v_scales", "E8M0", (1, 1, t), (pool, 0, 1), step=plan.page_tokens)
+    page = ctx.dram("v_scales", "E8M0", (1, 1, grid.page_part), (pool, 0, 1), step=plan.page_tokens)
     _send(ctx, source, copy, page, 2, back, post="stage_free")
 
 
@@ -105,14 +107,15 @@ def _send(
             if chunk:
                 with ctx.reading(Cell.GRID_CHUNKS) as chunks:
                     b.branch(done, Cond.LT, chunks, chunk + 1)
-            from_stage = source.with_ext(0, 1)
-            ctx.load_ring(a, from_stage, ctx.r_stage)
-            b.advance(a, 3, -back)
-            b.advance(a, 0, chunk)
-            b.load(d, replace(page, xb=Cell.GRID_PAGE + chunk))
-            b.advance_r(d, 0, ctx.r_layer)
-            b.advance_r(d, along, at)
-            b.put(d, a, Cell.GRID_KEEPER + chunk, 1)
+            for part in range(grid.chunk_pages):
+                ctx.load_ring(a, source.with_ext(0, 1).with_ext(along, grid.page_part), ctx.r_stage)
+                b.advance(a, 3, -back)
+                b.advance(a, 0, chunk)
+                b.advance(a, along, part * grid.page_part)
+                b.load(d, replace(page, xb=Cell.GRID_PAGE + chunk * grid.chunk_pages + part))
+                b.advance_r(d, 0, ctx.r_layer)
+                b.advance_r(d, along, at)
+                b.put(d, a, Cell.GRID_KEEPER + chunk, 1)
         b.place(done)
         if arrive:
             b.arrive(ctx.nothing, "arrived", Counter.KV, Cell.COLUMN_FIRST, grid.members, post=post)
