@@ -34,6 +34,8 @@ SENT = 2
 """Rounds ahead of the one in hand that a slice sends its weights."""
 RECEIVE = 2 * SENT + 1
 """Rounds of weights that a slice has room for: one in use, others that may be elsewhere, those that come."""
+LATE = 6
+"""Most rounds that parts of operands and weights to send are loaded ahead."""
 KV_ENTRIES = 8
 """Entries of the ring of keys and values: four chunks."""
 HEAD_WORDS = 8
@@ -98,13 +100,13 @@ class Grid:
 
     @property
     def late(self) -> int:
-        """Rounds that memory takes to answer, about."""
-        return math.ceil(self.plan.chip.dram_latency_cycles / self.round_cycles)
+        """Rounds that memory takes to answer, about, and not more than there is room for."""
+        return min(LATE, math.ceil(self.plan.chip.dram_latency_cycles / self.round_cycles))
 
     @property
     def parts(self) -> int:
-        """Parts of an operand in memory that are loaded ahead: one in use, one given back, those under way."""
-        return 2 + self.late
+        """Parts of an operand in memory that there is room for: one in use, one given back, those under way."""
+        return min(2 + self.late, *(x.k // self.width for x in (self.o, self.down)))
 
     @property
     def page_part(self) -> int:
@@ -225,7 +227,7 @@ def plan_grid(base: Plan, memory: Memory) -> Grid | str:
             return grid
         return f"a second copy of the weights, {need} bytes a slice in all, and dram_bytes={chip.dram_bytes}"
     if not found:
-        return f"{base.model.name} has sizes that no product of 32 to 256 columns divides"
+        return f"no product of 32 to 256 columns has whole heads of {base.dp} and two rounds of {base.model.name}"
     return f"scratchpad_bytes={chip.scratchpad_bytes} hold no {tokens} rows of {base.model.name}"
 
 
@@ -288,7 +290,7 @@ def _grid(base: Plan, members: int, width: int, rows: int, apart: bool) -> Grid 
     plan = replace(base, rows=rows, tile_tokens=tile, part_tokens=CHUNK_TOKENS, group=1, slot_groups=1,
                    lanes_local=base.group * base.lanes_local)  # fmt: skip
     grid = Grid(base, plan, members, groups, width, base.o.format, base.o.terms, apart, *linears)
-    return grid if all(x.k >= grid.parts * width for x in linears) else None
+    return grid if grid.parts > 1 else None
 
 
 def _scaled(elements: int, fmt: str) -> tuple[int, int]:
