@@ -198,6 +198,7 @@ def _run(
 _FRACTIONS = (
     ("decode, of what the pins allow", "decode_of_pin_rate"),
     ("decode, of what the stated efficiency allows", "decode_of_stated_rate"),
+    ("the same, with the experts of a uniform router", "decode_of_stated_rate_uniform_router"),
     ("prefill, of the arrays' peak", "prefill_compute_of_peak"),
     ("prefill, of its bound", "prefill_of_bound"),
 )

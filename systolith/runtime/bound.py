@@ -1,7 +1,8 @@
 """The least time a chip can take for a token: bytes it must read over bandwidth, products it must make over rate.
 
 docs/cli.md has the formula. Bytes: every matrix once, in its format with its scales, one embedding row, and the cached
-keys and values that are visible; of experts those of one row, as all rows may choose alike. Multiply-adds: those of the
+keys and values that are visible; of experts those of one row, as all rows may choose alike (what a router that chooses
+evenly would have them read stands beside it). Multiply-adds: those of the
 matrices, of the scores and of the weighted values, each at the rate of its pair of formats. Nothing is padded and
 nothing else is counted, so no program can be faster.
 """
@@ -26,16 +27,22 @@ __all__ = ["Bound", "StepCost", "bound", "prefill_cost", "step_cost"]
 @dataclass(frozen=True)
 class StepCost:
     """What a step must do. bytes: read from memory; macs: multiply-adds by pair of formats; kv_bytes: those of the
-    bytes that are cached keys and values."""
+    bytes that are cached keys and values; uniform_bytes: the mean of the bytes where each row chooses its experts by
+    itself, every set as likely; as `bytes` without experts or with one row."""
 
     bytes: int
     macs: Counter[str]
     kv_bytes: int = 0
+    uniform_bytes: Fraction = Fraction(0)
 
     def seconds(self, chip: Chip) -> tuple[Fraction, Fraction]:
         """Of the memory at its pin rate, and of the arrays at the peak of each pair of formats."""
         compute = sum((n / chip.peak_macs_per_s(pair) for pair, n in self.macs.items()), Fraction(0))
         return self.bytes / chip.chip_dram_bytes_per_s, compute
+
+    def uniform_seconds(self, chip: Chip) -> Fraction:
+        """Of the memory at its pin rate, for `uniform_bytes`."""
+        return self.uniform_bytes / chip.chip_dram_bytes_per_s
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,22 @@ def _weight_bytes(plan: Plan) -> int:
     return sum(count * _bytes(n, k, weight_format(plan.profile, name)) for name, n, k, count in _matrices(plan.model))
 
 
+def _more_expert_bytes(plan: Plan, rows: int) -> Fraction:
+    """Bytes of the experts that `rows` rows choose beyond those of one, where every set is as likely: of n experts a
+    row leaves one out with (n - k) / n."""
+    experts = plan.model.experts
+    if experts is None:
+        return Fraction(0)
+    left_out = Fraction(experts.count - experts.top_k, experts.count)
+    more = experts.count * (1 - left_out**rows) - experts.top_k
+    of_one = sum(
+        len(plan.model.layers_of(name)) * _bytes(n, k, weight_format(plan.profile, name))
+        for name, n, k, _ in _matrices(plan.model)
+        if name.startswith("expert_")
+    )
+    return more * of_one
+
+
 def _macs(plan: Plan, rows: int, out_rows: int, seen: int) -> Counter[str]:
     """Multiply-adds of `rows` rows, `out_rows` of which have logits, that see `seen` positions, summed over rows and
     layers."""
@@ -102,7 +125,8 @@ def step_cost(plan: Plan, contexts: Sequence[int]) -> StepCost:
     token += _bytes(1, d if model.latent is None else model.latent.turned, profile.k)  # a latent is K and V
     kv = model.kv_heads * seen * token
     embed = rows * _bytes(1, model.hidden, profile.embed)
-    return StepCost(_weight_bytes(plan) + embed + kv, _macs(plan, rows, rows, seen), kv)
+    read = _weight_bytes(plan) + embed + kv
+    return StepCost(read, _macs(plan, rows, rows, seen), kv, read + _more_expert_bytes(plan, rows))
 
 
 def prefill_cost(plan: Plan, length: int) -> StepCost:

@@ -192,6 +192,10 @@ class Estimate:
                 "prefill_compute_of_peak": _ratio(prefill_compute, self.ttft_s),
                 "prefill_of_bound": _ratio(max(prefill_memory, prefill_compute), self.ttft_s),
             }
+        uniform = cost.uniform_seconds(chip)
+        by_experts: dict[str, Any] = {}
+        if plan.model.experts is not None:
+            by_experts = {"decode_of_stated_rate_uniform_router": _ratio(max(uniform / share, compute), step_s)}
         runs = [d.layers for d in self.decodes] + ([self.first.layers] if self.first else [])
         return {
             "chip": chip.name,
@@ -200,7 +204,8 @@ class Estimate:
             "ttft_s": self.ttft_s,
             "tokens_per_s": self.question.batch / self.tpot_s,
             "bytes": {"weights": cost.bytes - cost.kv_bytes, "kv": cost.kv_bytes},
-            "bound_s": {"memory": float(memory), "compute": float(compute)},
+            "bound_s": {"memory": float(memory), "compute": float(compute)}
+            | ({"memory_uniform_router": float(uniform)} if by_experts else {}),
             "prefill_bound_s": {"memory": float(prefill_memory), "compute": float(prefill_compute)},
             "waterfall": {part: n / chip.clock_hz for part, n in middle.waterfall.parts.items()},
             "fractions": {
@@ -210,6 +215,7 @@ class Estimate:
                 "memory_of_stated_rate": _ratio(memory / share, step_s),
                 "compute_of_peak": _ratio(compute, step_s),
             }
+            | by_experts
             | prefill_fractions,
             "binds": "memory bandwidth" if memory / share >= compute else "arithmetic",
             "layer_path": layer_path(middle.path, plan.model.layers, chip.clock_hz),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from systolith.models.checkpoint import Checkpoint
 from systolith.models.profile import Profile
 from systolith.runtime.bound import bound, step_cost
+from systolith.runtime.estimate import Question, compile_for, decode_step, open_config
 from systolith.runtime.job import Request
 from systolith.runtime.session import compile_job
 from systolith.spec import load
@@ -46,6 +49,27 @@ def test_a_window_bounds_what_is_read(tmp_path: Path) -> None:
         Checkpoint.open(model), load("nano"), Profile.from_dict({"attention": {"window": 8}}), [Request((1,), 2)]
     ).plan
     assert step_cost(plan, [8]) == step_cost(plan, [500])
+
+
+def test_experts_of_rows_that_choose_by_themselves(tmp_path: Path) -> None:
+    """Six experts, two of them for a row: two rows choose 6 (1 - (4/6)^2) = 10/3 in the mean."""
+    model = make_llama(tmp_path / "m", family="mixtral", hidden=64, intermediate=96, layers=2, experts=6, top_k=2)
+    plan = compile_job(Checkpoint.open(model), load("nano"), Profile.default(), [Request((1,), 2)]).plan
+    one, two = step_cost(plan, [10]), step_cost(plan, [10, 10])
+    assert one.uniform_bytes == one.bytes
+    of_one = 2 * 3 * 96 * (64 + 2)  # layers, matrices
+    assert two.uniform_bytes - two.bytes == Fraction(4, 3) * of_one
+
+
+def test_what_a_batch_reads_is_what_a_uniform_router_makes_it_read() -> None:
+    """The scenario's choices against the closed form, by the bytes that all slices together have read."""
+    graph = replace(open_config("gpt-oss-20b")[0], layers=6)
+    asked = Question(64, 24, sensitivity=False, prefill=False)
+    step = decode_step(compile_for(graph, load("server"), Profile.default("E2M1"), asked), 64, asked)
+    read = sum(one.bytes["weights"] for one in step.slices)
+    want = float(step.cost.uniform_bytes) - step.cost.kv_bytes
+    assert step.cost.uniform_bytes > 2 * step.cost.bytes
+    assert read == pytest.approx(want, rel=0.05)
 
 
 def test_the_mean_is_over_tokens(tiny: Path) -> None:
