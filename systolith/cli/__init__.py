@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -37,6 +37,7 @@ from systolith.cli import (
     serve,
     trace,
 )
+from systolith.cli._console import write
 from systolith.spec.errors import SystolithError
 
 __all__ = ["app", "command_line", "main"]
@@ -45,12 +46,30 @@ BAD_INPUT, INTERNAL, INTERRUPTED, BROKEN_PIPE = 2, 70, 130, 141
 
 app = typer.Typer(
     name="systolith",
-    help="An open LLM-inference chip: compile a model, run it bit for bit, and see the chip's own time.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _say_version(wanted: bool) -> None:
+    from systolith import __version__
+
+    if wanted:
+        write(f"systolith {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """An open LLM-inference chip: compile a model, run it bit for bit, and see the chip's own time."""
+
+
 for module in (
     generate,
     serve,

@@ -47,6 +47,13 @@ def test_no_command_prints_the_help(run: Runner) -> None:
     assert "generate" in ended.out
 
 
+def test_the_version_is_the_packages(run: Runner) -> None:
+    from systolith import __version__
+
+    ended = run("--version")
+    assert (ended.code, ended.out, ended.err) == (0, f"systolith {__version__}\n", "")
+
+
 def test_chips_lists_and_describes(run: Runner, tmp_path: Path) -> None:
     assert list(run("chips", "--json").json) == list(spec.NAMES)
     listed = run("chips").out
