@@ -74,7 +74,8 @@ def curve(
         print_json({"chip": loaded.name, "model": graph.name, "points": points, "manifest": made_of})
         return
     write(f"{title}\n")
-    print_table([_row(point) for point in timed], header=_HEADER)
+    experts = (_UNIFORM_HEADER,) if any(_UNIFORM in point["fractions"] for point in timed) else ()
+    print_table([_row(point) for point in timed], header=(*_HEADER, *experts))
     for point in points:
         if "fault" in point:
             warn(f"batch {point['batch']}: {point['fault']}")
@@ -88,11 +89,14 @@ _HEADER = (
     "tokens/s, the chip",
     "of stated memory or peak",
 )
+_UNIFORM, _UNIFORM_HEADER = "decode_of_stated_rate_uniform_router", "with a uniform router's experts"
 
 
 def _row(point: dict[str, Any]) -> tuple[str, ...]:
-    share = point["fractions"]["decode_of_stated_rate"]["value"]
+    shares = [
+        point["fractions"][key]["value"] for key in ("decode_of_stated_rate", _UNIFORM) if key in point["fractions"]
+    ]
     return (
         str(point["batch"]), str(point["rows"]), seconds_text(point["tpot_s"]), f"{point['tokens_per_s_user']:,.1f}",
-        f"{point['tokens_per_s_chip']:,.0f}", f"{share * 100:.1f} %",
+        f"{point['tokens_per_s_chip']:,.0f}", *(f"{share * 100:.1f} %" for share in shares),
     )  # fmt: skip
