@@ -23,7 +23,7 @@ from systolith.isa.vector import Func, Op1, Op2, Pick, Red, Vec
 from systolith.spec.errors import ProgramError
 from systolith.spec.limits import DESCRIPTORS, RANK_REGISTER, REGISTERS, SEMAPHORES, WORD_BYTES
 
-__all__ = ["SEMAPHORE", "Builder", "Label", "tensor"]
+__all__ = ["LOOP_WORDS", "SEMAPHORE", "Builder", "Label", "tensor"]
 
 SEMAPHORE = {
     name: number
@@ -54,6 +54,12 @@ assert len(SEMAPHORE) <= SEMAPHORES
 SEMAPHORE["columns"] = SEMAPHORE["residual"]
 """Network to V: columns that the slice before has made. Only where the residual stream stays in the scratchpad, so that
 the other is not used."""
+
+SEMAPHORE["team"] = SEMAPHORE["consumed"]
+"""Network to C: rows of the other members of a team. Steps on the grid are over when teams gather."""
+
+LOOP_WORDS = next(bits for bits in Loop.LAYOUT if bits.name == "len").bounds()[1]
+"""Most words that LOOP repeats."""
 
 _HELPERS = ("builder.py", "context.py", "contextlib.py")
 """Files that write words for a kernel: not the source line a reader wants."""
@@ -109,11 +115,17 @@ class Builder:
     _descriptors: list[int] = field(default_factory=lambda: list(range(DESCRIPTORS - 1, 0, -1)))
     tensor_name: str = ""
     """Named in the source line beside the kernel."""
+    longest_loop: int = 0
+    """Words of the longest loop that is closed."""
 
     @property
     def program_bytes(self) -> int:
         """Program memory that the words and constants take so far."""
         return WORD_BYTES * len(self.instructions) + DESCRIPTOR_BYTES * len(self.constants)
+
+    def fits(self, program_bytes: int) -> bool:
+        """Whether so much program memory holds what there is so far, and the field of every loop its length."""
+        return self.program_bytes <= program_bytes and self.longest_loop <= LOOP_WORDS
 
     def reserve(self, d: int) -> None:
         """Keep a descriptor register out of the pool."""
@@ -252,6 +264,9 @@ class Builder:
         old = self.instructions[place]
         assert isinstance(old, Loop)
         length = len(self.instructions) - place - 1
+        self.longest_loop = max(self.longest_loop, length)
+        if length > LOOP_WORDS:
+            return  # `fits` says so
         self.instructions[place] = Loop(use_reg=old.use_reg, r=old.r, count=old.count, len=length)
 
     def branch(self, label: Label, cond: Cond = Cond.ALWAYS, ra: int = 0, value: int = 0) -> None:
@@ -309,16 +324,16 @@ class Builder:
         self.emit(Group(d=d, a=a, b=b, wait=mask(wait), post=mask(post)))
 
     def put(self, d: int, a: int, first_cell: int = 0, count: int = 0, wait: str = "", post: str = "",
-            arrival: tuple[str, int] | None = None, apart: int = 0) -> None:  # fmt: skip
+            arrival: tuple[str, int] | None = None, apart: int = 0, expect: int = 0) -> None:  # fmt: skip
         """PUT of data; with (semaphore, counter) it also counts as this slice's arrival, at the members, which are the
-        expected senders. apart: log2 of what lies between their ranks."""
+        expected senders unless `expect` says how many there are. apart: log2 of what lies between their ranks."""
         if arrival is None:
             self.emit(Put(d=d, a=a, b=first_cell, count=count, apart=apart, wait=mask(wait), post=mask(post)))
         else:
             sem, counter = SEMAPHORE[arrival[0]], arrival[1]
             self.emit(
-                Put(d=d, a=a, b=first_cell, count=count, apart=apart, sem=sem, counter=counter, expect=count, arrive=1,
-                    wait=mask(wait), post=mask(post))
+                Put(d=d, a=a, b=first_cell, count=count, apart=apart, sem=sem, counter=counter, expect=expect or count,
+                    arrive=1, wait=mask(wait), post=mask(post))
             )  # fmt: skip
 
     def send(self, d: int, a: int, cell: int, arrival: tuple[str, int], wait: str = "", post: str = "") -> None:

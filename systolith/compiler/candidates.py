@@ -9,6 +9,7 @@ from dataclasses import replace
 from systolith.compiler.model import DecoderModel
 from systolith.compiler.options import Options
 from systolith.compiler.plan import FeedForward, LinearPlan, Plan, padded, spans_of, weight_format
+from systolith.compiler.team import MOST_MEMBERS, teams_of
 from systolith.models.profile import TWO_TERMS, Profile
 from systolith.numerics.formats import FORMATS
 from systolith.spec.chip import Chip
@@ -152,10 +153,11 @@ def kv_entries(chip: Chip, profile: Profile, dp: int) -> int:
 
 
 def candidates(
-    model: DecoderModel, profile: Profile, chip: Chip, options: Options, *, rounds: bool = True
-) -> Iterator[Plan]:
+    model: DecoderModel, profile: Profile, chip: Chip, options: Options, *, rounds: bool = True,
+    team: int = MOST_MEMBERS, norms: bool = True,
+) -> Iterator[Plan]:  # fmt: skip
     """Plans from the one with most rows a step downwards; the first that fits in memory is taken. rounds: whether
-    decode rows of a batch may be attended several chunks at once.
+    decode rows of a batch may be attended several chunks at once; team, norms: as in `teams_of`.
 
     Raises CapacityError where not even the accumulator holds one row.
     """
@@ -207,7 +209,7 @@ def candidates(
     for rows, tried in passes:
         base = Plan(
             model, profile, chip, options, rows, True, True, 1, BLOCK, 2, dp, lanes, group, slots, active // group, 0,
-            **_attention(model, chip, profile, rows, dp),
+            **_attention(model, chip, profile, rows, dp), team=1, team_norms=False,
             o=_linear(chip, profile, "o", padded(model.hidden), model.heads * padded(model.value_dim), rows),
             gate=_linear(chip, profile, prefix + "gate", padded(model.inner), padded(model.hidden), rows, 0, copies),
             up=_linear(chip, profile, prefix + "up", padded(model.inner), padded(model.hidden), rows, 0, copies),
@@ -236,13 +238,15 @@ def candidates(
         # All heads read a latent, and their partials travel: where there is no room for those of many slices, fewer.
         groups = [group] if latent is None else [group >> i for i in range(group.bit_length())]
         for way, resident in ways:
+            members, with_norms = teams_of(way, team, norms=norms)
             for shared in groups:
                 for tokens, part, entries, together in tried:
                     if tokens <= rows and tokens * group_queries * max(part, dp) <= half:
                         for gains in (True, False) if model.post_norms is None else (True,):
                             yield replace(way, x_resident=resident, gains_resident=gains, tile_tokens=tokens,
                                           part_tokens=part, kv_entries=entries, group=shared, round_chunks=together,
-                                          lanes_local=active // shared)  # fmt: skip
+                                          lanes_local=active // shared, team=members,
+                                          team_norms=with_norms)  # fmt: skip
 
 
 def _attention(model: DecoderModel, chip: Chip, profile: Profile, rows: int, dp: int) -> dict[str, LinearPlan]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from systolith.compiler.builder import SEMAPHORE
+from systolith.compiler.builder import LOOP_WORDS, SEMAPHORE
 from systolith.compiler.candidates import candidates
 from systolith.compiler.context import Context
 from systolith.compiler.grid import Grid, lay_out_grid, plan_grid
@@ -15,6 +17,7 @@ from systolith.compiler.memory import Memory, dump_widths, lay_out
 from systolith.compiler.model import match
 from systolith.compiler.options import Options
 from systolith.compiler.plan import Plan
+from systolith.compiler.team import MOST_MEMBERS
 from systolith.compiler.weights import control_images, images
 from systolith.isa.program import Program, Requires
 from systolith.models.checkpoint import Checkpoint
@@ -42,10 +45,11 @@ class Compiled:
 
 
 def plan_graph(
-    graph: ModelGraph, chip: Chip, profile: Profile, options: Options, *, source: str = "", rounds: bool = True
-) -> tuple[Plan, Memory]:
-    """Choose the plan with most rows a step that fits. `source` names the model's file in messages; without `rounds`
-    decode rows of a batch are attended chunk by chunk, which takes fewer words.
+    graph: ModelGraph, chip: Chip, profile: Profile, options: Options, *, source: str = "", rounds: bool = True,
+    team: int = MOST_MEMBERS, norms: bool = True,
+) -> tuple[Plan, Memory]:  # fmt: skip
+    """Choose the plan with most rows a step that fits. `source` names the model's file in messages. For fewer words:
+    without `rounds` decode rows of a batch are attended chunk by chunk; team, norms: as in `compiler.team.teams_of`.
 
     Raises CapacityError in one sentence, ModelError for a graph that has no kernels.
     """
@@ -57,7 +61,7 @@ def plan_graph(
             "ask for fewer tokens"
         )
     reason: CapacityError | None = None
-    for plan in candidates(model, profile, chip, options, rounds=rounds):
+    for plan in candidates(model, profile, chip, options, rounds=rounds, team=team, norms=norms):
         # The host of a server lays down all decode rows as one step.
         if options.batch > plan.rows and (options.serve or plan.rows % plan.slot_groups):
             continue
@@ -90,19 +94,24 @@ def compile_graph(
     plan, memory = plan_graph(graph, chip, profile, options, source=source)
     ctx, found, memory, spad_bytes = _write(plan, memory, plan_grid(plan, memory) if options.grid else "grid=false")
     room = f"program_bytes={chip.program_bytes} hold no words of steps of two kinds"
-    if ctx.b.program_bytes > chip.program_bytes and isinstance(found, Grid):
-        plan, memory = plan_graph(graph, chip, profile, options, source=source)
-        ctx, found, memory, spad_bytes = _write(plan, memory, room)
-    if plan.round_chunks and ctx.b.program_bytes > chip.program_bytes:
-        plan, memory = plan_graph(graph, chip, profile, options, source=source, rounds=False)
-        ctx, found, memory, spad_bytes = _write(plan, memory, room)
+    for fewer, with_grid in _fewer_words(plan, isinstance(found, Grid)):
+        if ctx.b.fits(chip.program_bytes):
+            break
+        plan, memory = plan_graph(graph, chip, profile, options, source=source, **fewer)
+        there = found if isinstance(found, str) else plan_grid(plan, memory) if with_grid else room
+        ctx, found, memory, spad_bytes = _write(plan, memory, there)
     grid, no_grid = (None, found) if isinstance(found, str) else (found, "")
     b = ctx.b
+    if b.longest_loop > LOOP_WORDS:
+        raise CapacityError(
+            f"{graph.name}: the loop over its layers has {b.longest_loop} words and LOOP repeats {LOOP_WORDS} at most; "
+            "take a smaller batch"
+        )
     tokens = dict.fromkeys(SEMAPHORE, 0) | {
         "slot_free": plan.slots, "acc_free": 2, "stage_free": 2, "kv_free": plan.kv_entries,
         "load_free": plan.load_entries, "p_free": 2, "released": 1, "residual": int(not plan.x_resident),
     }  # fmt: skip
-    counts = [tokens[name] for name in SEMAPHORE if name != "columns"]
+    counts = [tokens[name] for name in SEMAPHORE if name not in ("columns", "team")]
     program = Program(
         name=graph.name,
         words=tuple(i.encode() for i in b.instructions),
@@ -118,6 +127,20 @@ def compile_graph(
         images=tuple(control_images(plan, memory, grid)),
     )  # fmt: skip
     return Compiled(program, plan, memory, grid, no_grid)
+
+
+def _fewer_words(plan: Plan, grid: bool) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Arguments of `plan_graph` for plans that take fewer words, in the order of what they cost, and whether they may
+    have the grid that there is."""
+    sizes = [plan.team >> i for i in range(1, plan.team.bit_length())]
+    if plan.team_norms:
+        yield from (({"team": team}, grid) for team in sizes[:-1])
+        yield {"team": plan.team, "norms": False}, grid
+    yield from (({"team": team, "norms": False}, grid) for team in sizes)
+    if grid:
+        yield {"team": 1, "norms": False}, False
+    if plan.round_chunks:
+        yield {"team": 1, "norms": False, "rounds": False}, False
 
 
 def _write(plan: Plan, memory: Memory, grid: Grid | str) -> tuple[Context, Grid | str, Memory, int]:

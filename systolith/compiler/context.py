@@ -78,6 +78,10 @@ class Cell(IntEnum):
     GRID_STEPS = 62
     ROW_FIRST = 63
     """Lowest rank of the slices with the same rows, on the grid."""
+    TEAM = 60
+    """Four cells: ranks of a team, this slice's own first, when steps on the grid are over."""
+    TEAM_MORE = 27
+    """Four more; of a team of eight, in models whose layers are alike and share no expert."""
     GRID_PAGE = 44
     """Eight cells: the page of each chunk of a step on the grid."""
     GRID_KEEPER = 52
@@ -156,6 +160,8 @@ class Counter(IntEnum):
     LOGITS = 8
     EXCHANGE = 9
     """And 10: exchanges of partials take turns."""
+    OPERAND_H_FIRST = 9
+    """That of EXCHANGE: of the first part of a tile of h, where no slices share lanes."""
     KV_FRESH = 11
     MAIL = 13
     """And 14: polls take turns."""
@@ -169,6 +175,10 @@ class Counter(IntEnum):
     """That again: models with either have no columns that are dealt out evenly."""
     ATTENDED = 8
     """That of LOGITS again, far from it."""
+    TEAM = 7
+    """That of KV: steps on the grid are over when teams gather."""
+    TEAM_AGAIN = 12
+    """That of ROUTES: of the second part of a tile of h, which experts do not have."""
 
 
 ROUND_COUNTERS = (Counter.OPERAND_A, Counter.OPERAND_Q, Counter.OPERAND_B, Counter.EXCHANGE)

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 
 from systolith.compiler.packing import ALIGN, ALL, Buffer, Phase, pack
 from systolith.compiler.plan import Plan, padded
+from systolith.compiler.team import deal_of_h, deal_of_x, gate_of, team_shape
 from systolith.numerics.formats import FORMATS
 from systolith.spec.errors import CapacityError
 from systolith.spec.limits import BLOCK, CHUNK_TOKENS
 
 __all__ = [
     "CONST_WORDS", "HEADER_WORDS", "MAIL_ENTRIES", "OWNER_CELLS", "PARAM_WORDS", "RANK_WORDS", "STATE_WORDS",
-    "STOPS",
+    "STOPS", "TEAM_WORDS",
     "Memory", "Record", "blocks", "kv_bytes", "lay_out", "scratchpad", "sink_layers",
     "slot_pages",
 ]  # fmt: skip
@@ -34,6 +35,8 @@ OWNER_CELLS = 8
 """Cells of a set with ranks."""
 RANK_WORDS = 25
 """A slice's share of the work: cells 9 and up."""
+TEAM_WORDS = 4
+"""Ranks of a team behind that, where there are teams."""
 HEADER_WORDS = 8
 """Head of a step record: rows, segments, output rows, decode rows; with serve also updates of request slots, decode
 rows of the steps to follow, stop."""
@@ -261,8 +264,24 @@ def scratchpad(plan: Plan) -> list[Buffer]:
             ("lanes_o", 4 * plan.lanes_local * g * plan.dp, (A,)),
             ("lanes_lm", 4 * 2 * plan.lanes_local * g, (A,)),
         ]
+    if plan.team > 1:
+        table += _team_buffers(plan)
     if o.dump:
         table.append(("dump_head", 4 * tq * plan.dp, ALL))
+    return table
+
+
+def _team_buffers(plan: Plan) -> list[Buffer]:
+    """Rows that a member of a team brings together: of operands of norms, and of h."""
+    fmt, table, deal = plan.profile.activations, list[Buffer](), deal_of_x(plan)
+    if plan.team_norms and deal is not None:
+        each, columns = team_shape(plan, plan.rows, deal)
+        table.append(("team_x", blocks(each * columns, fmt), (S_, O_, D_)))
+    for number, part in enumerate(gate_of(plan).parts):
+        deal = deal_of_h(plan, part)
+        if deal is not None:
+            each, columns = team_shape(plan, plan.pairs if part.copies > 1 else plan.rows, deal)
+            table.append((f"team_h{number}", blocks(each * columns, fmt), (F,)))
     return table
 
 

@@ -112,7 +112,8 @@ class Plan:
     round_chunks: chunks of a decode row that are attended side by side (0: one at a time, as rows of prompts); units:
     over all slices. gate, up, down: of the experts where there are any, and then dense: of the layers without; shared:
     of the expert that all rows share. qkv: q, k and v as one matrix whose columns are dealt out evenly, where whole
-    heads would not be; q, k, v then tell of heads only."""
+    heads would not be; q, k, v then tell of heads only. team: neighbouring slices that bring rows of h together before
+    they send them (`compiler.team`); team_norms: and those of the operands of norms."""
 
     model: DecoderModel
     profile: Profile
@@ -144,6 +145,8 @@ class Plan:
     q_a: LinearPlan | None = None
     kv_a: LinearPlan | None = None
     qkv: LinearPlan | None = None
+    team: int = 1
+    team_norms: bool = False
 
     # Sizes that many kernels need.
     @property

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from systolith.compiler.context import Constant
+from systolith.compiler.context import Cell, Constant
 from systolith.compiler.grid import Grid, GridLinear
-from systolith.compiler.memory import CONST_WORDS, Memory, owner_words
+from systolith.compiler.memory import CONST_WORDS, TEAM_WORDS, Memory, owner_words
 from systolith.compiler.plan import LinearPlan, Plan, padded, share
 from systolith.isa.program import Image
 from systolith.models.checkpoint import Checkpoint
@@ -45,6 +45,11 @@ def rank_table(plan: Plan, rank: int) -> list[int]:
     # No class that is dealt out evenly goes to a few slices only: the first of these cells has either.
     receivers = [plan.receivers(name, rank)[0] for name in "qkv"]
     words += [(rank + 1) % plan.slices, 0, 0] if plan.dealt_evenly else receivers
+    if plan.team > 1:
+        behind = [rank // plan.team * plan.team + (rank + i) % plan.team for i in range(plan.team)]
+        words += behind[:TEAM_WORDS]
+        more = Cell.TEAM_MORE - Cell.O_FIRST
+        words[more : more + len(behind[TEAM_WORDS:])] = behind[TEAM_WORDS:]
     return words
 
 
@@ -382,14 +387,15 @@ def _with_rows(groups: Bytes, rows: int) -> Bytes:
 
 
 def _slots(linear: LinearPlan, codes: Bytes, scales: Bytes) -> tuple[Bytes, Bytes]:
-    """Cut codes [n, k * terms]: codes [tiles, bytes], scales [tiles, bytes]: part by part of a tile, slot by slot."""
+    """Cut codes [n, k * terms]: codes [tiles, bytes], scales [tiles, bytes]: part by part of a tile, slot by slot.
+    The first parts of all tiles are the first columns."""
     width, tiles = linear.kt * linear.terms, linear.tiles
 
     def cut(table: Bytes, unit: int) -> Bytes:
         """[n, k * terms / unit] to [tiles, bytes]."""
-        whole, start, pieces = table.reshape(tiles, linear.nt, -1), 0, []
+        whole, start, pieces = table.reshape(tiles * linear.nt, -1), 0, []
         for part in linear.parts:
-            columns = whole[:, start : start + part.nt].reshape(tiles, part.nt, -1, width // unit)
+            columns = whole[tiles * start : tiles * (start + part.nt)].reshape(tiles, part.nt, -1, width // unit)
             pieces.append(columns.transpose(0, 2, 1, 3).reshape(tiles, -1))
             start += part.nt
         return np.ascontiguousarray(np.concatenate(pieces, 1))

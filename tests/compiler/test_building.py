@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from systolith.compiler.builder import SEMAPHORE, Builder, Label, mask, tensor
+from systolith.compiler.builder import LOOP_WORDS, SEMAPHORE, Builder, Label, mask, tensor
 from systolith.isa import Program, Space
 from systolith.isa.instruction import Queue
 from systolith.isa.registry import decode
@@ -15,9 +15,10 @@ from systolith.spec import ProgramError, load
 def test_masks_name_semaphores() -> None:
     assert mask("") == 0
     assert mask("slot_full acc_free") == 1 << SEMAPHORE["slot_full"] | 1 << SEMAPHORE["acc_free"]
-    apart = {name: number for name, number in SEMAPHORE.items() if name != "columns"}
+    apart = {name: number for name, number in SEMAPHORE.items() if name not in ("columns", "team")}
     assert len(set(apart.values())) == len(apart) <= 24
     assert SEMAPHORE["columns"] == SEMAPHORE["residual"]  # of which a program uses one
+    assert SEMAPHORE["team"] == SEMAPHORE["consumed"]  # steps on the grid are over when teams gather
     with pytest.raises(KeyError):
         mask("slot_fool")
 
@@ -36,6 +37,19 @@ def test_loops_count_their_words() -> None:
     assert isinstance(inner, Loop)
     assert (outer.count, outer.len, outer.use_reg) == (5, 4, 0)
     assert (inner.r, inner.len, inner.use_reg) == (n, 2, 1)
+
+
+def test_a_loop_has_as_many_words_as_its_field_holds() -> None:
+    b = Builder()
+    with b.loop(2):
+        for _ in range(LOOP_WORDS):
+            b.set(1, 0)
+    assert b.fits(b.program_bytes)
+    assert not b.fits(b.program_bytes - 1)
+    with b.loop(2):
+        for _ in range(LOOP_WORDS + 1):
+            b.set(1, 0)
+    assert not b.fits(b.program_bytes)
 
 
 def test_labels_may_be_named_before_they_are_known() -> None:

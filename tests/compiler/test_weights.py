@@ -58,11 +58,12 @@ def read_back(compiled: Compiled, linear: LinearPlan, layer: int) -> tuple[np.nd
         first, count = plan.tile_share(linear, rank)
         at = layer * count * linear.tile_elements
         for tile in range(first, first + count):
-            column = tile * linear.nt
+            before = 0  # columns of the parts before, of all tiles
             for part in linear.parts:
                 size = part.nt * width
+                column = before + tile * part.nt
                 rows = slice(column, column + part.nt)
-                column += part.nt
+                before += linear.tiles * part.nt
                 for slot in range(linear.slots_per_part):
                     start = memory.dram[f"w_{linear.name}"] + at * bits // 8
                     codes = dram[start : start + size * bits // 8].reshape(part.nt, -1)

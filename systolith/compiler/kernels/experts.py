@@ -23,7 +23,9 @@ from systolith.compiler.kernels.norm import (
 )
 from systolith.compiler.kernels.project import add_columns
 from systolith.compiler.kernels.route import Entry, each_entry
+from systolith.compiler.kernels.team import Sent, send_by_team
 from systolith.compiler.plan import LinearPlan
+from systolith.compiler.team import deal_of_h
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn
@@ -31,6 +33,8 @@ from systolith.isa.vector import Op1, Op2
 from systolith.spec.limits import BLOCK
 
 __all__ = ["experts_down", "experts_up"]
+
+_ARRIVAL = ("operand", Counter.OPERAND_H)
 
 
 def experts_up(ctx: Context) -> None:
@@ -47,9 +51,11 @@ def experts_up(ctx: Context) -> None:
             b.tensor_name = "expert up"
             _product_of_rows(ctx, plan.up, entry)
             _make_h(ctx, entry, tile)
+    said = False
     if plan.gate.unit:
-        _send_blocks(ctx)
-    ctx.arrive(("operand", Counter.OPERAND_H))
+        said = _send_blocks(ctx, _ARRIVAL)
+    if not said:
+        ctx.arrive(_ARRIVAL)
     b.tensor_name = ""
 
 
@@ -124,8 +130,8 @@ def _make_h(ctx: Context, entry: Entry, tile: int) -> None:
     ctx.bump(ctx.r_stage)
 
 
-def _send_blocks(ctx: Context) -> None:
-    """Bring this slice's blocks of all rows of h together, quantise and send them."""
+def _send_blocks(ctx: Context, arrival: tuple[str, int]) -> bool:
+    """Bring this slice's blocks of all rows of h together, quantise and send them; whether with the arrival."""
     b, plan = ctx.b, ctx.plan
     gate, pairs, fmt, width = plan.gate, plan.pairs, plan.profile.activations, plan.down.k
     most = plan.owned_columns(gate)
@@ -141,8 +147,14 @@ def _send_blocks(ctx: Context) -> None:
             b.extent_r(d, 0, count)
             b.extent_r(d, 1, blocks)
         b.vec(stage, x, wait="stage_free", post="stage_full")
+        deal, staged = deal_of_h(plan, gate), ctx.stage(fmt, (pairs, 1, most), (most, 0, 1), scales=True)
+        if deal is not None and plan.team > 1:
+            cells = Cell.FFN_FIRST, Cell.FFN_TILES
+            send_by_team(ctx, Sent(staged, deal, cells, "team_h0", "h", width, arrival), rows=count)
+            ctx.bump(ctx.r_stage)
+            return True
         b.alu(AluFn.MUL, blocks, blocks, BLOCK)
-        ctx.load_ring(stage, ctx.stage(fmt, (pairs, 1, most), (most, 0, 1), scales=True), ctx.r_stage)
+        ctx.load_ring(stage, staged, ctx.r_stage)
         b.load(out, ctx.spad("h", fmt, (pairs, 1, most), (width, 0, 1), scales=pairs * width, step=BLOCK,
                              xb=Cell.FFN_FIRST))  # fmt: skip
         for d in (stage, out):
@@ -150,6 +162,7 @@ def _send_blocks(ctx: Context) -> None:
             b.extent_r(d, 2, blocks)
         b.put(out, stage, wait="stage_full", post="stage_free")
     ctx.bump(ctx.r_stage)
+    return False
 
 
 def experts_down(ctx: Context) -> None:

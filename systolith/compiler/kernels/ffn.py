@@ -7,13 +7,16 @@ from systolith.compiler.kernels.activation import Tile, activations
 from systolith.compiler.kernels.dump import store_rows, tap
 from systolith.compiler.kernels.linear import Sums, ffn_cells, finish, operand, product, sums
 from systolith.compiler.kernels.norm import make_r
+from systolith.compiler.kernels.team import Sent, send_by_team
 from systolith.compiler.plan import FeedForward, LinearPlan
+from systolith.compiler.team import deal_of_h, later_columns
 from systolith.isa.instruction import Queue
 from systolith.isa.vector import Func, Op1, Op2
 
 __all__ = ["ffn", "gated"]
 
 _ARRIVAL = ("operand", Counter.OPERAND_H)
+_FIRST_PART = ("operand", Counter.OPERAND_H_FIRST)
 
 
 def ffn(ctx: Context) -> None:
@@ -39,7 +42,7 @@ def gated(ctx: Context, part: FeedForward, name: str, arrival: tuple[str, int] |
     pieces = [FeedForward(gate, up, part.down) for gate, up in zip(part.gate.parts, part.up.parts, strict=True)]
     with ctx.cell_loop(tiles) as tile:
         start = 0
-        for piece in pieces:
+        for number, piece in enumerate(pieces):
             for linear in (piece.gate, piece.up):
                 b.tensor_name = linear.name
                 if len(pieces) > 1:
@@ -49,8 +52,8 @@ def gated(ctx: Context, part: FeedForward, name: str, arrival: tuple[str, int] |
                 if linear is piece.gate:
                     _activate_gate(ctx, piece)
             last = piece is pieces[-1]
-            _times_up(ctx, piece, name, first, tile, arrival if last else None, start=start, pitch=part.up.nt)
-            start += piece.up.nt
+            _times_up(ctx, piece, name, (first, tiles), tile, arrival, number=number, start=start, last=last)
+            start += piece.up.nt * part.up.tiles
     if len(pieces) > 1:  # as the next layer asks for them
         for linear in (pieces[0].gate, pieces[0].up):
             b.extent(ctx.streams[linear.name], 0, linear.nt)
@@ -93,10 +96,12 @@ def _silu_of_sums(tile: Tile, s: Sums) -> None:
 
 
 def _times_up(
-    ctx: Context, part: FeedForward, name: str, first: Cell, tile: int, arrival: tuple[str, int] | None, *, start: int,
-    pitch: int,
+    ctx: Context, part: FeedForward, name: str, cells: tuple[Cell, Cell], tile: int, arrival: tuple[str, int] | None, *,
+    number: int, start: int, last: bool,
 ) -> None:  # fmt: skip
-    """Send quantise(silu * u), u = sums * r + bias, to column `start` of the tile, which has `pitch` columns."""
+    """Send quantise(silu * u), u = sums * r + bias, of part `number` of a tile. start: column where such parts begin,
+    one behind the other; arrival: of a tile that is all that a slice sends, with its `last` part; where M begins with
+    what the first part gives, that has one of its own."""
     b, plan = ctx.b, ctx.plan
     rows, xe, nt, fmt = ctx.rows, Cell.ROWS, part.up.nt, plan.profile.activations
     work = Tile(ctx, columns=part.gate.nt)
@@ -109,7 +114,7 @@ def _times_up(
             _finish_sums(ctx, part.up, s, up, r)
             b.vec(up, up, silu, op1=Op1.MUL)
             if tapped:
-                store_rows(ctx, "h", work.view("gate_tile"), first=first, step=nt, index=tile)
+                store_rows(ctx, "h", work.view("gate_tile"), first=cells[0], step=nt, index=tile)
             b.vec(stage, up, wait="stage_free", post="stage_full")
         elif plan.profile.deferred_norm:
             b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
@@ -117,12 +122,18 @@ def _times_up(
                   post=f"{s.post} stage_full")  # fmt: skip
         else:
             b.vec(stage, s.d, silu, op1=Op1.MUL, wait=f"{s.wait} stage_free", post=f"{s.post} stage_full")
-        width = part.down.k
-        b.load(out, ctx.spad(name, fmt, (rows, 1, nt), (width, 0, 1), scales=rows * width, step=pitch, xb=first,
+        width, said = part.down.k, arrival if last else _FIRST_PART if later_columns(plan) else None
+        deal = deal_of_h(plan, part.gate) if plan.team > 1 and arrival is not None else None
+        if deal is not None:
+            view = ctx.stage(fmt, (rows, 1, nt), (nt, 0, 1), scales=True)
+            send_by_team(ctx, Sent(view, deal, cells, f"team_h{number}", name, width, said, start), turn=number)
+            ctx.bump(ctx.r_stage)
+            return
+        b.load(out, ctx.spad(name, fmt, (rows, 1, nt), (width, 0, 1), scales=rows * width, step=nt, xb=cells[0],
                              xe=xe))  # fmt: skip
         b.advance(out, 2, start)
         b.advance_r(out, 3, tile)
-        b.put(out, stage, wait="stage_full", post="stage_free", arrival=arrival)
+        b.put(out, stage, wait="stage_full", post="stage_free", arrival=said)
     ctx.bump(ctx.r_stage)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 from systolith.compiler.context import Cell, Context
 from systolith.compiler.plan import LinearPlan
@@ -70,11 +71,13 @@ def product(
     count: int = 0,
     turn: int = 0,
     ahead: bool = True,
+    later: int = 0,
 ) -> None:
     """Multiply the operand by the next tile of a class: weights on W, sums into the next accumulator half on M.
 
     first, count: registers of the first row and the number of rows, where these are not all of the step; turn: register
     that moves the operand along its step. ahead: what `Plan.ahead` says has been fetched before (`fetch_ahead`).
+    later: element of K from which on the operand comes with another token; 0: all is there.
     """
     b = ctx.b
     fetched = ctx.plan.ahead.get(linear.name, 0) if ahead else 0
@@ -94,14 +97,18 @@ def product(
             slots = length // linear.kt
             there = min(fetched, slots)
             fetched -= there
-            for times, copies in ((there, False), (slots - there, True)):
-                if not times:
-                    continue
-                with b.loop(times):
+            # The slot that reaches into what comes later, and those behind it.
+            late = min(max(0, (later - start) // linear.kt), slots) if later else 0
+            ends = sorted({0, there, late, slots})
+            for begin, end in pairwise(ends):
+                copies = begin >= there
+                if later and begin == late and start <= later < start + length:
+                    b.sync(Queue.M, wait="operand")
+                with b.loop(end - begin):
                     if copies:
                         b.copy(Queue.W, slot, stream, wait="slot_free", post="slot_full")
                         b.advance(stream, 0, linear.nt)
-                    b.matmul(acc, a, slot, zero=0 if copies and there else 2, terms=linear.terms, wait="slot_full",
+                    b.matmul(acc, a, slot, zero=0 if begin else 2, terms=linear.terms, wait="slot_full",
                              post="slot_free")  # fmt: skip
                     b.advance(slot, 3, 1)
                     b.advance(a, 2, linear.kt)

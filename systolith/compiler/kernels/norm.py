@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 from systolith.compiler.context import SCRATCH, Cell, Constant, Context, Counter, Norm
 from systolith.compiler.kernels.dump import store_rows, tap
+from systolith.compiler.kernels.team import Sent, send_by_team
+from systolith.compiler.team import deal_of_x
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn
@@ -130,7 +132,8 @@ def send_tile(ctx: Context, which: str, tile: int, *, late: bool = False) -> Non
         _gains(ctx, g, tile, ctx.norm)
         b.load(r, ctx.spad("r", "FP32", (rows, blocks, BLOCK), (1, 0, 0)))
         ctx.load_ring(d, ctx.stage(fmt, (rows, blocks, BLOCK), (nt, BLOCK, 1), scales=True), ctx.r_stage)
-        sums = ctx.words("stage_sums", "FP32", rows * blocks, (rows, blocks, 1), (blocks, 1, 0))
+        strides = (1, rows, 0) if plan.team_norms else (blocks, 1, 0)
+        sums = ctx.words("stage_sums", "FP32", rows * blocks, (rows, blocks, 1), strides)
         ctx.load_ring(d + 1, sums, ctx.r_stage)
         if late:
             b.vec(d, x, r, g, op1=Op1.MUL, op2=Op2.MUL, wait="stage_free", post="stage_full")
@@ -140,7 +143,13 @@ def send_tile(ctx: Context, which: str, tile: int, *, late: bool = False) -> Non
             ctx.load_ring(SCRATCH, sums, ctx.r_stage)
             b.vec(0, x, red=Red.SUMSQ, wait="stage_free", post="stage_full")
         # C: both go to every slice, at this shard's columns.
-        if codes:
+        free = "stage_free" if late else ""
+        if codes and plan.team_norms:
+            deal = deal_of_x(plan)
+            assert deal is not None
+            staged, cells = ctx.stage(fmt, (rows, 1, nt), (nt, 0, 1), scales=True), (Cell.O_FIRST, Cell.O_TILES)
+            send_by_team(ctx, Sent(staged, deal, cells, "team_x", which, ctx.hidden, arrivals["operand"]), post=free)
+        elif codes:
             width = ctx.hidden
             ctx.load_ring(x, ctx.stage(fmt, (rows, 1, nt), (nt, 0, 1), scales=True, xe=Cell.ROWS), ctx.r_stage)
             b.load(
@@ -158,10 +167,11 @@ def send_tile(ctx: Context, which: str, tile: int, *, late: bool = False) -> Non
             )
             cut(ctx, x, out)
             b.advance_r(out, 3, tile)
-            b.put(out, x, wait="stage_full", post="stage_free" if late else "", arrival=arrivals.get("operand"))
+            b.put(out, x, wait="stage_full", post=free, arrival=arrivals.get("operand"))
         if not late:
             arrival = arrivals.get("partials")
-            _send_sums(ctx, f"tb_{which}", x, out, tile, wait="" if codes else "stage_full", arrival=arrival)
+            send = _send_sums_by_blocks if plan.team_norms else _send_sums
+            send(ctx, f"tb_{which}", x, out, tile, wait="" if codes else "stage_full", arrival=arrival)
     ctx.bump(ctx.r_stage)
 
 
@@ -182,6 +192,50 @@ def _send_sums(
     cut(ctx, source, out, sums=True)
     b.advance_r(out, 3, tile)
     b.put(out, source, wait=wait, post="stage_free", arrival=arrival)
+
+
+def _send_sums_by_blocks(
+    ctx: Context, name: str, source: int, out: int, tile: int, *, wait: str, arrival: tuple[str, int] | None = None
+) -> None:
+    """The same where they lie block by block, [blocks, rows]: a slice's are a few long runs. It has one tile."""
+    b, plan = ctx.b, ctx.plan
+    rows, blocks, each = ctx.rows, plan.tile // BLOCK, plan.residual_part // BLOCK
+    ctx.load_ring(
+        source, ctx.words("stage_sums", "FP32", rows * blocks, (blocks, 1, rows), (rows, 0, 1)), ctx.r_stage
+    )  # fmt: skip
+    b.load(out, ctx.spad(name, "FP32", (blocks, 1, rows), (rows, 0, 1), step=rows * each, xb=Cell.O_FIRST))
+    with b.registers(1) as (count,):
+        if plan.o.unit:
+            b.read(count, Cell.O_TILES)
+        for d in (source, out):
+            if plan.o.unit:
+                b.extent_r(d, 0, count)
+        b.read(count, Cell.ROWS)
+        for d in (source, out):
+            b.extent_r(d, 2, count)
+    b.put(out, source, wait=wait, post="stage_free", arrival=arrival)
+
+
+def _add_blocks(ctx: Context, name: str) -> None:
+    """Add up the sums [blocks, rows] in place by the tree over blocks, level by level; an odd last one stays for the
+    next level. V waits for them."""
+    b, rows, blocks, every = ctx.b, ctx.rows, ctx.plan.d_blocks, 1
+    if blocks == 1:
+        b.sync(Queue.V, wait="partials")
+
+    def sums(first: int, number: int) -> Descriptor:
+        return ctx.spad(name, "FP32", (number, 1, rows), (2 * every * rows, 0, 1), offset=4 * first * rows)
+
+    with b.descriptors(2) as (left, right), b.registers(1) as (count,):
+        b.read(count, Cell.ROWS)
+        while every < blocks:
+            pairs = -(-blocks // every) // 2
+            b.load(left, sums(0, pairs))
+            b.load(right, sums(every, pairs))
+            for d in (left, right):
+                b.extent_r(d, 2, count)
+            b.vec(left, left, right, op1=Op1.ADD, wait="partials" if every == 1 else "")
+            every *= 2
 
 
 def branch(ctx: Context, *, blocks: bool = False) -> Descriptor:
@@ -252,13 +306,18 @@ def make_r(ctx: Context, which: str, *, ahead: int = 0) -> None:
     b, rows = ctx.b, ctx.rows
     with b.descriptors(4) as (t, mean, eps, r):
         width = ctx.plan.d_blocks
-        b.load(t, ctx.spad(f"tb_{which}", "FP32", (rows, 1, width), (width, 0, 1), xe=Cell.ROWS))
-        b.load(SCRATCH, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
-        b.vec(0, t, red=Red.SUM, wait="partials")
+        by_blocks = ctx.plan.team_norms and which != "post"
+        if by_blocks:
+            _add_blocks(ctx, f"tb_{which}")
+            b.load(t, ctx.spad(f"tb_{which}", "FP32", (rows, 1, 1), (1, 0, 0), xe=Cell.ROWS))
+        else:
+            b.load(t, ctx.spad(f"tb_{which}", "FP32", (rows, 1, width), (width, 0, 1), xe=Cell.ROWS))
+            b.load(SCRATCH, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
+            b.vec(0, t, red=Red.SUM, wait="partials")
         b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0), xe=Cell.ROWS))
         b.load(mean, ctx.constant(Constant.MEAN))
         b.load(eps, ctx.constant(Constant.EPS))
-        b.vec(r, r, mean, eps, op1=Op1.MUL, op2=Op2.ADD, func=Func.RSQRT)
+        b.vec(r, t if by_blocks else r, mean, eps, op1=Op1.MUL, op2=Op2.ADD, func=Func.RSQRT)
     if tap(ctx) and which != "post":
         store_rows(
             ctx,

@@ -18,6 +18,7 @@ from systolith.compiler.kernels.norm import (
     tap_residual,
 )
 from systolith.compiler.plan import LinearPlan
+from systolith.compiler.team import later_columns
 from systolith.isa.instruction import Queue
 from systolith.isa.vector import Op1, Op2
 
@@ -32,10 +33,12 @@ def project(ctx: Context, linear: LinearPlan, source: str, which: str) -> None:
     load_gains(ctx, Norm.SECOND if which == "b" else Norm.NEXT)
     b.sync(Queue.M, wait="operand")
     apart = plan.model.post_norms is not None
+    later = later_columns(plan) if source == "h" else 0
     if linear.unit:
         whole = columns(ctx, linear, "x", (rows, 1, plan.made(linear)), (-1, 0, 1), xe=xe)
         with made_tiles(ctx, linear) as place, b.descriptors(1) as (y,):
-            product(ctx, linear, operand(ctx, source, linear.k, plan.profile.activations, rows, xe), rows, xe)
+            product(ctx, linear, operand(ctx, source, linear.k, plan.profile.activations, rows, xe), rows, xe,
+                    later=later)  # fmt: skip
             place_columns(ctx, linear, y, columns(ctx, linear, "x", (rows, 1, linear.nt), (-1, 0, 1)), place)
             _finish(ctx, linear, y)
         pass_on(ctx, linear, whole)
@@ -48,7 +51,8 @@ def project(ctx: Context, linear: LinearPlan, source: str, which: str) -> None:
         norm_branch(ctx, Norm.POST_O if which == "b" else Norm.POST_DOWN)
     with residual_tiles(ctx) as tile, b.descriptors(2) as (x, y):
         if not (apart or linear.unit):
-            product(ctx, linear, operand(ctx, source, linear.k, plan.profile.activations, rows, xe), rows, xe)
+            product(ctx, linear, operand(ctx, source, linear.k, plan.profile.activations, rows, xe), rows, xe,
+                    later=later)  # fmt: skip
         load_residual(ctx, tile)
         residual(ctx, x, tile)
         if linear.unit:

@@ -7,7 +7,8 @@ fills in tokens and positions itself. Between start and stop the host only reads
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from systolith.compiler.builder import tensor
 from systolith.compiler.context import Cell, Context, Counter, Mixture
@@ -34,6 +35,7 @@ from systolith.compiler.memory import (
     RANK_WORDS,
     STATE_WORDS,
     STOPS,
+    TEAM_WORDS,
     owner_words,
     route_numbers,
     sink_layers,
@@ -54,6 +56,8 @@ def write_program(ctx: Context, steps_before: Callable[[], None] | None = None) 
     if steps_before is not None:
         ctx.after_grid = True
         steps_before()
+    if plan.team > 1:
+        _load_team(ctx)
     step, no_logits, end = (ctx.label() for _ in range(3))
     told = ctx.label() if plan.options.serve else end
     b.place(step)
@@ -97,10 +101,18 @@ def write_program(ctx: Context, steps_before: Callable[[], None] | None = None) 
     for kinds, times in periods(plan.model.kinds):
         every = sum(kind.experts for kind in kinds)
         with b.loop(times):
-            for place, kind in enumerate(kinds):
-                before = sum(other.experts for other in kinds[:place])
-                ctx.mixture = Mixture(done + place, len(kinds), every, mixed + before)
-                _layer(ctx, kind)
+            if plan.team > 1 and _share_words(kinds):
+                ctx.mixture = Mixture(done, len(kinds), every, mixed)
+                with b.registers(1) as (number,):
+                    b.set(number, 0)
+                    with b.loop(len(kinds)):
+                        _layer(ctx, kinds, number)
+                        b.alu(AluFn.ADD, number, number, 1)
+            else:
+                for place, kind in enumerate(kinds):
+                    before = sum(other.experts for other in kinds[:place])
+                    ctx.mixture = Mixture(done + place, len(kinds), every, mixed + before)
+                    _layer(ctx, (kind,))
         done, mixed = done + times * len(kinds), mixed + times * every
     # The last gather brought the operand of the head.
     b.sync(Queue.M, wait="operand")
@@ -149,10 +161,16 @@ def write_program(ctx: Context, steps_before: Callable[[], None] | None = None) 
     b.resolve(ctx.labels)
 
 
-def _layer(ctx: Context, kind: LayerKind) -> None:
-    """One layer of the decoder."""
+def _share_words(kinds: Sequence[LayerKind]) -> bool:
+    """Whether layers of these kinds, all unlike, differ in their windows alone: then attention has words for each, and
+    all else is written once. LOOP repeats only so many words."""
+    return len(kinds) == len(set(kinds)) > 1 and len({replace(kind, window=None) for kind in kinds}) == 1
+
+
+def _layer(ctx: Context, kinds: Sequence[LayerKind], number: int = 0) -> None:
+    """One layer of the decoder, of kind R[number] where there are several."""
     b, plan = ctx.b, ctx.plan
-    ctx.kind = kind
+    ctx.kind = kind = kinds[0]
     if plan.model.latent is None:
         qkv(ctx)
     else:
@@ -160,7 +178,16 @@ def _layer(ctx: Context, kind: LayerKind) -> None:
     fetch_ahead(ctx)
     await_rows(ctx)
     append(ctx)
-    attention(ctx)
+    done = ctx.label()
+    for place, ctx.kind in enumerate(kinds):
+        other = ctx.label()
+        if place < len(kinds) - 1:
+            b.branch(other, Cond.NE, number, place)
+        attention(ctx)
+        if place < len(kinds) - 1:
+            b.branch(done)
+        b.place(other)
+    b.place(done)
     if plan.model.latent is not None:
         latent_values(ctx)
     project(ctx, plan.o, "attention" if plan.model.latent is None else "attended", "b")
@@ -217,6 +244,16 @@ def _start(ctx: Context) -> None:
         words = ctx.memory.record.words
         b.load(ctx.streams["record"], ctx.dram("steps", "INT32", (1, 1, words), (0, 0, 1), step=words))
     b.tensor_name = ""
+
+
+def _load_team(ctx: Context) -> None:
+    """Load the ranks of the team into cells that steps on the grid, which are over, had for others."""
+    b = ctx.b
+    with b.descriptors(2) as (d, a), b.registers(1) as (rank,):
+        b.load(d, ctx.cell(Cell.TEAM, TEAM_WORDS))
+        b.load(a, ctx.dram("ranks", "INT32", (1, 1, TEAM_WORDS), (0, 0, 1), offset=4 * RANK_WORDS))
+        b.copy(Queue.L, d, a, post="loaded")
+        b.read(rank, Cell.TEAM, wait="loaded")
 
 
 def _load_record(ctx: Context, wait: str) -> None:
