@@ -1,7 +1,7 @@
 """Gathers in two stages: slices bring rows together in teams before they send them. No bit knows of it.
 
-Teams of eight and four, rows that are fewer than a step has or no multiple of a team, parts of h, columns that are dealt
-out evenly, norms that are not deferred, layers with windows that share their words.
+Teams of eight and four, rows that are fewer than a step has or no multiple of a team, parts of h, columns that are
+dealt out evenly, norms that are not deferred, layers with windows that share their words.
 """
 
 from __future__ import annotations
