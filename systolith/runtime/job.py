@@ -97,7 +97,9 @@ class Step:
 
 
 LEFT = 32
-"""Tokens of a chunk that are too few for a step on the grid."""
+"""Tokens of a prompt's last chunk that are too few for the grid."""
+ALONE = 128
+"""The same of its only one: a round of few rows takes as long as its weights to come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ def on_grid(grid: Mapping[str, int] | None, requests: Sequence[Request]) -> tupl
     """The steps on the grid of prompts, and how many tokens of each they do.
 
     grid : the program's, or None. All is done there, in whole chunks: one that the prompt fills in part too, if more
-    than LEFT tokens are in it; what is behind the prompt is never seen.
+    than LEFT tokens are in it, or more than ALONE where it is the only one; what is behind the prompt is never seen.
     """
     steps: list[GridStep] = []
     done = [0] * len(requests)
@@ -151,7 +153,8 @@ def on_grid(grid: Mapping[str, int] | None, requests: Sequence[Request]) -> tupl
         return (), done
     for slot, request in enumerate(requests):
         length = len(request.prompt)
-        chunks = max(0, length + CHUNK_TOKENS - 1 - LEFT) // CHUNK_TOKENS
+        few = LEFT if length > CHUNK_TOKENS else ALONE
+        chunks = max(0, length + CHUNK_TOKENS - 1 - few) // CHUNK_TOKENS
         done[slot] = min(length, chunks * CHUNK_TOKENS)
         # Steps alike, as few as there can be; the last one has what is left.
         each = -(-chunks // max(1, -(-chunks // grid["chunks"])))

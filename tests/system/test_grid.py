@@ -74,7 +74,7 @@ def test_bits_are_those_of_the_reference(subject: Subject, table: dict[str, Any]
 def test_slots_of_a_batch_take_turns(subject: Subject) -> None:
     """Each finds its keys and values where its slot's slices look for them; a row group's tokens take two pages."""
     profile = subject.profile({})
-    prompts = [_prompt(length)[::-1] for length in (300, 7, 560, 40, 285)]
+    prompts = [_prompt(length)[::-1] for length in (300, 7, 560, 140, 285)]
     ran = generate(subject, chip("grid8"), profile, prompts, 2, page_tokens=32)
     assert ran.compiled.plan.slot_groups > 1
     assert {step.slot for step in ran.plan.grid} == {0, 2, 3, 4}
@@ -87,9 +87,9 @@ def test_slots_of_a_batch_take_turns(subject: Subject) -> None:
 @ONE
 def test_a_job_has_room_for_the_step_behind_the_grid(subject: Subject) -> None:
     """Seven full steps of short prompts, and one that ends on the grid: its logits are a step of their own."""
-    requests = [Request(_prompt(30), 300)] * 13 + [Request(_prompt(40), 1)]
+    requests = [*[Request(_prompt(128), 300)] * 12, Request(_prompt(20), 1), Request(_prompt(140), 1)]
     on, profile = chip("grid8"), subject.profile({})
-    program = compile_job(subject.checkpoint, on, profile, requests, page_tokens=128, rows=64).program
+    program = compile_job(subject.checkpoint, on, profile, requests, page_tokens=128, rows=256).program
     found = layout(program, requests)
     assert len(found.grid) == 1
     assert len(found.steps) == 8
@@ -122,7 +122,7 @@ def test_a_prefill_leaves_nothing_open(subject: Subject) -> None:
 def test_what_the_grid_takes() -> None:
     """Whole chunks; a chunk with few tokens is left, and so is what makes its logits."""
     grid = {"chunks": 3}
-    lengths = (2, 200, 257, 289, 290, 2048, 2049)
+    lengths = (128, 200, 257, 289, 290, 2048, 2049)
     steps, done = on_grid(grid, [Request((0,) * n) for n in lengths])
     assert done == [0, 200, 256, 289, 290, 2048, 2048]
     assert [s for s in steps if s.slot == 5] == [GridStep(5, 0, 3), GridStep(5, 3, 3), GridStep(5, 6, 2, 2047)]
