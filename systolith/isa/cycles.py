@@ -135,24 +135,33 @@ def lists(row: Ints) -> int:
 
 
 @rule
-def load_cycles(k: int, columns: int, bits: int, width: int) -> int:
-    """Cycles to load the weights of k rows x `columns` of the arrays through a port of `width` bytes."""
-    return ceil_div(k * columns * bits, 8 * width)
+def load_cycles(f: Ints, k: int, columns: int, bits: int, width: int, by_rows: int) -> int:
+    """Cycles to load the weights of k rows x `columns` of the arrays through a port of `width` bytes.
+
+    A cycle takes one piece of each of the next columns (or rows, where weights lie by rows): 32 elements, the whole of
+    a shorter one, and more of a row where the port is wider than 32 elements for each row of an array.
+    """
+    each = max(1, 8 * width // bits)  # elements a cycle
+    if by_rows:
+        piece = min(each, f[COLUMNS], max(32, each // f[ROWS]))
+        return int(ceil_div(k, min(f[ROWS], each // piece)) * ceil_div(columns, piece))
+    piece = min(each, f[ROWS], 32)
+    return int(ceil_div(columns, each // piece) * ceil_div(k, piece))
 
 
 @rule
-def tiles(stream: int, k: int, n: int, height: int, columns: int, bits: int, width: int) -> int:
+def tiles(f: Ints, stream: int, k: int, n: int, height: int, columns: int, bits: int, width: int, by_rows: int) -> int:
     """Sum over the tiles of one row group, `height` of K by `columns`, of the longer of the pass before it and its own
     load."""
     full_k, full_n = k // height, n // columns
     rest_k, rest_n = k - full_k * height, n - full_n * columns
-    total = full_k * full_n * max(stream, load_cycles(height, columns, bits, width))
+    total = full_k * full_n * max(stream, load_cycles(f, height, columns, bits, width, by_rows))
     if rest_n > 0:
-        total += full_k * max(stream, load_cycles(height, rest_n, bits, width))
+        total += full_k * max(stream, load_cycles(f, height, rest_n, bits, width, by_rows))
     if rest_k > 0:
-        total += full_n * max(stream, load_cycles(rest_k, columns, bits, width))
+        total += full_n * max(stream, load_cycles(f, rest_k, columns, bits, width, by_rows))
         if rest_n > 0:
-            total += max(stream, load_cycles(rest_k, rest_n, bits, width))
+            total += max(stream, load_cycles(f, rest_k, rest_n, bits, width, by_rows))
     return int(total)
 
 
@@ -177,8 +186,9 @@ def stacked(f: Ints, n: int, k: int, row_cycles: int, row_bits: int, per_row: in
 def matmul(f: Ints, row: Ints, out: Ints) -> None:
     """MATMUL: row groups, then column tiles, then K; the next tile's weights load during a pass."""
     fields = row[FIELDS]
+    by_rows = fields >> f[BY_ROWS] & 1
     rows, k = row[A + EXT0] * row[A + EXT1], row[A + EXT2]
-    if fields >> f[BY_ROWS] & 1:
+    if by_rows:
         n = row[B + EXT2]
     else:
         n = row[B + EXT0] * row[B + EXT1]
@@ -195,19 +205,24 @@ def matmul(f: Ints, row: Ints, out: Ints) -> None:
     least = ceil_div(blocks * f[ACC_INTERVAL], f[PASSES])
     group = rows if f[PASSES] == 1 else min(rows, CARRY_ROWS)
     groups = ceil_div(rows, group)
-    stream = max(group * per_row, least)
-    stream_last = max((rows - (groups - 1) * group) * per_row, least)
-    first = load_cycles(min(k, height), min(n, columns), bits, width)
-    hold = (groups - 1) * tiles(stream, k, n, height, columns, bits, width)
-    hold += tiles(stream_last, k, n, height, columns, bits, width)
+    rows_last = rows - (groups - 1) * group
+    stream, stream_last = max(group * per_row, least), max(rows_last * per_row, least)
+    # What follows may add to the same sums in any order: none of its rows before this one's last is added.
+    added = (rows_last - 1) * per_row + blocks * f[ADD]
+    last = max(stream_last, added - (f[PASSES] - 1) * least)
+    first = load_cycles(f, min(k, height), min(n, columns), bits, width, by_rows)
+    hold = (groups - 1) * tiles(f, stream, k, n, height, columns, bits, width, by_rows)
+    hold += tiles(f, stream_last, k, n, height, columns, bits, width, by_rows)
     if groups > 1:  # The last group's first tile follows a pass of a whole group.
         hold += max(stream, first) - max(stream_last, first)
     before = stream if groups > 1 else stream_last
     out[KIND] = MATRIX
     out[LEAD] = f[BANK] + first + (f[BANK] if lists(row) > 0 else 0)
-    out[HOLD] = hold - max(before, first) + stream_last
-    out[LAST] = stream_last
-    out[TAIL] = f[SKEW] + f[NORMALISE] + min(blocks, ceil_div(k, 32)) * f[ADD] + f[BANK]
+    out[HOLD] = hold - max(before, first) + last
+    out[LAST] = last
+    out[TAIL] = f[SKEW] + f[NORMALISE] + f[BANK]
+    if f[PASSES] > 1:  # The last pass alone adds, and its rows are on their way when it is over.
+        out[TAIL] += stream_last + f[ADD] - last
 
 
 # --- vector ---

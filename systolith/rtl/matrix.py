@@ -8,9 +8,11 @@ what the accumulator holds. The rule's way across the columns of an array (`arra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from amaranth.hdl import Array, Cat, ClockSignal, Const, Module, Mux, ResetSignal, Signal, Value, signed
+from amaranth.hdl import Cat, ClockSignal, Const, Module, Mux, ResetSignal, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 
@@ -20,13 +22,13 @@ from systolith.isa.matrix import Matmul
 from systolith.numerics.formats import PAIRS, SCALE_NAN
 from systolith.spec import BLOCK, Chip, ConfigError
 
-from .array import ColumnFoot, PeRow, decode, dot_bits, unit_exponent
+from .array import ArrayColumn, decode, foot_cycles, unit_exponent
 from .functions import delayed
 from .leaf import leaf
 from .legal import outside
 from .ports import ADDRESS_BITS, Port, command_layout, handshake, port_members
 from .walk import byte_offset
-from .weights import Place, Reach, Weights, load_table, weight_ports
+from .weights import Place, Reach, Tile, Weights, later, weight_ports
 
 __all__ = ["MatrixUnit", "check"]
 
@@ -35,31 +37,19 @@ _SPACES = {Space.SPAD: "scratchpad", Space.SLOT: "slots", Space.ACC: "accumulato
 """Bits of the cycles of a pass."""
 
 
-def held(m: Module, value: Value, cycles: int, name: str) -> Value:
-    """The same some cycles later; control, so it is reset."""
-    for i in range(cycles):
-        stage = Signal(len(value), name=f"{name}_{i + 1}")
-        m.d.sync += stage.eq(value)
-        value = stage
-    return value
-
-
-def foot_cycles(chip: Chip) -> int:
-    """Cycles from the activations at the PEs to the sum at the foot of a column."""
-    return 1 if chip.pe_rows == 1 else 2
-
-
 def check(chip: Chip) -> None:
     """Raise ConfigError for a chip whose arrays are not built."""
-    if chip.blocks_per_pass > 1 or chip.array_stack > 1:
-        raise ConfigError(
-            f"{chip.name}: array_rows={chip.array_rows} and array_stack={chip.array_stack}; the RTL has arrays of "
-            f"at most {BLOCK} rows that do not stand on each other, so write array_rows={BLOCK} and array_stack=1."
-        )
-    if chip.bank_cycles + 2 + foot_cycles(chip) > chip.array_skew_cycles:
+    need = chip.bank_cycles + 2 + foot_cycles(chip) + (chip.passes_per_block == 1)
+    if need > chip.array_skew_cycles:
         raise ConfigError(
             f"{chip.name}: bank_cycles={chip.bank_cycles} is too many for array_cols={chip.array_cols}; the RTL looks "
             "up index lists while the rule counts the way across the columns: lower bank_cycles."
+        )
+    if chip.array_stack * chip.array_rows > chip.bank_bytes:
+        raise ConfigError(
+            f"{chip.name}: bank_bytes={chip.bank_bytes} is less than array_stack x array_rows = "
+            f"{chip.array_stack * chip.array_rows}; the RTL reads a row for all arrays of a stack in one cycle: raise "
+            "bank_bytes or lower array_stack."
         )
 
 
@@ -75,9 +65,13 @@ class MatrixUnit(wiring.Component):
         check(chip)
         self.foot = foot_cycles(chip)
         columns = chip.columns
+        self.modes = range(chip.array_stack.bit_length())
+        """log2 of the arrays that stand on each other."""
+        self.slots = chip.array_stack * chip.blocks_per_pass
+        """Blocks of a row that a pass takes at most."""
         self.ports = [
-            Port("a", Space.SPAD, chip.array_rows),
-            Port("a_scale", Space.SPAD, 1),
+            Port("a", Space.SPAD, chip.array_stack * chip.array_rows),
+            Port("a_scale", Space.SPAD, self.slots),
             Port("a_list", Space.SPAD, 4),
             Port("d_list", Space.SPAD, 4),
             Port("old", Space.ACC, 4 * columns),
@@ -97,6 +91,7 @@ class MatrixUnit(wiring.Component):
         self._passes()
         self._weights()
         self._rows()
+        self._times()
         self._array()
         self._sums()
         self._faults()
@@ -127,7 +122,23 @@ class MatrixUnit(wiring.Component):
         self.per_row = self._signal("per_row", per_row, 4)
         self.lists = self._signal("lists", a.via | b.via | self.loader.d.via)
         self.illegal = self._illegal()
-        self.four, self.slot = b.format == Format.E2M1, b.space == Space.SLOT
+        self.mode = self._stacked()
+
+    def _stacked(self) -> Signal:
+        """How many arrays stand on each other, log2: `isa.cycles.stacked`."""
+        chip, bits = self.chip, Mux(self.loader.a.format == Format.E2M1, 4, 8)
+        grows: list[Value] = []
+        high, row_cycles = 1, self._signal("row_cycles", self.rows * self.per_row, TIME)
+        while 2 * high <= chip.array_stack:
+            found = (
+                (self.columns <= chip.arrays // (2 * high) * chip.array_cols)
+                & (self.depth > high * chip.array_rows)
+                & (2 * high * chip.array_rows * bits <= 8 * chip.bank_bytes * self.per_row)
+                & (row_cycles > high * chip.blocks_per_pass * chip.accumulator_interval_cycles)
+            )
+            grows.append(found & grows[-1] if grows else found)
+            high *= 2
+        return self._signal("mode", sum(grows, Const(0, 1)), max(1, len(self.modes).bit_length()))
 
     def _illegal(self) -> Signal:
         """What `isa` traps before anything is written: spaces, formats, extents, strides."""
@@ -156,7 +167,9 @@ class MatrixUnit(wiring.Component):
                     continue
                 used = Cat(Const(0, 2), self.write_count)
             elif port.name == "a":
-                used = Mux(self.four_a, port.bytes // 2, port.bytes)
+                used = Mux(self.four_a, self.a_used >> 1, self.a_used)
+            elif port.name == "a_scale":
+                used = (self.a_used + (BLOCK - 1)) >> 5
             elif port.name in self.weights.used:
                 used = self.weights.used[port.name]
             found.append(
@@ -174,25 +187,28 @@ class MatrixUnit(wiring.Component):
         left = self._signal("rows_left", self.rows - done, 24)
         short = chip.passes_per_block > 1
         self.group = self._signal("group", Mux(left > CARRY_ROWS, CARRY_ROWS, left) if short else left, 24)
-        last_k = self._signal("last_k", k + chip.array_rows >= self.depth)
+        height = self._signal("height", chip.array_rows << self.mode, 21)
+        width = self._signal("width", chip.columns >> self.mode, 20)
+        rest_k = self._signal("rest_k", self.depth - k, 21)
+        last_k = self._signal("last_k", rest_k <= height)
         rest = self._signal("columns_left", self.columns - col, 20)
-        last_col = self._signal("last_col", rest <= chip.columns)
+        last_col = self._signal("last_col", rest <= width)
         last_group = self._signal("last_group", left <= CARRY_ROWS if short else Const(1))
-        self.count = self._signal("count", Mux(last_col, rest, chip.columns), range(chip.columns + 1).stop.bit_length())
+        most = chip.array_stack * chip.array_rows
+        self.count = self._signal("count", Mux(last_col, rest, width), chip.columns.bit_length())
+        self.tile_rows = self._signal("tile_rows", Mux(last_k, rest_k, height), most.bit_length())
         self.last_tile = self._signal("last_tile", last_k & last_col & last_group)
-        tables = {(f, s): load_table(chip, bool(f), bool(s)) for f in (0, 1) for s in (0, 1)}
-        load: Value = Const(0, 1)
-        elements: Value = Const(0, 1)
-        for (f, s), (each, table) in tables.items():
-            mine = (self.four == f) & (self.slot == s)
-            load = load | Mux(mine, Array([Const(x, 20) for x in table])[self.count], 0)
-            elements = elements | Mux(mine, each, 0)
-        self.load = self._signal("load", load, 20)
-        self.elements = self._signal("elements", elements, 20)
-        least = -(-chip.blocks_per_pass * chip.accumulator_interval_cycles // chip.passes_per_block)
-        stream = self._signal("stream_rows", self.group * self.per_row, TIME)
-        self.stream = self._signal("stream", Mux(stream > least, stream, least), TIME)
-        self.fire = Signal()
+        added = chip.blocks_per_pass * chip.fp32_add_cycles  # by one array
+        waits = self._signal("waits", added << self.mode, 20)
+        least = waits if chip.passes_per_block == 1 else Const(-(-added // chip.passes_per_block), 20)
+        rows = self._signal("stream_rows", self.group * self.per_row, TIME)
+        self.stream = self._signal("stream", Mux(rows > least, rows, least), TIME)
+        # The last pass of an instruction keeps others' rows from the sums of its own.
+        through = self._signal(
+            "through", rows - self.per_row + waits - (chip.passes_per_block - 1) * least, TIME + 1
+        ).as_signed()
+        self.last = self._signal("last", Mux(through > self.stream.as_signed(), through, self.stream), TIME)
+        self.fire, self.load = Signal(), Signal(20, name="load")
         self.new_group = self._signal("new_group", (k == 0) & (col == 0))
         self.to_start = self._signal(
             "to_start", self.start | (self.fire & Mux(self.by_rows, last_k, last_k & last_col))
@@ -201,9 +217,9 @@ class MatrixUnit(wiring.Component):
         with m.If(self.start):
             m.d.sync += [col.eq(0), k.eq(0), done.eq(0), self.first_tile.eq(1)]
         with m.Elif(self.fire):
-            m.d.sync += [self.first_tile.eq(0), k.eq(Mux(last_k, 0, k + chip.array_rows))]
+            m.d.sync += [self.first_tile.eq(0), k.eq(Mux(last_k, 0, k + height))]
             with m.If(last_k):
-                m.d.sync += col.eq(Mux(last_col, 0, col + chip.columns))
+                m.d.sync += col.eq(Mux(last_col, 0, col + width))
                 with m.If(last_col):
                     m.d.sync += done.eq(done + CARRY_ROWS)
 
@@ -213,10 +229,11 @@ class MatrixUnit(wiring.Component):
         bank = chip.bank_cycles
         waiting = Signal()  # the loader has a tile that has not gone into the array
         age, since = Signal(20), Signal(TIME, init=(1 << TIME) - 1)  # cycles from the start, and from the last pass
-        before = Signal(TIME)  # cycles of the last pass
+        before, leaves = Signal(TIME), Signal(TIME)  # cycles of the last pass; until its rows have left the array
         before_ends = Signal()  # it was the last of its instruction
         reach = self._signal("reach", bank + Mux(self.lists, bank, 0), 8)
-        loaded = Mux(self.first_tile, age >= reach + self.load, since >= self.load)
+        load = self.load
+        loaded = Mux(self.first_tile, age >= reach + load, since >= load)
         m.d.comb += [
             self.fire.eq(waiting & loaded & (since >= before)),
             self.ready.eq(~waiting | (self.fire & self.last_tile)),
@@ -232,26 +249,30 @@ class MatrixUnit(wiring.Component):
             with m.If(~age.all()):
                 m.d.sync += age.eq(age + 1)
         with m.If(self.fire):
-            m.d.sync += [since.eq(1), before.eq(self.stream), before_ends.eq(self.last_tile)]
+            m.d.sync += [
+                since.eq(1), before.eq(Mux(self.last_tile, self.last, self.stream)), before_ends.eq(self.last_tile),
+                leaves.eq(self.last if chip.passes_per_block == 1 else self.stream),
+            ]  # fmt: skip
         with m.Elif(~since.all()):
             m.d.sync += since.eq(since + 1)
-        over = self._signal("over", before_ends & (since == before))
-        tail = chip.array_skew_cycles + chip.normalise_cycles + chip.fp32_add_cycles + bank
-        m.d.comb += self.done.eq(held(m, over, tail, "ending"))
+        over = self._signal("over", before_ends & (since == leaves))
+        tail = chip.array_skew_cycles + chip.normalise_cycles + bank
+        if chip.passes_per_block > 1:
+            tail += chip.fp32_add_cycles
+        m.d.comb += self.done.eq(later(m, over, tail, "ending"))
 
     def _weights(self) -> None:
         """The loader's data path, and the swap that a pass brings."""
-        m, bank = self.m, self.chip.bank_cycles
-        form = self.loader.b.format
-        late = 2 * bank + 1
-        self.swap = held(m, self.fire, late, "swap")
-        swap_by_rows = delayed(m, self.by_rows, late, "swap_by_rows")
-        self.swap_form = delayed(m, form, late, "swap_form")
+        m, late = self.m, 2 * self.chip.bank_cycles + 1
+        self.swap = later(m, self.fire, late, "swap")
+        self.swap_by_rows = delayed(m, self.by_rows, late, "swap_by_rows")
+        self.swap_form = delayed(m, self.loader.b.format, late, "swap_form")
         self.weights = Weights(
-            m, self, self.chip, self.loader.b, by_rows=self.by_rows, col=self.col, k=self.k, count=self.count,
-            begin=self.begin, to_start=self.to_start, to_next=self.to_next, elements=self.elements, swap=self.swap,
-            swap_by_rows=swap_by_rows,
+            m, self, self.chip, self.loader.b,
+            Tile(self.by_rows, self.k, self.tile_rows, self.col, self.count, self.mode),
+            begin=self.begin, fire=self.fire, to_start=self.to_start, to_next=self.to_next,
         )  # fmt: skip
+        m.d.comb += self.load.eq(self.weights.load)
 
     def _rows(self) -> None:
         """Rows of the pass under way: their addresses in A and D. Cycle 0 of the data path is that of a row's issue."""
@@ -260,6 +281,9 @@ class MatrixUnit(wiring.Component):
         now = Signal(command_layout("M"), name="now", reset_less=True)
         k, col = Signal(21, name="pass_k", reset_less=True), Signal(20, name="pass_col", reset_less=True)
         count = Signal.like(self.count, name="pass_count", reset_less=True)
+        height = Signal.like(self.tile_rows, name="pass_rows", reset_less=True)
+        mode = Signal.like(self.mode, name="pass_mode", reset_less=True)
+        terms = Signal(name="pass_terms", reset_less=True)
         start_block, end_block, from_zero = (
             Signal(name=f"pass_{x}", reset_less=True) for x in ("opens", "closes", "zero")
         )
@@ -274,8 +298,11 @@ class MatrixUnit(wiring.Component):
                 k.eq(Cat(self.k[:5], block)),
                 col.eq(self.col),
                 count.eq(self.count),
+                height.eq(self.tile_rows),
+                mode.eq(self.mode),
+                terms.eq(self.terms),
                 start_block.eq(self.k[:5] == 0),
-                end_block.eq(((self.k[:5] + chip.array_rows) == BLOCK) & ~self.illegal),
+                end_block.eq((((self.k[:5] + chip.array_rows) == BLOCK) | (chip.array_rows > BLOCK)) & ~self.illegal),
                 from_zero.eq((self.k < BLOCK) & self.loader.zero),
                 left.eq(self.group),
                 gap.eq(0),
@@ -306,7 +333,7 @@ class MatrixUnit(wiring.Component):
         late = delayed(m, now, bank, "now_late")
         a = Reach(m, self, "a_list", chip, row["a"], now.a, late.a, k, issue)
         d = Reach(m, self, "d_list", chip, row["d"], now.d, late.d, col, issue & end_block)
-        go = held(m, issue, bank, "issue")
+        go = later(m, issue, bank, "issue")
         m.d.comb += [
             self.a_en.eq(go),
             self.a_addr.eq(late.a.base + byte_offset(late.a.format, a.elements)),
@@ -314,100 +341,193 @@ class MatrixUnit(wiring.Component):
             self.a_scale_addr.eq(late.a.sbase + (a.elements.as_signed() >> 5)),
         ]
         self.four_a = self._signal("four_a", late.a.format == Format.E2M1)
+        blocks = self._signal("pass_blocks", height >> 5)  # of the weights; two meet one of A where they have two terms
+        a_used: Value = height
+        if self.slots > 1:
+            a_used = Cat(Const(0, 5), Mux(terms, (blocks + 1) >> 1, blocks))
+        self.a_used = delayed(m, self._signal("pass_used", a_used), bank, "a_used")
         # The data path from here on, by cycles after the issue.
         self.at_data = 2 * bank
-        self.go = held(m, go, bank, "go")
+        self.go = later(m, go, bank, "go")
         self.form_a = delayed(m, now.a.format, 2 * bank, "form_a")
         self.unit = delayed(m, self._signal("unit", unit_exponent(now.a.format, now.b.format)), 2 * bank, "unit")
         wait = 2 * bank + 1 + self.foot
-        self.foot_valid = held(m, issue, wait, "foot_valid")
+        self.foot_valid = later(m, issue, wait, "foot_valid")
         self.foot_first = delayed(m, start_block, wait, "foot_first")
         self.foot_place = delayed(m, number, wait, "foot_place")
-        close = held(m, self._signal("closing", issue & end_block), bank, "close")
+        close = later(m, self._signal("closing", issue & end_block), bank, "close")
         self.d_valid, self.d_count = close, delayed(m, count, bank, "d_count")
+        self.d_mode = delayed(m, mode, bank, "d_mode")
+        self.x_mode, self.x_terms = delayed(m, mode, 2 * bank, "x_mode"), delayed(m, terms, 2 * bank, "x_terms")
+        absent = self._signal("absent", Cat(*((s >= blocks) & (s > 0) for s in range(self.slots))))
+        self.absent = delayed(m, absent, 2 * bank, "absent_x")
         self.d_zero = delayed(m, from_zero, bank, "d_zero")
         self.d_addr = self._signal("d_addr", late.d.base + byte_offset(late.d.format, d.elements), ADDRESS_BITS)
 
-    def _array(self) -> None:
-        """Rows of PEs."""
-        m, chip = self.m, self.chip
-        four = self.form_a == Format.E2M1
-        xs = []
-        for r in range(chip.array_rows):
-            code = self._signal(f"x{r}_code", Mux(four, self.a_data[4 * r : 4 * r + 4], self.a_data[8 * r : 8 * r + 8]))
-            xs.append(delayed(m, decode(m, code, self.form_a, f"x{r}").packed, 1, f"x{r}"))
-        go = held(m, self.go, 1, "go_array")
-        self.dots: list[list[tuple[Signal, Signal]]] = []
-        for j in range(chip.pe_rows):
-            mine = range(j * chip.pe_dot, (j + 1) * chip.pe_dot)
-            signals: dict[str, Any] = {
-                "i_clk": ClockSignal(), "i_rst": ResetSignal(), "i_x": Cat(*(xs[r] for r in mine)), "i_go": go,
-                "i_swap": self.swap, "i_form": self.swap_form,
-            }  # fmt: skip
-            row = []
-            for n in range(chip.columns):
-                dot = Signal(signed(dot_bits(chip.pe_dot)), name=f"dot_{j}_{n}")
-                nan = Signal(name=f"nan_{j}_{n}")
-                signals |= {
-                    f"i_code{n}": Cat(*(Value.cast(self.weights.codes[r][n])[:8] for r in mine)),
-                    f"i_we{n}": Cat(*(self.weights.enables[r][n] for r in mine)),
-                    f"o_dot{n}": dot,
-                    f"o_nan{n}": nan,
-                }
-                row.append((dot, nan))
-            self.dots.append(row)
-            m.submodules[f"pe_row{j}"] = leaf("systolith_pe_row", lambda: PeRow(chip), **signals)
+    def _by_mode(self, mode: Value, values: Sequence[Value]) -> Value:
+        """Choose among the values for each way of stacking."""
+        chosen = values[0]
+        if any(x is not chosen for x in values):
+            for i in self.modes[1:]:
+                chosen = Mux(mode == i, values[i], chosen)
+        return chosen
 
-    def _sums(self) -> None:
-        """Feet of the columns, and the accumulator."""
+    def _by_level(self, mode: Value, level: int, values: Sequence[Value]) -> Value:
+        """What an array sees of the values for each array of a stack of all, of which it is number `level`."""
+        return self._by_mode(mode, [values[level % (1 << i)] for i in self.modes])
+
+    def _elements(self) -> list[Value]:
+        """Decoded activations of a row, for the arrays of a stack."""
+        m, chip, four = self.m, self.chip, self.form_a == Format.E2M1
+
+        def code(r: int) -> Value:
+            return Mux(four, self.a_data[4 * r : 4 * r + 4], self.a_data[8 * r : 8 * r + 8])
+
+        found = []
+        for r in range(chip.array_stack * chip.array_rows):
+            # With two terms, blocks 2i and 2i + 1 of the weights meet block i.
+            half = r % BLOCK + r // BLOCK // 2 * BLOCK
+            value = Mux(self.x_terms, code(half), code(r)) if half != r else code(r)
+            found.append(decode(m, self._signal(f"x{r}_code", value, 8), self.form_a, f"x{r}").packed)
+        return found
+
+    def _exponents(self) -> tuple[list[Value], list[Value]]:
+        """Exponents of the blocks of a row, and whether their scales are NaN."""
+        exponents: list[Value] = []
+        spoilt: list[Value] = []
+        for s in range(self.slots):
+            scale, half = (self.a_scale_data[8 * i : 8 * i + 8] for i in (s, s // 2))
+            value = self._signal(f"a_scale{s}", Mux(self.x_terms, half, scale) if s else scale)
+            exponents.append(self._signal(f"exponent{s}", value + self.unit))
+            spoilt.append(self._signal(f"spoilt{s}", value == SCALE_NAN))
+        return exponents, spoilt
+
+    def _shared(self) -> list[dict[str, Any]]:
+        """What all columns of an array get, by its number in a stack."""
         m, chip = self.m, self.chip
-        bank, add, normalise = chip.bank_cycles, chip.fp32_add_cycles, chip.normalise_cycles
-        columns = chip.columns
-        # From D's address to its read, to the adder, to the write.
+        rows, dot, blocks, levels = chip.array_rows, chip.pe_dot, chip.blocks_per_pass, range(chip.array_stack)
+        elements, wait = self._elements(), 1 + self.foot
+        per_block = {"absent": [self.absent[s] for s in range(self.slots)]}
+        per_block["exponent"], per_block["spoilt"] = self._exponents()
+        granules = rows // self.weights.shape.granule
+        we = [self.weights.we[n * granules : (n + 1) * granules] for n in levels]
+        deep = [Const(n, max(1, len(self.modes) - 1)) for n in levels]
+        found: list[dict[str, Any]] = []
+        for level in levels:
+            mine: dict[str, Any] = {
+                "i_we": self._signal(f"we{level}", self._by_level(self.weights.mode, level, we)),
+                "i_deep": self._signal(f"deep{level}", self._by_level(self.t0_mode, level, deep)),
+            }
+            for j in range(chip.pe_rows):
+                xs = [Cat(*elements[n * rows + j * dot : n * rows + (j + 1) * dot]) for n in levels]
+                x = self._signal(f"x{level}_{j}", self._by_level(self.x_mode, level, xs))
+                mine[f"i_x{j}"] = delayed(m, x, 1, f"x{level}_{j}")
+            for name, values in per_block.items():
+                for b in range(blocks):
+                    value = self._by_level(self.x_mode, level, values[b::blocks])
+                    label = f"{name}{level}_{b}"
+                    mine[f"i_{name}{b}"] = delayed(m, self._signal(label, value), wait, label)
+            found.append(mine)
+        return found
+
+    def _array(self) -> None:
+        """Columns: what each one gets."""
+        m, chip = self.m, self.chip
+        shared = self._shared()
+        every = {
+            "i_clk": ClockSignal(), "i_rst": ResetSignal(), "i_go": later(m, self.go, 1, "go_array"),
+            "i_swap": self.swap, "i_swap_by_rows": self.swap_by_rows, "i_form": self.swap_form,
+            "i_by_rows": self.weights.by_rows, "i_valid": self.foot_valid, "i_first": self.foot_first,
+            "i_place": self.foot_place, "i_now": self.t0_valid,
+        }  # fmt: skip
+        self.old_sums = [[Signal(32, name=f"old{a}_{n}") for n in range(chip.array_cols)] for a in range(chip.arrays)]
+        self.values = [[Signal(32, name=f"sum{a}_{n}") for n in range(chip.array_cols)] for a in range(chip.arrays)]
+        for a in range(chip.arrays):
+            level = a % chip.array_stack
+            for c in range(chip.array_cols):
+                seen = [self.weights.column_of((a >> i) * chip.array_cols + c) for i in self.modes]
+                col, row, scale, take = (self._by_mode(self.weights.mode, parts) for parts in zip(*seen, strict=True))
+                m.submodules[f"column{a}_{c}"] = leaf(
+                    f"systolith_column{level}" if level else "systolith_column",
+                    partial(ArrayColumn, chip, self.weights.shape, level),
+                    **every, **shared[level], i_take=take, i_col=col, i_row=row, i_scale=scale,
+                    i_old=self.old_sums[a][c], o_value=self.values[a][c],
+                )  # fmt: skip
+
+    def _times(self) -> None:
+        """Rows on their way: to the first addition, and through the adders of the arrays on each other."""
+        m, chip = self.m, self.chip
+        bank, normalise = chip.bank_cycles, chip.normalise_cycles
+        # From D's address to its read.
         read = 1 + self.foot + normalise
-        valid = held(m, self.d_valid, read, "d_valid")
+        valid = later(m, self.d_valid, read, "d_valid")
         addr = delayed(m, self.d_addr, read, "d_addr")
         m.d.comb += [self.old_en.eq(valid), self.old_addr.eq(addr)]
-        line = [(held(m, valid, bank, "acc_valid"), delayed(m, addr, bank, "acc_addr"))]
-        counts = [delayed(m, self.d_count, read + bank, "acc_count")]
-        zero = delayed(m, self.d_zero, read + bank, "acc_zero")
-        for i in range(add + bank):
-            line.append((held(m, line[-1][0], 1, f"acc_valid_{i}"), delayed(m, line[-1][1], 1, f"acc_addr_{i}")))
-            counts.append(delayed(m, counts[-1], 1, f"acc_count_{i}"))
-        self.write_count = counts[add]
-        m.d.comb += [
-            self.new_en.eq(line[add][0]),
-            self.new_addr.eq(line[add][1]),
-            self.new_mask.eq(Cat(*((counts[add] > n).replicate(4) for n in range(columns)))),
-        ]
-        old = Signal(32 * columns, name="old_sums")
-        values: list[Signal] = []
-        spoilt_a = self.a_scale_data == SCALE_NAN
-        exponent = delayed(m, self._signal("exponent", self.a_scale_data + self.unit), 1 + self.foot, "exponent")
-        spoilt_a = delayed(m, self._signal("spoilt_a", spoilt_a), 1 + self.foot, "spoilt_a")
+        self.t0_valid = later(m, valid, bank, "acc_valid")
+        self.t0_addr = delayed(m, addr, bank, "acc_addr")
+        self.t0_count = delayed(m, self.d_count, read + bank, "acc_count")
+        self.t0_mode = delayed(m, self.d_mode, read + bank, "acc_mode")
+        self.t0_zero = delayed(m, self.d_zero, read + bank, "acc_zero")
+
+    def _sums(self) -> None:
+        """Adders and the accumulator."""
+        m, chip = self.m, self.chip
+        columns, width = chip.columns, chip.array_cols
+        wait = chip.blocks_per_pass * chip.fp32_add_cycles
+        # A row is written when the last array of its stack has added.
+        now, rest, at = self.t0_valid, [self.t0_addr, self.t0_count, self.t0_mode], 0
+        live: Value = Const(0, 1)
+        to, count, mode = rest
+        for i in self.modes:
+            cycles = (wait << i) - at
+            now = later(m, now, cycles, f"adds{i}_valid")
+            rest = [delayed(m, x, cycles, f"adds{i}_{k}") for k, x in enumerate(rest)]
+            at += cycles
+            mine = self._signal(f"adds{i}", now & (rest[2] == i))
+            live = live | mine
+            to, count, mode = (Mux(mine, x, y) if i else x for x, y in zip(rest, (to, count, mode), strict=True))
+        live, to = self._signal("new_valid", live), self._signal("new_to", to, ADDRESS_BITS)
+        count, mode = self._signal("new_count", count, len(self.count)), self._signal("new_mode", mode, len(self.mode))
+        self.write_count = count
+        sums = []
         for n in range(columns):
-            scale = delayed(m, self.weights.scales[n], self.foot, f"foot_scale{n}")
-            value = Signal(32, name=f"sum{n}")
-            values.append(value)
-            signals: dict[str, Any] = {
-                "i_clk": ClockSignal(), "i_rst": ResetSignal(), "i_valid": self.foot_valid, "i_first": self.foot_first,
-                "i_place": self.foot_place, "i_exponent": exponent, "i_scale": scale,
-                "i_spoilt": spoilt_a | (scale == SCALE_NAN), "i_zero": zero,
-                "i_old": old[32 * n : 32 * n + 32], "o_value": value,
-            }  # fmt: skip
-            for j in range(chip.pe_rows):
-                signals[f"i_dot{j}"], signals[f"i_nan{j}"] = self.dots[j][n]
-            m.submodules[f"foot{n}"] = leaf("systolith_foot", lambda: ColumnFoot(chip), **signals)
-        m.d.comb += self.new_data.eq(Cat(*values))
-        # What the read is too early to see: sums that come out of the adders as this one's addition begins, or came out
-        # up to bank_cycles ago. They may stand at other columns, where tiles of D overlap.
+            group, c = divmod(n, width)
+            ends = [i for i in self.modes if (group + 1) << i <= chip.arrays]
+            value: Value = self.values[group][c]
+            for i in ends[1:]:
+                value = Mux(mode == i, self.values[((group + 1) << i) - 1][c], value)
+            sums.append(value)
+        m.d.comb += [
+            self.new_en.eq(live),
+            self.new_addr.eq(to),
+            self.new_data.eq(Cat(*sums)),
+            self.new_mask.eq(Cat(*((count > n).replicate(4) for n in range(columns)))),
+        ]
+        newest = self._newest(live, to, count)
+        first_of_stack = [Const(n == 0, 1) for n in range(chip.array_stack)]
+        for a in range(chip.arrays):
+            for c in range(width):
+                first = self._by_mode(self.t0_mode, [newest[(a >> i) * width + c] for i in self.modes])
+                old: Value = Mux(self.t0_zero, 0, first)
+                level = a % chip.array_stack
+                if level:
+                    opens = self._by_level(self.t0_mode, level, first_of_stack)
+                    old = Mux(self.t0_valid & opens, old, self.values[a - 1][c])
+                m.d.comb += self.old_sums[a][c].eq(old)
+
+    def _newest(self, live: Value, to: Value, count: Value) -> list[Value]:
+        """What the accumulator holds in the cycle of the first addition.
+
+        What the read is too early to see: sums that come out of the adders as this one's addition begins, or came out
+        up to bank_cycles ago. They may stand at other columns, where tiles of D overlap.
+        """
+        m, chip, columns = self.m, self.chip, self.chip.columns
         newest: Value = self.old_data
         data: Value = self.new_data
         ages: list[tuple[Value, Value]] = []
-        for k in range(bank + 1):
-            (live, at), count = line[add + k], counts[add + k]
-            words = self._signal(f"apart{k}", (line[0][1] - at)[2:ADDRESS_BITS].as_signed())
-            near = live & line[0][0] & (words < columns) & (words > -columns)
+        for k in range(chip.bank_cycles + 1):
+            words = self._signal(f"apart{k}", (self.t0_addr - to)[2:ADDRESS_BITS].as_signed())
+            near = live & self.t0_valid & (words < columns) & (words > -columns)
             by = self._signal(f"shift{k}", (words + columns)[: columns.bit_length()])
             mask = self._signal(
                 f"newer{k}",
@@ -417,8 +537,13 @@ class MatrixUnit(wiring.Component):
             moved = self._signal(f"moved{k}", Cat(Const(0, 32 * columns), data) >> Cat(Const(0, 5), by), 32 * columns)
             ages.append((mask, moved))
             data = delayed(m, data, 1, f"sums_{k}")
+            live, to, count = (
+                later(m, live, 1, f"wrote{k}"), delayed(m, to, 1, f"wrote{k}_to"),
+                delayed(m, count, 1, f"wrote{k}_count"),
+            )  # fmt: skip
         for mask, moved in reversed(ages):
             newest = Cat(
                 *(Mux(mask[n], moved[32 * n : 32 * n + 32], newest[32 * n : 32 * n + 32]) for n in range(columns))
             )
-        m.d.comb += old.eq(newest)
+        named = self._signal("newest", newest)
+        return [named[32 * n : 32 * n + 32] for n in range(columns)]

@@ -119,10 +119,12 @@ def draw(rng: random.Random, chip: Chip, s: Slice) -> Matmul:
     by_rows = int(rng.random() < 0.4)
     terms = int(not by_rows and rng.random() < 0.2)
     columns = chip.columns
+    # Of arrays of many rows, or that stand on each other: all that may be in a pass, and a rest.
+    depths = [1, 1, 1, 2, 3, 4] + list(range(4, 3 * chip.blocks_per_pass * chip.array_stack + 2))
     while True:
         e0, e1 = rng.choice([(1, 1), (1, rng.randint(1, 5)), (rng.randint(1, 9), rng.randint(1, 8)), (1, 33), (70, 1)])
-        k = 32 * rng.choice([1, 1, 1, 2, 3, 4])
-        n = rng.choice([1, 2, 3, columns, columns + 1, rng.randint(1, 3 * columns)])
+        k = 32 * rng.choice(depths if chip.array_rows >= 32 else depths[:6])
+        n = rng.choice([1, 2, 3, chip.array_cols, columns, columns + 1, rng.randint(1, 3 * columns)])
         n0, n1 = (n, 1) if rng.random() < 0.6 else (rng.randint(1, 4), rng.randint(1, columns))
         if by_rows:
             n0, n1, n = 1, 1, n + n % 2

@@ -120,6 +120,24 @@ VARIANTS = {
     ),
     "two arrays of 4x4": ("nano", {"arrays": 2, "bank_cycles": 2, "weight_load_bytes": 8}),
     "mini": ("mini", {}),
+    "16x8, an adder longer than a pass": ("nano", {"array_rows": 16, "array_cols": 8, "fp32_add_cycles": 6}),
+    "64x4, two blocks a pass": (
+        "nano", {"array_rows": 64, "pe_dot": 8, "bank_bytes": 64, "weight_load_bytes": 32, "fp32_add_cycles": 3},
+    ),
+    "64x4, two arrays that stand on each other": (
+        "nano",
+        {
+            "array_rows": 64, "arrays": 2, "array_stack": 2, "pe_dot": 8, "bank_bytes": 128, "weight_load_bytes": 64,
+            "fp32_add_cycles": 3, "rates": {"E4M3xE4M3": "1/4", "INT8xINT8": "1/2"},
+        },
+    ),
+    "32x4, stacks of up to four, a bank too narrow for all": (
+        "nano",
+        {
+            "array_rows": 32, "arrays": 4, "array_stack": 4, "bank_bytes": 128, "weight_load_bytes": 16,
+            "bank_cycles": 2, "fp32_add_cycles": 1,
+        },
+    ),
 }  # fmt: skip
 
 
@@ -145,7 +163,9 @@ def test_a_changed_operator_is_found(tmp_path):
 
 
 def test_arrays_that_are_not_built_are_refused():
-    with pytest.raises(ConfigError, match="array_rows=64"):
-        check(load("slice64"))
+    for name in ("slice64", "server"):
+        check(load(name))
+    with pytest.raises(ConfigError, match="bank_bytes=64 is less than array_stack x array_rows = 128"):
+        check(NANO.vary(array_rows=64, arrays=2, array_stack=2, bank_bytes=64))
     with pytest.raises(ConfigError, match="bank_cycles=4"):
         check(NANO.vary(bank_cycles=4))
