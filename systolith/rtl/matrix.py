@@ -8,7 +8,6 @@ what the accumulator holds. The rule's way across the columns of an array (`arra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -27,6 +26,7 @@ from .functions import delayed
 from .leaf import leaf
 from .legal import outside
 from .ports import ADDRESS_BITS, Port, command_layout, handshake, port_members
+from .sums import Sums, by_level, by_mode
 from .walk import byte_offset
 from .weights import Place, Reach, Tile, Weights, later, weight_ports
 
@@ -91,9 +91,9 @@ class MatrixUnit(wiring.Component):
         self._passes()
         self._weights()
         self._rows()
-        self._times()
+        self.sums = Sums(m, self, chip=self.chip, late=1 + self.foot + self.chip.normalise_cycles)
         self._array()
-        self._sums()
+        self.sums.join(self.values, self.old_sums)
         self._faults()
         return m
 
@@ -165,7 +165,7 @@ class MatrixUnit(wiring.Component):
             if port.space == Space.ACC:
                 if not port.write:
                     continue
-                used = Cat(Const(0, 2), self.write_count)
+                used = Cat(Const(0, 2), self.sums.count)
             elif port.name == "a":
                 used = Mux(self.four_a, self.a_used >> 1, self.a_used)
             elif port.name == "a_scale":
@@ -364,18 +364,6 @@ class MatrixUnit(wiring.Component):
         self.d_zero = delayed(m, from_zero, bank, "d_zero")
         self.d_addr = self._signal("d_addr", late.d.base + byte_offset(late.d.format, d.elements), ADDRESS_BITS)
 
-    def _by_mode(self, mode: Value, values: Sequence[Value]) -> Value:
-        """Choose among the values for each way of stacking."""
-        chosen = values[0]
-        if any(x is not chosen for x in values):
-            for i in self.modes[1:]:
-                chosen = Mux(mode == i, values[i], chosen)
-        return chosen
-
-    def _by_level(self, mode: Value, level: int, values: Sequence[Value]) -> Value:
-        """What an array sees of the values for each array of a stack of all, of which it is number `level`."""
-        return self._by_mode(mode, [values[level % (1 << i)] for i in self.modes])
-
     def _elements(self) -> list[Value]:
         """Decoded activations of a row, for the arrays of a stack."""
         m, chip, four = self.m, self.chip, self.form_a == Format.E2M1
@@ -415,16 +403,16 @@ class MatrixUnit(wiring.Component):
         found: list[dict[str, Any]] = []
         for level in levels:
             mine: dict[str, Any] = {
-                "i_we": self._signal(f"we{level}", self._by_level(self.weights.mode, level, we)),
-                "i_deep": self._signal(f"deep{level}", self._by_level(self.t0_mode, level, deep)),
+                "i_we": self._signal(f"we{level}", by_level(self.weights.mode, level, we)),
+                "i_deep": self._signal(f"deep{level}", by_level(self.sums.mode, level, deep)),
             }
             for j in range(chip.pe_rows):
                 xs = [Cat(*elements[n * rows + j * dot : n * rows + (j + 1) * dot]) for n in levels]
-                x = self._signal(f"x{level}_{j}", self._by_level(self.x_mode, level, xs))
+                x = self._signal(f"x{level}_{j}", by_level(self.x_mode, level, xs))
                 mine[f"i_x{j}"] = delayed(m, x, 1, f"x{level}_{j}")
             for name, values in per_block.items():
                 for b in range(blocks):
-                    value = self._by_level(self.x_mode, level, values[b::blocks])
+                    value = by_level(self.x_mode, level, values[b::blocks])
                     label = f"{name}{level}_{b}"
                     mine[f"i_{name}{b}"] = delayed(m, self._signal(label, value), wait, label)
             found.append(mine)
@@ -438,7 +426,7 @@ class MatrixUnit(wiring.Component):
             "i_clk": ClockSignal(), "i_rst": ResetSignal(), "i_go": later(m, self.go, 1, "go_array"),
             "i_swap": self.swap, "i_swap_by_rows": self.swap_by_rows, "i_form": self.swap_form,
             "i_by_rows": self.weights.by_rows, "i_valid": self.foot_valid, "i_first": self.foot_first,
-            "i_place": self.foot_place, "i_now": self.t0_valid,
+            "i_place": self.foot_place, "i_now": self.sums.valid,
         }  # fmt: skip
         self.old_sums = [[Signal(32, name=f"old{a}_{n}") for n in range(chip.array_cols)] for a in range(chip.arrays)]
         self.values = [[Signal(32, name=f"sum{a}_{n}") for n in range(chip.array_cols)] for a in range(chip.arrays)]
@@ -446,104 +434,10 @@ class MatrixUnit(wiring.Component):
             level = a % chip.array_stack
             for c in range(chip.array_cols):
                 seen = [self.weights.column_of((a >> i) * chip.array_cols + c) for i in self.modes]
-                col, row, scale, take = (self._by_mode(self.weights.mode, parts) for parts in zip(*seen, strict=True))
+                col, row, scale, take = (by_mode(self.weights.mode, parts) for parts in zip(*seen, strict=True))
                 m.submodules[f"column{a}_{c}"] = leaf(
                     f"systolith_column{level}" if level else "systolith_column",
                     partial(ArrayColumn, chip, self.weights.shape, level),
                     **every, **shared[level], i_take=take, i_col=col, i_row=row, i_scale=scale,
                     i_old=self.old_sums[a][c], o_value=self.values[a][c],
                 )  # fmt: skip
-
-    def _times(self) -> None:
-        """Rows on their way: to the first addition, and through the adders of the arrays on each other."""
-        m, chip = self.m, self.chip
-        bank, normalise = chip.bank_cycles, chip.normalise_cycles
-        # From D's address to its read.
-        read = 1 + self.foot + normalise
-        valid = later(m, self.d_valid, read, "d_valid")
-        addr = delayed(m, self.d_addr, read, "d_addr")
-        m.d.comb += [self.old_en.eq(valid), self.old_addr.eq(addr)]
-        self.t0_valid = later(m, valid, bank, "acc_valid")
-        self.t0_addr = delayed(m, addr, bank, "acc_addr")
-        self.t0_count = delayed(m, self.d_count, read + bank, "acc_count")
-        self.t0_mode = delayed(m, self.d_mode, read + bank, "acc_mode")
-        self.t0_zero = delayed(m, self.d_zero, read + bank, "acc_zero")
-
-    def _sums(self) -> None:
-        """Adders and the accumulator."""
-        m, chip = self.m, self.chip
-        columns, width = chip.columns, chip.array_cols
-        wait = chip.blocks_per_pass * chip.fp32_add_cycles
-        # A row is written when the last array of its stack has added.
-        now, rest, at = self.t0_valid, [self.t0_addr, self.t0_count, self.t0_mode], 0
-        live: Value = Const(0, 1)
-        to, count, mode = rest
-        for i in self.modes:
-            cycles = (wait << i) - at
-            now = later(m, now, cycles, f"adds{i}_valid")
-            rest = [delayed(m, x, cycles, f"adds{i}_{k}") for k, x in enumerate(rest)]
-            at += cycles
-            mine = self._signal(f"adds{i}", now & (rest[2] == i))
-            live = live | mine
-            to, count, mode = (Mux(mine, x, y) if i else x for x, y in zip(rest, (to, count, mode), strict=True))
-        live, to = self._signal("new_valid", live), self._signal("new_to", to, ADDRESS_BITS)
-        count, mode = self._signal("new_count", count, len(self.count)), self._signal("new_mode", mode, len(self.mode))
-        self.write_count = count
-        sums = []
-        for n in range(columns):
-            group, c = divmod(n, width)
-            ends = [i for i in self.modes if (group + 1) << i <= chip.arrays]
-            value: Value = self.values[group][c]
-            for i in ends[1:]:
-                value = Mux(mode == i, self.values[((group + 1) << i) - 1][c], value)
-            sums.append(value)
-        m.d.comb += [
-            self.new_en.eq(live),
-            self.new_addr.eq(to),
-            self.new_data.eq(Cat(*sums)),
-            self.new_mask.eq(Cat(*((count > n).replicate(4) for n in range(columns)))),
-        ]
-        newest = self._newest(live, to, count)
-        first_of_stack = [Const(n == 0, 1) for n in range(chip.array_stack)]
-        for a in range(chip.arrays):
-            for c in range(width):
-                first = self._by_mode(self.t0_mode, [newest[(a >> i) * width + c] for i in self.modes])
-                old: Value = Mux(self.t0_zero, 0, first)
-                level = a % chip.array_stack
-                if level:
-                    opens = self._by_level(self.t0_mode, level, first_of_stack)
-                    old = Mux(self.t0_valid & opens, old, self.values[a - 1][c])
-                m.d.comb += self.old_sums[a][c].eq(old)
-
-    def _newest(self, live: Value, to: Value, count: Value) -> list[Value]:
-        """What the accumulator holds in the cycle of the first addition.
-
-        What the read is too early to see: sums that come out of the adders as this one's addition begins, or came out
-        up to bank_cycles ago. They may stand at other columns, where tiles of D overlap.
-        """
-        m, chip, columns = self.m, self.chip, self.chip.columns
-        newest: Value = self.old_data
-        data: Value = self.new_data
-        ages: list[tuple[Value, Value]] = []
-        for k in range(chip.bank_cycles + 1):
-            words = self._signal(f"apart{k}", (self.t0_addr - to)[2:ADDRESS_BITS].as_signed())
-            near = live & self.t0_valid & (words < columns) & (words > -columns)
-            by = self._signal(f"shift{k}", (words + columns)[: columns.bit_length()])
-            mask = self._signal(
-                f"newer{k}",
-                Mux(near, Cat(Const(0, columns), ((Const(1, columns + 1) << count) - 1)[:columns]) >> by, 0),
-                columns,
-            )
-            moved = self._signal(f"moved{k}", Cat(Const(0, 32 * columns), data) >> Cat(Const(0, 5), by), 32 * columns)
-            ages.append((mask, moved))
-            data = delayed(m, data, 1, f"sums_{k}")
-            live, to, count = (
-                later(m, live, 1, f"wrote{k}"), delayed(m, to, 1, f"wrote{k}_to"),
-                delayed(m, count, 1, f"wrote{k}_count"),
-            )  # fmt: skip
-        for mask, moved in reversed(ages):
-            newest = Cat(
-                *(Mux(mask[n], moved[32 * n : 32 * n + 32], newest[32 * n : 32 * n + 32]) for n in range(columns))
-            )
-        named = self._signal("newest", newest)
-        return [named[32 * n : 32 * n + 32] for n in range(columns)]

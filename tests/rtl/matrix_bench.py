@@ -131,7 +131,8 @@ def draw(rng: random.Random, chip: Chip, s: Slice) -> Matmul:
         n = n if by_rows else n0 * n1
         slot = rng.random() < 0.6
         kw = k << terms
-        if e0 * e1 * k <= 9000 and n * kw * b_form.bits // 8 <= (6000 if slot else 12000) and 4 * e0 * e1 * n <= 7000:
+        codes = (n + 32 * by_rows) * kw * b_form.bits // 8  # rows may be padded
+        if e0 * e1 * k <= 9000 and codes <= (6000 if slot else 12000) and 4 * e0 * e1 * (n + 5) <= 7900:
             break
     spad, quarter = len(s.memory[Space.SPAD]), len(s.memory[Space.SPAD]) // 4
     pad = 32 * rng.choice([0, 0, 1])
