@@ -109,7 +109,7 @@ class Sums:
         up to bank_cycles ago. They may stand at other columns, where tiles of D overlap.
         """
         m, chip, columns = self.m, self.chip, self.chip.columns
-        newest: Value = self.unit.old_data
+        newest: list[Value] = [self.unit.old_data[32 * n : 32 * n + 32] for n in range(columns)]
         data: Value = self.unit.new_data
         count: Value = self.count
         ages: list[tuple[Value, Value]] = []
@@ -130,8 +130,5 @@ class Sums:
                 delayed(m, count, 1, f"wrote{k}_count"),
             )  # fmt: skip
         for mask, moved in reversed(ages):
-            newest = Cat(
-                *(Mux(mask[n], moved[32 * n : 32 * n + 32], newest[32 * n : 32 * n + 32]) for n in range(columns))
-            )
-        named = self._signal("newest", newest)
-        return [named[32 * n : 32 * n + 32] for n in range(columns)]
+            newest = [Mux(mask[n], moved[32 * n : 32 * n + 32], x) for n, x in enumerate(newest)]
+        return [self._signal(f"newest{n}", x, 32) for n, x in enumerate(newest)]

@@ -120,7 +120,7 @@ def draw(rng: random.Random, chip: Chip, s: Slice) -> Matmul:
     terms = int(not by_rows and rng.random() < 0.2)
     columns = chip.columns
     # Of arrays of many rows, or that stand on each other: all that may be in a pass, and a rest.
-    depths = [1, 1, 1, 2, 3, 4] + list(range(4, 3 * chip.blocks_per_pass * chip.array_stack + 2))
+    depths = [1, 1, 1, 2, 3, 4, *range(4, 3 * chip.blocks_per_pass * chip.array_stack + 2)]
     while True:
         e0, e1 = rng.choice([(1, 1), (1, rng.randint(1, 5)), (rng.randint(1, 9), rng.randint(1, 8)), (1, 33), (70, 1)])
         k = 32 * rng.choice(depths if chip.array_rows >= 32 else depths[:6])
@@ -169,40 +169,67 @@ def command(bench: MatrixBench, s: Slice, i: Matmul) -> int:
     return pack(bench.layout, values)
 
 
+Drawn = tuple[Matmul, list[Descriptor]]
+
+
 def compare(bench: MatrixBench, seed: int, count: int, wild: bool) -> int:
     """Run `count` MATMULs on both; assert equal starts, ends and memories. Gives the cycles they took."""
     rng = random.Random(seed)
-    chip = bench.chip
-    s = fresh(chip)
+    s = fresh(bench.chip)
     fill(s, np.random.default_rng(seed), wild)
-    drawn: list[tuple[Matmul, list[Descriptor]]] = []
-    commands, works, delays = [], [], []
-    row = np.zeros(COLS, np.int64)
+    drawn: list[Drawn] = []
+    delays = []
     for _ in range(count):
-        i = draw(rng, chip, s)
+        i = draw(rng, bench.chip, s)
         drawn.append((i, list(s.descriptors)))
+        delays.append(rng.choice([0, 0, 0, 1, 3, 40]))
+    return check(bench, s, drawn, delays, f"seed {seed}")
+
+
+def projection(bench: MatrixBench, rows: int, pair: str, seed: int = 0) -> int:
+    """An output projection of an 8B model over 64 slices: 64 columns, K = 4,096. Gives its cycles."""
+    a_form, b_form = (Format[name] for name in pair.split("x"))
+    s, (k, n) = fresh(bench.chip), (4096, 64)
+    rng = np.random.default_rng(seed)
+    for space, form, lines, at in ((Space.SPAD, a_form, rows, 2), (Space.SLOT, b_form, n, 3)):
+        codes = rng.integers(0, 256, lines * k * form.bits // 8).astype(np.uint8)
+        codes = np.where(codes & 0x7F == 0x7F, np.uint8(0x31), codes)
+        scales = rng.integers(120, 134, lines * k // 32).astype(np.uint8)
+        s.memory[space][: len(codes) + len(scales)] = codes.tobytes() + scales.tobytes()
+        s.descriptors[at] = Descriptor(
+            space=space, format=form, scale=1, sbase=len(codes), ext=(lines, 1, k), stride=(k, 0, 1)
+        )
+    s.descriptors[1] = Descriptor(space=Space.ACC, format=Format.FP32, ext=(rows, 1, n), stride=(n, 0, 1))
+    return check(bench, s, [(Matmul(d=1, a=2, b=3, zero=1), list(s.descriptors))], [0], f"{pair}, {rows} rows")
+
+
+def check(bench: MatrixBench, s: Slice, drawn: list[Drawn], delays: list[int], what: str) -> int:
+    """Run MATMULs, each with its descriptors, on both; assert equal starts, ends and memories."""
+    chip, commands, works = bench.chip, [], []
+    row = np.zeros(COLS, np.int64)
+    for i, descriptors in drawn:
+        s.descriptors[:] = descriptors
         commands.append(command(bench, s, i))
         fill_row(row, s, i, i.encode())
         works.append(rules.work_of(chip, row))
-        delays.append(rng.choice([0, 0, 0, 1, 3, 40]))
     image = {space: bytes(s.memory[space]) for space in SPACES}
     starts, ends, found, fault = bench.run(image, commands, delays)
-    assert not fault, f"seed {seed}: a legal MATMUL is taken for a fault"
+    assert not fault, f"{what}: a legal MATMUL is taken for a fault"
     for i, descriptors in drawn:
         s.descriptors[:] = descriptors
         i.execute(s)
     earliest = array = 0
     for n, work in enumerate(works):
         start = earliest + delays[n]
-        assert starts[n] == start, f"seed {seed}, MATMUL {n} starts at {starts[n]}, not {start}"
+        assert starts[n] == start, f"{what}, MATMUL {n} starts at {starts[n]}, not {start}"
         first = max(start + work[rules.LEAD], array)
         array = first + work[rules.HOLD]
         earliest = max(start + 1, array - work[rules.LAST])
         end = array + work[rules.TAIL]
-        assert ends[n] == end, f"seed {seed}, MATMUL {n} of {drawn[n]} ends at {ends[n]}, not {end}"
+        assert ends[n] == end, f"{what}, MATMUL {n} of {drawn[n]} ends at {ends[n]}, not {end}"
     for space in SPACES:
         wrong = np.nonzero(np.frombuffer(found[space], np.uint8) != np.frombuffer(bytes(s.memory[space]), np.uint8))[0]
-        assert len(wrong) == 0, f"seed {seed}: {len(wrong)} bytes of {space.name} differ, the first at {wrong[0]}"
+        assert len(wrong) == 0, f"{what}: {len(wrong)} bytes of {space.name} differ, the first at {wrong[0]}"
     return ends[-1]
 
 

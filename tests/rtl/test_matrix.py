@@ -13,7 +13,7 @@ from systolith.rtl.array import decode
 from systolith.rtl.matrix import check
 from systolith.spec import ConfigError, ProgramError, load
 
-from .matrix_bench import SPACES, MatrixBench, command, compare, fresh
+from .matrix_bench import SPACES, MatrixBench, command, compare, fresh, projection
 
 NANO = load("nano")
 
@@ -131,7 +131,7 @@ VARIANTS = {
             "fp32_add_cycles": 3, "rates": {"E4M3xE4M3": "1/4", "INT8xINT8": "1/2"},
         },
     ),
-    "32x4, stacks of up to four, a bank too narrow for all": (
+    "32x4, stacks of up to four": (
         "nano",
         {
             "array_rows": 32, "arrays": 4, "array_stack": 4, "bank_bytes": 128, "weight_load_bytes": 16,
@@ -148,6 +148,15 @@ def test_random_products_on_variants(name, tmp_path):
     bench = MatrixBench(load(base).vary(**changes), tmp_path / "bench")
     for seed in range(40):
         compare(bench, seed, 12, bool(seed % 2))
+
+
+@pytest.mark.deep
+def test_output_projection_on_slice64(tmp_path):
+    bench = MatrixBench(load("slice64"), tmp_path / "bench")
+    assert [projection(bench, m, "E4M3xE2M1") for m in (1, 64)] == [596, 4200]
+    projection(bench, 64, "INT8xINT8")
+    for seed in range(4):
+        compare(bench, seed, 6, bool(seed % 2))
 
 
 @pytest.mark.deep
