@@ -91,6 +91,17 @@ class _Semaphore:
     waiting: int | None = None
     posting: int | None = None
 
+    def all_taken(self, clock: Clock, rank: int) -> bool:
+        """Whether every token that was given has been taken before what `clock` knows of."""
+        if self.waiting is None:
+            return self.given == 0
+        return bisect_right(self.taken_epochs, int(clock[rank * _THREADS + self.waiting])) == self.given
+
+    def start_over(self) -> None:
+        """Forget who posts and who waits."""
+        self.given, self.waiting, self.posting = 0, None, None
+        self.taken_epochs.clear()
+
 
 class Sanitizer:
     """A FastMachine under observation. `findings` grow while it runs; a trap or a deadlock ends the run.
@@ -374,12 +385,14 @@ class Sanitizer:
     def _give(self, rank: int, n: int, queue: int, clock: Clock, pc: int, sender: int) -> None:
         """Give a token; count how many there may be by the time it is given, as far as anything orders the waits."""
         sem = self._sems[rank][n]
+        if sem.posting not in (None, queue) and sem.all_taken(clock, rank):
+            sem.start_over()  # another may have it from here on
         if sem.posting is not None and sem.posting != queue:
             first = "the network" if sem.posting == _NETWORK else f"queue {Queue(sem.posting).name}"
             self._report(
                 "semaphore",
                 f"{where(self.program, sender, pc)} posts semaphore {n} of slice {rank}, which {first} posts already: "
-                "one queue may",
+                "one queue may, as long as tokens are open",
                 sender,
                 pc,
                 n,

@@ -218,6 +218,15 @@ def test_semaphore_with_two_posters_or_waiters():
     assert run([*wait, Sync(on=Queue.M, wait=1)]) == []
 
 
+def test_a_semaphore_may_pass_to_another_poster_once_all_is_taken():
+    """S posts for V; V tells M when it has waited, and M posts next: nothing is open, and M knows it."""
+    first = [Sync(on=Queue.S, post=1), Sync(on=Queue.V, wait=1, post=2), Sync(on=Queue.M, wait=2, post=1)]
+    assert run([*first, Sync(on=Queue.C, wait=1)]) == []
+    # M does not know that V has waited: its token might be the one that V takes.
+    apart = [Sync(on=Queue.S, post=1), Sync(on=Queue.V, wait=1), Sync(on=Queue.M, post=1)]
+    assert kinds(run([*apart, Sync(on=Queue.V, wait=1)])) == {"semaphore"}
+
+
 def test_semaphore_that_may_overflow():
     """Program order never holds more than one token, but nothing keeps the poster from running ahead."""
     code = [Loop(count=300, len=2), Sync(on=Queue.L, post=1), Sync(on=Queue.M, wait=1)]

@@ -119,6 +119,20 @@ def test_a_prefill_leaves_nothing_open(subject: Subject) -> None:
     assert [f for f in found if not f.warning] == []
 
 
+@ONE
+def test_a_batch_whose_gathers_go_by_teams_leaves_nothing_open(subject: Subject) -> None:
+    """Both kinds of steps in one program: what they share, a semaphore among it, is handed over in order."""
+    on = chip("grid8")
+    requests = [Request(_prompt(length)[::-1], 2, Sampling(0.7, 10, 0.9, 5)) for length in (300, 7, 290, 40, 285)]
+    program = compiled(subject, on, subject.profile({}), requests, page_tokens=32)
+    assert program.grid is not None
+    assert program.plan.team > 1
+    plan = layout(program.program, requests)
+    assert plan.grid
+    found = sanitize(on, program.program, lambda s: write_job(s, program.program, requests, plan))
+    assert [f for f in found if not f.warning] == []
+
+
 def test_what_the_grid_takes() -> None:
     """Whole chunks; a chunk with few tokens is left, and so is what makes its logits."""
     grid = {"chunks": 3}
