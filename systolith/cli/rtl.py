@@ -52,21 +52,33 @@ def cosim(
     prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1, help="Tokens of a model's prompt.")] = 8,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens to make.")] = 1,
     hold: Annotated[
-        int, typer.Option("--hold", min=0, max=250, help="Of 256 cycles, how many the memory channel holds back.")
+        int, typer.Option("--hold", min=0, max=250, help="Of 256 cycles, how many memory, network and host hold back.")
     ] = 0,
     seed: Annotated[int, typer.Option("--seed", min=1, help="Seed of what holds back.")] = 1,
     rtl: RtlOption = None,
+    wave: Annotated[
+        Path, typer.Option("--wave", help="At a difference: the file for the waveform around it (VCD).")
+    ] = Path("cosim.vcd"),
+    no_wave: Annotated[bool, typer.Option("--no-wave", help="No waveform: it takes a second, longer build.")] = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Run a program on the RTL beside the functional simulator and the timing model; compare final memories, cells,
-    records, and start and end of every instruction. Ends with 1 if a bit differs."""
+    """Run a program on the RTL beside the functional simulator and the timing model; compare every byte that an
+    instruction writes, records, and start and end of every instruction. The first difference names the instruction,
+    the element and both values, and a second build writes all signals around it. Ends with 1 if a bit differs."""
     loaded = options.open_chip(chip)
     program, setup = _job(what, loaded, prompt_tokens, max_tokens)
 
     from systolith.runtime.cosim import cosim as compare
+    from systolith.runtime.cosim import waveform
 
     with progress(f"{program.name or what} on the RTL of {loaded.name}"):
         found = compare(loaded, program, setup, folder=rtl, hold_share=hold, seed=seed)
+    if found.first is not None and not no_wave:
+        with progress(f"waveform of {loaded.name}"):
+            first, last = waveform(
+                loaded, program, setup, found.first, wave, folder=rtl, hold_share=hold, seed=seed
+            )  # fmt: skip
+        typer.echo(f"{wave}: all signals, cycles {first} to {last}", err=True)
     if as_json:
         print_json(_object(loaded, found))
     else:
@@ -151,6 +163,7 @@ def _object(chip: Chip, found: Cosim) -> dict[str, Any]:
         "chip": chip.name, "cycles": found.cycles, "expected_cycles": found.expected_cycles, "error": found.error,
         "instructions": found.instructions, "moved": found.moved, "durations": dict(found.durations),
         "late": [{"where": x.where, "expected": x.expected, "found": x.found} for x in found.late],
+        "first": str(found.first) if found.first else None, "bytes": found.bytes,
         "differences": found.differences, "verilog_sha256": found.verilog_sha256, "verilator": found.verilator,
     }  # fmt: skip
 

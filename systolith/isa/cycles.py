@@ -404,11 +404,9 @@ def transfer(f: Ints, row: Ints, out: Ints) -> None:
     read, write, bursts, requests, size = 0, 0, 0, 0, 0
     for side in range(2):
         at = A if side == 0 else D
-        e0, e1, e2 = row[A + EXT0], row[A + EXT1], row[A + EXT2]
-        if row[OP] == _COPY:
-            e0, e1, e2 = row[D + EXT0], row[D + EXT1], row[D + EXT2]
-            if side == 0:  # what lies outside A is written as zeros and not read
-                e0, e1, e2 = min(e0, row[A + EXT0]), min(e1, row[A + EXT1]), min(e2, row[A + EXT2])
+        e0, e1, e2 = row[D + EXT0], row[D + EXT1], row[D + EXT2]
+        if side == 0:  # what lies outside A is written as zeros and not read
+            e0, e1, e2 = min(e0, row[A + EXT0]), min(e1, row[A + EXT1]), min(e2, row[A + EXT2])
         space = row[at + SPACE]
         width = f[BANK_BYTES]
         if space == _DRAM:
@@ -424,8 +422,7 @@ def transfer(f: Ints, row: Ints, out: Ints) -> None:
             read = out[0]
         else:
             write = out[0]
-        if side == 0:
-            size = out[2]
+        size = out[2]  # of D in the end: zeros travel too
     for i in range(3):
         out[i] = 0
     if row[OP] == _COPY:

@@ -13,11 +13,14 @@ import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
 from systolith.isa.descriptor import DESCRIPTOR_BITS
 from systolith.spec import Chip, ConfigError
+
+from .faults import SELECT
 
 __all__ = ["Library", "build", "verilator_version"]
 
@@ -43,7 +46,7 @@ _WARNINGS = {
 
 _FLAGS = (
     "--cc", "--top-module", "systolith", "--prefix", "Vsystolith", "-O3", "--x-assign", "fast", "--x-initial", "fast",
-    "--noassert", "--output-split", "20000", "-Wno-fatal",
+    "--noassert", "--output-split", "20000", "-Wno-fatal", "-DSYSTOLITH_JOURNAL",
 )  # fmt: skip
 
 
@@ -65,6 +68,7 @@ def _verilator() -> tuple[Path, dict[str, str]]:
     return root / "bin" / "verilator_bin", {**os.environ, "VERILATOR_ROOT": str(root)}
 
 
+@lru_cache(maxsize=1)
 def verilator_version() -> str:
     """Version of Verilator's package, and what the program says of itself."""
     program, env = _verilator()
@@ -85,14 +89,17 @@ def _cache() -> Path:
     return Path(base) / "systolith" / "rtl"
 
 
-def build(chip: Chip, verilog: str) -> Library:
-    """Build a chip's library or take it from the cache. Raises ConfigError where a tool is missing or refuses."""
+def build(chip: Chip, verilog: str, *, trace: bool = False) -> Library:
+    """Build a chip's library or take it from the cache. Raises ConfigError where a tool is missing or refuses.
+
+    trace : one that can write a waveform; several times as long to build, and slower
+    """
     program, env = _verilator()
     cxx, version = compiler(), verilator_version()
     digest = hashlib.sha256(verilog.encode())
     sha = digest.hexdigest()
-    ports = _ports(chip)
-    for part in (_HARNESS.read_text(), ports, version, cxx):
+    ports = _ports(chip) + ("#define FAULTS\n" if f"input [15:0] {SELECT};" in verilog else "")
+    for part in (_HARNESS.read_text(), ports, version, cxx, "trace" * trace):
         digest.update(part.encode())
     folder = _cache()
     library = folder / f"{digest.hexdigest()[:32]}.so"
@@ -101,10 +108,11 @@ def build(chip: Chip, verilog: str) -> Library:
     folder.mkdir(parents=True, exist_ok=True)
     root = env["VERILATOR_ROOT"]
     options = ["-O1", "-fPIC", "-std=c++20", "-w", f"-I{root}/include", f"-I{root}/include/vltstd"]
+    options += ["-DTRACE"] * trace
     with tempfile.TemporaryDirectory(dir=folder) as name:
         work = Path(name)
         (work / "ports.h").write_text(ports)
-        model = _model(folder, work, verilog, program, env, [cxx, *options], version)
+        model = _model(folder, work, verilog, program, env, [cxx, *options], version, trace)
         made = work / "chip.so"
         _call(
             [cxx, *options, "-shared", "-o", str(made), f"-I{work}", f"-I{model}", str(_HARNESS),
@@ -116,26 +124,49 @@ def build(chip: Chip, verilog: str) -> Library:
 
 
 def _model(
-    folder: Path, work: Path, verilog: str, program: Path, env: dict[str, str], cxx: list[str], version: str
+    folder: Path,
+    work: Path,
+    verilog: str,
+    program: Path,
+    env: dict[str, str],
+    cxx: list[str],
+    version: str,
+    trace: bool,
 ) -> Path:
     """Objects and headers of a Verilog text: built once, so that another harness costs little."""
-    key = hashlib.sha256("\0".join((verilog, version, *cxx, *_FLAGS)).encode()).hexdigest()[:32]
+    flags = (*_FLAGS, *["--trace"] * trace)
+    key = hashlib.sha256("\0".join((verilog, version, *cxx, *flags)).encode()).hexdigest()[:32]
     kept = folder / key
     if kept.exists():
         return kept
     (work / "systolith.v").write_text(verilog)
     made = work / "model"
     _call(
-        [str(program), *_FLAGS, *(f"-Wno-{w}" for w in _WARNINGS), "--Mdir", str(made), str(work / "systolith.v")],
-        env, "verilator",
+        [str(program), *flags, *(f"-Wno-{w}" for w in _WARNINGS), "--Mdir", "model", "systolith.v"],
+        env, "verilator", work,
     )  # fmt: skip
     root = Path(env["VERILATOR_ROOT"])
-    sources = [*sorted(made.glob("*.cpp")), root / "include/verilated.cpp", root / "include/verilated_threads.cpp"]
+    own = ["verilated.cpp", "verilated_dpi.cpp", "verilated_threads.cpp", *["verilated_vcd_c.cpp"] * trace]
+    sources = [*sorted(made.glob("*.cpp")), *(root / "include" / name for name in own)]
+
+    # A text that differs in an operator mostly differs in one file of C++: the others are compiled already.
+    headers = hashlib.sha256("\0".join((version, *cxx)).encode())
+    for header in sorted(made.glob("*.h")):
+        headers.update(header.read_bytes())
+    objects = folder / "objects"
+    objects.mkdir(exist_ok=True)
 
     def compile_one(source: Path) -> None:
         # What runs once, at the start, need not be fast.
         level = ["-O0"] if source.stem.endswith("Slow") else []
-        _call([*cxx, *level, f"-I{made}", "-c", str(source), "-o", str(made / f"{source.stem}.o")], env, cxx[0])
+        shared = headers if source.parent == made else hashlib.sha256("\0".join((version, *cxx)).encode())
+        whole = shared.copy()
+        whole.update(source.read_bytes())
+        known, target = objects / f"{whole.hexdigest()[:32]}.o", made / f"{source.stem}.o"
+        if not known.exists():
+            _call([*cxx, *level, f"-I{made}", "-c", str(source), "-o", str(target)], env, cxx[0])
+            target.replace(known)
+        os.link(known, target)
 
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         list(pool.map(compile_one, sources))
@@ -158,9 +189,9 @@ def _ports(chip: Chip) -> str:
     )
 
 
-def _call(command: list[str], env: dict[str, str], name: str) -> None:
+def _call(command: list[str], env: dict[str, str], name: str, folder: Path | None = None) -> None:
     """Run a tool; raise ConfigError with the first of what it says where it fails."""
-    run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, check=False)
     if run.returncode:
         said = (run.stderr or run.stdout).strip().splitlines()
         raise ConfigError(f"{name}: it refused the Verilog of the chip: {' / '.join(said[:6])}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -35,8 +35,9 @@ def slice_members(chip: Chip) -> dict[str, Any]:
     n = chip.bank_bytes
     members: dict[str, Any] = {
         "word_we": In(1), "const_we": In(1), "sem_we": In(1), "load_addr": In(PC), "word_data": In(8 * WORD_BYTES),
-        "const_data": In(DESCRIPTOR_BITS), "hold": In(1), "look": In(1), "look_space": In(3), "look_addr": In(32),
-        "look_data": Out(8 * n), "halted": Out(1), "cause": Out(16), "halt_time": Out(TIME_BITS), "fault": Out(8),
+        "const_data": In(DESCRIPTOR_BITS), "hold": In(1), "hold_net": In(1), "hold_host": In(1),
+        "look": In(1), "look_space": In(3), "look_addr": In(32),
+        "look_data": Out(8 * n), "halted": Out(1), "cause": Out(16), "halt_time": Out(TIME_BITS), "fault": Out(10),
         "ring_words": Out(range(n // 4 + 1)), "ring_data": Out(8 * n), "ring_last": Out(1),
         "issued": Out(1), "issued_pc": Out(PC), "full_stall": Out(1), "bus_busy": Out(1), "waits": Out(len(QUEUES)),
         "queued": Out(len(QUEUES)),
@@ -44,6 +45,8 @@ def slice_members(chip: Chip) -> dict[str, Any]:
     for q, write in MEMORY_PORTS.items():
         members |= {f"m_{q}_en": Out(1), f"m_{q}_addr": Out(40)}
         members |= {f"m_{q}_data": Out(8 * n), f"m_{q}_mask": Out(n)} if write else {f"m_{q}_data": In(8 * n)}
+        if not write:
+            members[f"m_{q}_bytes"] = Out(range(n + 1))
     for q in QUEUES:
         members |= {f"started_{q}": Out(1), f"pc_{q}": Out(PC), f"ended_{q}": Out(range(RIDERS + 1))}
     return members
@@ -105,7 +108,8 @@ class Slice(wiring.Component):
             self.full_stall.eq(sequencer.full_stall), self.bus_busy.eq(channel.busy),
             self.fault.eq(
                 sequencer.fault | (semaphores.fault << 4) | (collective.fault << 5) | (vector.fault << 6)
-                | (matrix.fault << 7)
+                | (matrix.fault << 7) | (Cat(*(engine.fault for engine in engines.values())).any() << 8)
+                | (Cat(*(queue.fault for queue in queues.values())).any() << 9)
             ),
         ]  # fmt: skip
         idle: Any = self.net_idle
@@ -136,7 +140,8 @@ class Slice(wiring.Component):
             else:
                 m.d.comb += queue.done.eq(unit.done)
         m.d.comb += [
-            sequencer.idle.eq(idle), collective.now.eq(now), self.send.eq(collective.send),
+            sequencer.idle.eq(idle), collective.now.eq(now), collective.hold.eq(self.hold_net),
+            self.send.eq(collective.send),
             self.message.eq(collective.message), self.piece.eq(collective.piece), self.moving.eq(collective.moving),
             collective.sent.eq(self.sent),
             host.look.eq(self.look), host.look_space.eq(self.look_space), host.look_addr.eq(self.look_addr),
@@ -148,6 +153,7 @@ class Slice(wiring.Component):
     def _engine(self, m: Module, q: str, queue: Any, engine: Any, channel: Any, now: Any) -> None:
         """Join a DMA engine to its queue, the channel and the memory outside."""
         m.d.comb += [
+            engine.hold_host.eq(self.hold_host),
             engine.valid.eq(queue.valid), engine.nothing.eq(queue.nothing), engine.now.eq(now),
             queue.settle.eq(engine.settle), queue.settle_end.eq(engine.settle_end),
             getattr(channel, f"valid_{q}").eq(engine.c_valid), getattr(channel, f"eligible_{q}").eq(engine.c_eligible),
@@ -158,6 +164,7 @@ class Slice(wiring.Component):
             m.d.comb += [getattr(self, f"m_{q}_data").eq(engine.m_data), getattr(self, f"m_{q}_mask").eq(engine.m_mask)]
         else:
             m.d.comb += engine.m_data.eq(getattr(self, f"m_{q}_data"))
+            m.d.comb += getattr(self, f"m_{q}_bytes").eq(engine.m_bytes)
 
     def _memories(self, m: Module, cells: Cells, units: dict[str, Any]) -> None:
         """Make the memories with the ports that the units ask for."""

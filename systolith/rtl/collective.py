@@ -16,10 +16,11 @@ from amaranth.lib.wiring import In, Out
 from systolith.isa import facts as F
 from systolith.isa.descriptor import Space
 from systolith.isa.registry import layout_of
-from systolith.spec import SEMAPHORES, Chip
+from systolith.spec import CELLS, SEMAPHORES, Chip
 
 from .counts import Counts
 from .leaf import leaf_of
+from .legal import bad_copy, outside
 from .mover import Mover
 from .ports import Port, handshake, port_members
 from .queue import TIME_BITS
@@ -67,6 +68,7 @@ class CollectiveUnit(wiring.Component):
 
     send, message : a PUT has started in the cycle before. sent : in, when its egress is free again (that cycle).
     piece : a write on its way out. moving : more are to come. fault : a destination that is not the scratchpad.
+    hold : in, no piece leaves in this cycle (back-pressure of a test; arrivals wait for it).
     """
 
     def __init__(self, chip: Chip) -> None:
@@ -85,6 +87,7 @@ class CollectiveUnit(wiring.Component):
                 "piece": Out(piece_layout(chip)),
                 "moving": Out(1),
                 "fault": Out(1),
+                "hold": In(1),
             }
         )
 
@@ -98,8 +101,8 @@ class CollectiveUnit(wiring.Component):
         leaf_of(m, "systolith_counts", counts)
         m.d.comb += [counts.restart.eq(self.start), counts.put.eq(1), counts.d.eq(held.d), counts.a.eq(held.a)]
         m.d.sync += fresh.eq(self.start)
-        a = held.a
-        empty = (a.ext0 == 0) | (a.ext1 == 0) | (a.ext2 == 0)
+        a, d = held.a, held.d
+        empty = (d.ext0 == 0) | (d.ext1 == 0) | (d.ext2 == 0)
         m.d.comb += [
             self.moving.eq(moving),
             self.done.eq(busy & ~fresh & (self.now >= self.sent) & ~moving),
@@ -125,15 +128,21 @@ class CollectiveUnit(wiring.Component):
         ]  # fmt: skip
         with m.If(fresh & (held.d.space != Space.SPAD)):
             m.d.sync += self.fault.eq(1)
-        mover = Mover(n, put=True)
-        leaf_of(m, "systolith_mover_put", mover)
+        mover = Mover(n)
+        leaf_of(m, "systolith_mover", mover)
+        size = chip.scratchpad_bytes
+        far = (d.space == Space.SPAD) & outside(mover.step, mover.dst, mover.bytes, size)
+        far |= (a.space == Space.SPAD) & outside(mover.step, mover.src, mover.valid, size)
+        far |= (a.space == Space.CELL) & outside(mover.step, mover.src, mover.valid, 4 * CELLS)
+        with m.If(far | (fresh & bad_copy(d, a))):
+            m.d.sync += self.fault.eq(1)
         # An index list of a PUT has no lead to be read in: its first entry costs the mover a cycle.
         listed = Signal()
         m.d.sync += listed.eq(Mux(self.start, ~(self.command.d.via | self.command.a.via), 1))
         m.d.comb += [
             mover.a.eq(held.a),
             mover.d.eq(held.d),
-            mover.step.eq(moving & ~empty & (listed | ~(a.via | held.d.via))),
+            mover.step.eq(moving & ~empty & ~self.hold & (listed | ~(a.via | held.d.via))),
         ]
         for i, x in enumerate("da"):
             op = held[x]

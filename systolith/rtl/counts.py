@@ -59,8 +59,8 @@ class Counts(wiring.Component):
         """Make the hardware."""
         m = Module()
         f, d, a = self.f, self.d, self.a
-        ext = [Mux(self.put, a[f"ext{i}"], d[f"ext{i}"]) for i in range(3)]
-        both = [Mux(self.put, a[f"ext{i}"], least(a[f"ext{i}"], d[f"ext{i}"])) for i in range(3)]
+        ext = [d[f"ext{i}"] for i in range(3)]
+        both = [least(a[f"ext{i}"], d[f"ext{i}"]) for i in range(3)]
         counting: Any = Const(0)
         pieces: dict[str, Any] = {}
         runs: dict[str, Any] = {}
@@ -68,8 +68,7 @@ class Counts(wiring.Component):
             got = self._side(m, name, side, e)
             pieces[name], runs[name], busy = got["pieces"], got["runs"], got["busy"]
             counting = counting | busy
-            if name == "a":
-                size = got["size"]
+            size = got["size"]  # of D: zeros travel too
         a_dram, d_dram = a.space == Space.DRAM, d.space == Space.DRAM
         read, write = Mux(a_dram, 0, pieces["a"]), Mux(d_dram, 0, pieces["d"])
         same = (a.space == d.space) & ((a.base // int(f[F.BANK_SIZE])) == (d.base // int(f[F.BANK_SIZE])))

@@ -25,13 +25,23 @@ OnRing = Callable[[int, tuple[int, ...]], None]
 
 FAULTS: Final = {
     1: "CEILDIV by 0", 2: "ADV leaves its field", 3: "a word that no unit knows",
-    16: "a semaphore left 0..255", 32: "PUT to something else than the scratchpad",
+    4: "ADV by a part of a byte or of a block",
+    16: "a semaphore left 0..255",
+    32: "a PUT with spaces, formats or extents it does not take, or an address outside a space",
     64: "an instruction of queue V with spaces, formats or extents it does not take, or an address outside a space",
     128: "a MATMUL with spaces, formats, extents or strides it does not take, or an address outside a space",
+    256: "a COPY or RING with spaces, formats or extents it does not take, or an address outside a space",
+    512: "a cell that asks for more than the extent it replaces",
 }  # fmt: skip
 """Causes in the fault register of a slice; those from 16 on are bits of their own."""
 GOING, ALL_HALTED, RECORDS, FAULT, OUTSIDE = range(5)
 _STEP: Final = 1 << 20
+_FROM_NETWORK: Final = 8
+WRITE: Final = np.dtype(
+    [("cycle", "<i8"), ("slice", "<i4"), ("owner", "<i4"), ("space", "<i4"), ("mask", "<u4"), ("address", "<u8"),
+     ("data", "u1", 32)]
+)  # fmt: skip
+"""A write of a port, as the harness keeps it."""
 
 
 def program_verilog(chip: Chip, folder: Path | None = None) -> str:
@@ -66,8 +76,11 @@ class Rtl:
 class RtlMachine:
     """The slices of a chip's RTL while they run a program.
 
-    hold_share, seed : of 256, how often the memory channel holds back a burst, drawn a slice and a cycle.
-    events : keep start and end of every instruction of a queue.
+    hold_share, seed : of 256, how often the memory channel holds back a burst, the network a piece, the host a word,
+    drawn a slice and a cycle.
+    events : keep start and end of every instruction of a queue. writes : keep what every port writes.
+    trace : write a waveform of all signals to a file (VCD), from the first cycle given to the last
+    fault : the one to switch on, of a text of `rtl.faults`
     Raises CapacityError where the chip offers less than the program needs, ConfigError where it cannot be built,
     ProgramError for a fault and for a run without progress.
     """
@@ -81,11 +94,14 @@ class RtlMachine:
         hold_share: int = 0,
         seed: int = 1,
         events: bool = True,
+        writes: bool = False,
+        trace: tuple[Path, int, int] | None = None,
+        fault: int = 0,
     ) -> None:
         program.check_chip(chip)
         self.chip, self.program = chip, program
         self.n = program.requires.slices
-        self.library: Library = build(chip, program_verilog(chip, folder))
+        self.library: Library = build(chip, program_verilog(chip, folder), trace=trace is not None)
         self._lib = _load(self.library.path)
         self._h = ctypes.c_void_p(self._lib.chip_new())
         self._dram = [np.zeros(program.requires.dram_bytes, np.uint8) for _ in range(self.n)]
@@ -103,9 +119,13 @@ class RtlMachine:
                 self._lib.chip_load(self._h, rank, 1, i, pack(constant).to_bytes(DESCRIPTOR_BYTES, "little"))
             for i, count in enumerate(program.sem_init):
                 self._lib.chip_load(self._h, rank, 2, i, count.to_bytes(WORD_BYTES, "little"))
-        self._lib.chip_options(self._h, self.n, seed, hold_share, int(events))
+        self._lib.chip_options(self._h, self.n, seed, hold_share, int(events), int(writes))
+        if fault and not self._lib.chip_fault(self._h, fault):
+            raise ConfigError(f"fault={fault}: this Verilog has no faults to choose from; make it with rtl.faults")
         self._sent = 0
         self.finished = False
+        if trace is not None:
+            self._lib.chip_trace(self._h, str(trace[0]).encode(), trace[1], trace[2])
 
     def __del__(self) -> None:
         if getattr(self, "_h", None):
@@ -169,6 +189,33 @@ class RtlMachine:
             return np.zeros((0, 5), np.int64)
         return np.ctypeslib.as_array(data, (n, 5)).copy()
 
+    def take_writes(self) -> tuple[Ints, Ints, Ints, Ints, Bytes, Ints]:
+        """Give and forget what has been written, byte by byte in order: thread (slice * 6 + queue) of the writer,
+        slice, space, address, value, cycle; needs `writes`."""
+        data = ctypes.c_void_p()
+        n = self._lib.chip_writes(self._h, ctypes.byref(data))
+        if n:
+            raw = np.ctypeslib.as_array((ctypes.c_uint8 * (n * WRITE.itemsize)).from_address(data.value or 0))
+            found = raw.view(WRITE).copy()
+        else:
+            found = np.zeros(0, WRITE)
+        self._lib.chip_forget(self._h)
+        bits = np.unpackbits(found["mask"].astype("<u4").view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
+        row, byte = np.nonzero(bits)
+        ranks, owner = found["slice"].astype(np.int64), found["owner"].astype(np.int64)
+        queues = len(QUEUES)
+        thread = np.where(
+            owner >= _FROM_NETWORK, (owner - _FROM_NETWORK) * queues + QUEUES.index("C"), ranks * queues + owner
+        )
+        return (
+            thread[row], ranks[row], found["space"].astype(np.int64)[row],
+            found["address"].astype(np.int64)[row] + byte, found["data"][row, byte], found["cycle"][row],
+        )  # fmt: skip
+
+    def close_trace(self) -> None:
+        """End the waveform's file."""
+        self._lib.chip_trace(self._h, b"", 1, 0)
+
     def record_cycles(self) -> list[int]:
         """Cycles at which the records of slice 0 had left, as timing counts; needs `events`."""
         ev = self.events()
@@ -192,7 +239,10 @@ class RtlMachine:
 
     def _fault(self, why: int) -> ProgramError:
         if why == OUTSIDE:
-            return ProgramError(f"program {self.program.name!r} on the RTL of {self.chip.name}: a write outside DRAM.")
+            return ProgramError(
+                f"program {self.program.name!r} on the RTL of {self.chip.name}: an access outside DRAM, at cycle "
+                f"{self.cycles}."
+            )
         for rank in range(self.n):
             code = self.status(rank)["fault"]
             if code:
@@ -272,8 +322,11 @@ def _load(path: Path) -> Any:
     for name, types, result in (
         ("chip_free", (p,), None), ("chip_memory", (p, i, p, u64), None), ("chip_load", (p, i, i, i,
         ctypes.c_char_p), None),
-        ("chip_options", (p, i, u64, ctypes.c_uint32, i), None), ("chip_run", (p, i, i64, u64), i),
-        ("chip_events", (p, p), i64), ("chip_rings", (p, i, p), i64),
+        ("chip_options", (p, i, u64, ctypes.c_uint32, i, i), None), ("chip_run", (p, i, i64, u64), i),
+        ("chip_events", (p, p), i64), ("chip_writes", (p, p), i64), ("chip_forget", (p,), None),
+        ("chip_fault", (p, i), i),
+        ("chip_trace", (p, ctypes.c_char_p, i64, i64), i),
+        ("chip_rings", (p, i, p), i64),
         ("chip_look", (p, i, i, ctypes.c_uint32, p), None), ("chip_status", (p, i, p), None),
     ):  # fmt: skip
         function = getattr(lib, name)

@@ -14,12 +14,13 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from systolith.isa import facts as F
-from systolith.isa.descriptor import Space
+from systolith.isa.descriptor import Format, Space
 from systolith.isa.registry import BY_NAME, layout_of
-from systolith.spec import Chip
+from systolith.spec import CELLS, Chip
 
 from .counts import Counts
 from .leaf import leaf_of
+from .legal import bad_copy, outside
 from .mover import Mover
 from .ports import Port, command_layout, port_members
 from .queue import TIME_BITS
@@ -38,7 +39,7 @@ class DmaPort:
     """Signals of an engine to the channel and to the memory outside, for a signature (directions from the engine).
 
     c_valid, c_eligible : a burst wants the channel, from that time on (units). grant, begun : it is given, from then.
-    m_en, m_addr, m_data (, m_mask for writes) : a piece of memory; read data come in the next cycle.
+    m_en, m_addr, m_data (, m_mask for writes, m_bytes for reads) : a piece of memory; read data come in the next cycle.
     """
 
     @staticmethod
@@ -52,6 +53,8 @@ class DmaPort:
             "m_en": Out(1),
             "m_addr": Out(40),
         }
+        if not write:
+            members["m_bytes"] = Out(range(piece + 1))
         if write:
             return members | {"m_data": Out(8 * piece), "m_mask": Out(piece)}
         return members | {"m_data": In(8 * piece)}
@@ -62,7 +65,8 @@ class DmaEngine(wiring.Component):
 
     start, command, ready, valid, nothing, settle, settle_end, now : to its queue.
     ring_valid, ring_words, ring_data, ring_last : words to the host (S).
-    idle : nothing is under way.
+    idle : nothing is under way. hold_host : the host takes no words in this cycle (back-pressure of a test).
+    fault : a copy that `isa` traps, or an address outside a space; for good.
     """
 
     def __init__(self, chip: Chip, queue: str) -> None:
@@ -92,6 +96,8 @@ class DmaEngine(wiring.Component):
                 "settle_end": Out(TIME_BITS),
                 "now": In(TIME_BITS),
                 "idle": Out(1),
+                "hold_host": In(1),
+                "fault": Out(1),
             }
             | (
                 {"ring_words": Out(range(self.piece // 4 + 1)), "ring_data": Out(8 * self.piece), "ring_last": Out(1)}
@@ -115,8 +121,11 @@ class DmaEngine(wiring.Component):
         m.d.comb += [counts.restart.eq(takes), counts.d.eq(held.d), counts.a.eq(held.a)]
         with m.If(takes):
             m.d.sync += [held.eq(self.command), self.started.eq(self.now)]
+        self.bad: list[Any] = [self.busy & self._illegal(held, ring)]
         from_dram, to_dram = held.a.space == Space.DRAM, held.d.space == Space.DRAM
-        m.d.comb += self.kind.eq(Mux(ring, FIXED, Mux(from_dram, READ, Mux(to_dram, WRITE, FIXED))))
+        # A copy of nothing but zeros asks the memory for nothing.
+        inside = ring | (counts.bursts == 0)
+        m.d.comb += self.kind.eq(Mux(inside, FIXED, Mux(from_dram, READ, Mux(to_dram, WRITE, FIXED))))
         bank, dma, latency = int(f[F.BANK]), int(f[F.DMA]), int(f[F.DRAM_LATENCY])
         lead = dma + Mux(from_dram & ~ring, 0, bank)
         tail = Mux(ring, 0, Mux(to_dram, latency, bank))
@@ -262,7 +271,25 @@ class DmaEngine(wiring.Component):
         self._move(m, data.View(layout, get.data), get, fresh, begin_a, given, moved)
         if "own_" in self.movers:
             self._move_inside(m, fresh, begin, moved)
+        with m.If(Cat(*self.bad).any()):
+            m.d.sync += self.fault.eq(1)
         return m
+
+    def _illegal(self, held: Any, ring: Any) -> Any:
+        """What `isa` traps of a copy as a whole: spaces, formats, blocks; and lists that leave the scratchpad."""
+        a, d = held.a, held.d
+
+        def among(space: Any, spaces: tuple[Space, ...]) -> Any:
+            return Cat(*(space == s for s in spaces)).any()
+
+        bad = ~among(a.space, SOURCES[self.queue]) | ~among(d.space, TARGETS[self.queue]) | bad_copy(d, a)
+        for op in (a, d):
+            rows = d.ext0 if op is d else Mux(a.ext0 < d.ext0, a.ext0, d.ext0)
+            last = op.list + (((op.row + rows - 1) >> op.unit) << 2)
+            bad |= op.via & (rows != 0) & outside(Const(1), last[:40], 4, self.chip.scratchpad_bytes)
+        if self.queue == "S":
+            bad = Mux(ring, (a.format != Format.INT32) | ~among(a.space, (Space.SPAD, Space.CELL)), bad)
+        return bad
 
     def port(self, name: str, part: str) -> Any:
         """A signal of a memory port."""
@@ -349,7 +376,9 @@ class DmaEngine(wiring.Component):
         fixed = flight.kind == FIXED
         others = fixed if "own_" in self.movers else Const(0)  # the other mover's business
         there = Mux(none, begin, 1)
-        m.d.comb += mover.step.eq(there & ~others & (fixed | all_given | (need <= now_given)))
+        m.d.comb += mover.step.eq(
+            there & ~others & ~(ring & self.hold_host) & (fixed | all_given | (need <= now_given))
+        )
         last = mover.step & mover.last
         with m.If(mover.step & (size != 0)):
             m.d.sync += [before.eq(high), touched.eq(need)]
@@ -375,6 +404,7 @@ class DmaEngine(wiring.Component):
         for space in self.movers[prefix]:
             if space == Space.DRAM:
                 m.d.comb += [self.m_en.eq(mover.step & (mover.valid != 0)), self.m_addr.eq(mover.src)]
+                m.d.comb += self.m_bytes.eq(mover.valid)
                 found = self.m_data
                 for i in range(bank - 1):  # outside it takes one cycle
                     s = Signal(8 * self.piece, name=f"m_late_{i}")
@@ -387,6 +417,8 @@ class DmaEngine(wiring.Component):
                     self.port(name, "addr").eq(mover.src),
                 ]
                 found = self.port(name, "data")
+                here = mover.step & (command.a.space == space)
+                self.bad.append(outside(here, mover.src, mover.valid, self._size(space)))
             source = Mux(later["src"] == space, found, source)
         payload, mask = Signal(8 * self.piece, name=f"{prefix}payload"), Signal(self.piece, name=f"{prefix}mask")
         full = (1 << self.piece) - 1
@@ -413,6 +445,13 @@ class DmaEngine(wiring.Component):
                     self.port(name, "data").eq(payload),
                     self.port(name, "mask").eq(mask),
                 ]
+                here = later["step"] & (later["dst"] == space)
+                self.bad.append(outside(here, later["at"], later["bytes"], self._size(space)))
+
+    def _size(self, space: Space) -> int:
+        """Bytes of a space on the chip."""
+        chip = self.chip
+        return {Space.SPAD: chip.scratchpad_bytes, Space.SLOT: chip.slots_bytes, Space.CELL: 4 * CELLS}[space]
 
 
 def _port(prefix: str, space: Space, size: int, write: bool) -> Port:

@@ -27,7 +27,7 @@ _GROUPS: Final = (
     (r"clk|rst", "clock, and a synchronous reset of control state"),
     (r"run|slices|now", "start of all slices (held), how many take part, cycle since the start"),
     (r"word_.*|const_.*|sem_we.*|load_addr.*", "program memory and semaphores of a slice, written before the start"),
-    (r"hold.*", "no burst of the memory channel begins in this cycle (back-pressure of a test)"),
+    (r"hold.*", "no burst of the memory channel, no piece of a PUT, of a RING in this cycle (back-pressure of a test)"),
     (r"look.*", "a memory of the slice read by the host, data `bank_cycles` later"),
     (r"halted.*|cause.*|halt_time.*|fault.*", "end of the slice: HALT's cause and cycle; causes of a fault"),
     (r"ring_.*", "words that RING sends, last of a record"),

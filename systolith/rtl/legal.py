@@ -14,12 +14,18 @@ from systolith.isa.choice import GROUP_MAX, TOPK_MAX
 from systolith.isa.descriptor import Format, Space
 from systolith.isa.vector import Func, Op1, Op2, Red
 
-__all__ = ["bad_choice", "bad_operands", "bad_values", "outside"]
+__all__ = ["bad_choice", "bad_copy", "bad_operands", "bad_values", "outside"]
 
 
 def is_code(operand: Any) -> Value:
     """Whether an operand has elements of less than 32 bits."""
     return (operand.format != Format.FP32) & (operand.format != Format.INT32)
+
+
+def bad_copy(d: Any, a: Any) -> Value:
+    """Whether a COPY or a PUT joins tensors of two kinds, or ends within a block. An empty D is no copy."""
+    some = (d.ext0 != 0) & (d.ext1 != 0) & (d.ext2 != 0)
+    return (d.format != a.format) | (d.scale != a.scale) | (some & d.scale & (d.ext2[:5] != 0))
 
 
 def bad_operands(m: Module, operands: dict[str, Any], written: Value) -> Signal:

@@ -8,16 +8,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 from amaranth.hdl import ClockSignal, Instance, Signal
 
-from systolith.spec import CELLS
+from systolith.spec import CELLS, QUEUES
 
 from .leaf import text_leaf
 from .ports import ADDRESS_BITS, Port
 
 __all__ = ["ByteMemory", "Cells", "WordMemory"]
+
+JOURNAL: Final = 32
+"""Bytes of a write that one call of the journal takes."""
+_IMPORT: Final = (
+    "`ifdef SYSTOLITH_JOURNAL\n"
+    '  import "DPI-C" context function void systolith_write('
+    "input int owner, input int space, input int unsigned addr,\n"
+    f"    input bit [{8 * JOURNAL - 1}:0] data, input int unsigned mask);\n"
+    "`endif\n"
+)
+
+
+def journal(port: Port) -> str:
+    """Verilog that tells the harness of a write, where the build asks for it: whose port it is, and what it writes.
+
+    The owner is the number of a queue, or 8 + the sender of what comes from the network.
+    """
+    n = port.name
+    owner = 8 + int(n[1:].split("_")[0]) if n[0] == "N" else QUEUES.index(n[0])
+    calls = []
+    for low in range(0, port.bytes, JOURNAL):
+        count = min(JOURNAL, port.bytes - low)
+        data, mask = f"{n}_data[{8 * (low + count) - 1}:{8 * low}]", f"{n}_mask[{low + count - 1}:{low}]"
+        if count < JOURNAL:
+            data, mask = f"{{{8 * (JOURNAL - count)}'d0, {data}}}", f"{{{JOURNAL - count}'d0, {mask}}}"
+        calls.append(f"systolith_write({owner}, {int(port.space)}, {n}_addr + {low}, {data}, {mask});")
+    return "`ifdef SYSTOLITH_JOURNAL\n      " + "\n      ".join(calls) + "\n`endif\n      "
 
 
 def memory_text(name: str, size: int, ports: Sequence[Port], latency: int) -> str:
@@ -33,7 +60,7 @@ def memory_text(name: str, size: int, ports: Sequence[Port], latency: int) -> st
                 f"if ({n}_mask[{i}] && {n}_addr + {i} < {size}) mem[{n}_addr + {i}] <= {n}_data[{8 * i + 7}:{8 * i}];"
                 for i in range(port.bytes)
             ]
-            body.append(f"if ({n}_en) begin\n      " + "\n      ".join(lines) + "\n    end")
+            body.append(f"if ({n}_en) begin\n{journal(port)}" + "\n      ".join(lines) + "\n    end")
         else:
             heads.append(f"output wire [{wide - 1}:0] {n}_data")
             parts = ", ".join(
@@ -45,8 +72,7 @@ def memory_text(name: str, size: int, ports: Sequence[Port], latency: int) -> st
             body += [f"{new} <= {old};" for old, new in pairwise(names)]
     return (
         f"module {name}(\n  " + ",\n  ".join(heads) + "\n);\n"
-        "  /*verilator no_inline_module*/\n"
-        f"  reg [7:0] mem [0:{size - 1}];\n  integer i;\n"
+        "  /*verilator no_inline_module*/\n" + _IMPORT + f"  reg [7:0] mem [0:{size - 1}];\n  integer i;\n"
         f"  initial for (i = 0; i < {size}; i = i + 1) mem[i] = 0;\n" + "\n".join(reads) + "\n"
         "  always @(posedge clk) begin\n    " + "\n    ".join(body) + "\n  end\nendmodule\n"
     )
@@ -152,7 +178,7 @@ class Cells(_Joined):
                 lines = [
                     f"if ({n}_mask[{4 * k}]) x[{index[k]}] <= {n}_data[{32 * k + 31}:{32 * k}];" for k in range(words)
                 ]
-                body.append(f"if ({n}_en) begin\n      " + "\n      ".join(lines) + "\n    end")
+                body.append(f"if ({n}_en) begin\n{journal(port)}" + "\n      ".join(lines) + "\n    end")
             else:
                 heads.append(f"output wire [{wide - 1}:0] {n}_data")
                 names = [f"{n}_r{i}" for i in range(self.latency)]
@@ -163,7 +189,7 @@ class Cells(_Joined):
                 body += [f"{new} <= {old};" for old, new in pairwise(names)]
         return (
             "module systolith_cells(\n  " + ",\n  ".join(heads) + "\n);\n"
-            f"  /*verilator no_inline_module*/\n  reg [31:0] x [0:{CELLS - 1}];\n" + "\n".join(reads) + "\n"
+            f"  /*verilator no_inline_module*/\n{_IMPORT}  reg [31:0] x [0:{CELLS - 1}];\n" + "\n".join(reads) + "\n"
             "  integer i;\n  initial for (i = 0; i < 64; i = i + 1) x[i] = 0;\n"
             "  always @(posedge clk) begin\n    " + "\n    ".join(body) + "\n  end\nendmodule\n"
         )

@@ -28,14 +28,13 @@ class Mover(wiring.Component):
     """Members:
 
     d, a : in, the operands, steady until `last` is stepped over. page_d, page_a : in, the first entries of their lists.
-    put : extents are A's (PUT), else D's. bits log2: formats decide.
     step : in, the piece is taken. src, dst : out, byte addresses. bytes : of the piece; valid : of those, from the
     source, the rest are zeros. last : nothing follows. new_run : the piece begins a run.
     list_d_*, list_a_* : ports to the index lists.
     """
 
-    def __init__(self, piece: int, *, put: bool = False) -> None:
-        self.piece, self.put = piece, put
+    def __init__(self, piece: int) -> None:
+        self.piece = piece
         size = range(piece + 1)
         super().__init__(
             {
@@ -62,10 +61,9 @@ class Mover(wiring.Component):
         """Make the hardware."""
         m = Module()
         d, a, n = self.d, self.a, self.piece
-        rules = a if self.put else d
         ext = [Signal(20, name=f"ext{i}") for i in range(3)]
         have = [Signal(20, name=f"have{i}") for i in range(3)]
-        m.d.comb += [e.eq(rules[f"ext{i}"]) for i, e in enumerate(ext)]
+        m.d.comb += [e.eq(d[f"ext{i}"]) for i, e in enumerate(ext)]
         m.d.comb += [h.eq(least(ext[i], a[f"ext{i}"])) for i, h in enumerate(have)]
         part = Signal()  # 0 codes, 1 scales
         i0, i1, i2, at = Signal(20), Signal(20), Signal(20), Signal(32)  # at: bytes of the run that are done
@@ -84,11 +82,11 @@ class Mover(wiring.Component):
             join0.eq(join1 & (a.stride0 == length) & (d.stride0 == length) & (have[1] == ext[1]) & (have[2] == ext[2])),
         ]
 
-        def to_bytes(value: Any) -> Any:
-            """Bytes of a number of elements of the part at hand."""
+        def to_bytes(value: Any, begun: bool = False) -> Any:
+            """Bytes of a number of elements of the part at hand. begun : a block that has begun has its scale."""
             f = a.format
             sized = Mux(f == 0, value >> 1, Mux((f == 3) | (f == 4), value << 2, value))
-            return Mux(part, value >> 5, sized)
+            return Mux(part, (value + 31 * begun) >> 5, sized)
 
         # Rows that one run takes along dimension 0.
         rows, left_rows = Signal(21), Signal(21)
@@ -110,7 +108,11 @@ class Mover(wiring.Component):
         m.d.comb += [
             run.eq(to_bytes(Mux(single, to_one(a), length * rows))),
             real.eq(
-                Mux(inside & (~single | (i2 < have[2])), to_bytes(Mux(single, to_one(a), real_length * real_rows)), 0)
+                Mux(
+                    inside & (~single | (i2 < have[2])),
+                    to_bytes(Mux(single, to_one(a), real_length * real_rows), True),
+                    0,
+                )
             ),
         ]
         rest, more = Signal(40), Signal(40)

@@ -86,6 +86,9 @@ def resolve(m: Module, queue: Any, present: Any, copy: Any, letter: str, out: An
             m.d.comb += byte_move.eq(move << 2)
         with m.Default():
             m.d.comb += byte_move.eq(move)
+    bad = Signal(name=f"{letter}_bad")
+    m.d.comb += bad.eq(present & (d.xe != 0) & (getattr(queue, f"xe_{letter}_value") > d.ext0))
+    queue.bad.append(bad)
     with m.If(present):
         m.d.comb += [
             out.present.eq(1),
@@ -118,6 +121,7 @@ class Queue(wiring.Component):
     posts0 .. posts3 : masks of instructions that end in this cycle.
     settle, settle_end : the first instruction without an end ends at that cycle or later (DMA); else `done` is now.
     NAME_cell out, NAME_value in, for each NAME of `looks` : cells read by the head.
+    fault : a head has started whose cell asks for more than the extent that it replaces; for good.
     started, start_pc, ended : for the instrumentation; empty : nothing waits, and nothing is under way after this
     cycle.
     """
@@ -147,6 +151,7 @@ class Queue(wiring.Component):
             "ended": Out(range(RIDERS + 1)),
             "empty": Out(1),
             "waits": Out(1),
+            "fault": Out(1),
         }
         members |= {f"posts{i}": Out(SEMAPHORES) for i in range(RIDERS)}
         self.looks = [f"{kind}_{letter}" for letter in COMMANDS[name].lower() for kind in ("xb", "xe")]
@@ -174,7 +179,10 @@ class Queue(wiring.Component):
         with m.If(go):
             m.d.sync += head.eq(Mux(head == self.depth, 0, head + 1))
         m.d.sync += count.eq(count + self.push - go)
+        self.bad: list[Any] = []
         self._resolve(m, entry)
+        with m.If(go & Cat(*self.bad).any()):
+            m.d.sync += self.fault.eq(1)
         free = Signal()
         waits = (entry.wait & ~self.tokens) == 0
         # M's SYNCs pass an array that is busy; V and C hold them back, DMA engines count them as flights.

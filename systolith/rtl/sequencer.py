@@ -55,7 +55,7 @@ class Sequencer(wiring.Component):
     full_Q, idle : from the queues. push_Q, entry_Q : to them. tokens, take : semaphores, for READX. cell out,
     cell_value in : READX's.
     halted, cause, halt_time : the end. issued : a word completes; issued_pc : its number.
-    fault : 1 CEILDIV by 0, 2 ADV out of its field, 3 a word that no unit knows.
+    fault : 1 CEILDIV by 0, 2 ADV out of its field, 3 a word that no unit knows, 4 ADV by a part of a byte or a block.
     """
 
     def __init__(self, chip: Chip) -> None:
@@ -236,6 +236,8 @@ class Sequencer(wiring.Component):
                 m.d.comb += moved.d.sbase.eq(sbase)
             with m.If(now & ((new_base < 0) | (new_base >= 1 << 40))):
                 m.d.sync += self.fault.eq(2)
+            with m.If(now & (((e.d.format == 0) & delta[0]) | (e.d.scale & (delta[:5] != 0)))):
+                m.d.sync += self.fault.eq(4)
 
     # --- words ---
 

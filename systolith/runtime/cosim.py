@@ -1,11 +1,12 @@
 """The RTL beside the functional simulator and the timing model: one program, the same bits, the same cycles.
 
-Compared are the records to the host, the final memories and cells of every slice, and start and end of every
-instruction of every queue.
+Compared are every byte that an instruction writes, the records to the host, the final memories and cells of every
+slice, and start and end of every instruction of every queue.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,16 +19,23 @@ import numpy.typing as npt
 from systolith.isa.execute import where
 from systolith.isa.program import Program
 from systolith.isa.resolved import COLS
-from systolith.spec import QUEUES, Chip
+from systolith.sim.footprints import Difference, Footprints
+from systolith.spec import QUEUES, Chip, ProgramError
 
 if TYPE_CHECKING:
     from systolith.timing import TimingResult
 
-__all__ = ["Cosim", "Late", "cosim"]
+__all__ = ["Cosim", "Late", "cosim", "waveform"]
 
 Setup = Callable[[Any], None]
 _MEMORIES = ("dram", "spad", "slot", "acc")
 _ROWS = 512
+_WINDOW = 1 << 15
+"""Cycles between two comparisons of what has been written."""
+_BEFORE, _AFTER = 300, 30
+"""Cycles of a waveform before and after a difference."""
+_SLACK, _SLACK_CYCLES = 8, 100_000
+"""A run that takes longer than that many times the timing model's cycles hangs."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +58,22 @@ class Cosim:
     """Of the timing model."""
     instructions: int = 0
     """Compared instructions of queues."""
+    first: Difference | None = None
+    """The first write that is not the simulator's; the run ends with it."""
     differences: list[str] = field(default_factory=list)
     """Bits: each a sentence that names memory, address, both values."""
+    bytes: int = 0
+    """Written bytes that were compared, instruction by instruction."""
     late: list[Late] = field(default_factory=list)
     """Durations that differ, first of each word."""
     durations: Counter[str] = field(default_factory=Counter)
     """Instructions whose duration differs, by mnemonic."""
     moved: int = 0
     """Instructions whose start or end differs."""
+    executed: Counter[str] = field(default_factory=Counter)
+    """Words of the program by mnemonic."""
+    timed: bool = True
+    """Whether times were compared: not under back-pressure."""
     verilog_sha256: str = ""
     verilator: str = ""
 
@@ -89,27 +105,82 @@ def cosim(
     folder: Path | None = None,
     hold_share: int = 0,
     seed: int = 1,
+    fault: int = 0,
 ) -> Cosim:
     """Run a program on the RTL and beside it; `setup` writes what the host lays down into either machine.
 
-    hold_share, seed : back-pressure on the memory channel; times are then not compared.
+    hold_share, seed : back-pressure; times are then not compared. fault : of a Verilog of `rtl.faults`, the one to
+    switch on.
     Raises what the machines raise.
     """
     from systolith.rtl.device import RtlMachine
 
-    rtl = RtlMachine(chip, program, folder=folder, hold_share=hold_share, seed=seed)
+    rtl = RtlMachine(chip, program, folder=folder, hold_share=hold_share, seed=seed, writes=True, fault=fault)
     setup(rtl)
     fast, timed, records = reference(chip, program, setup)
-    rtl.run()
+    watch = Footprints(chip, program, setup)
     library = rtl.library
-    found = Cosim(
-        rtl.halt_time, timed.cycles, verilog_sha256=library.verilog_sha256, verilator=library.verilator
-    )  # fmt: skip
+    found = Cosim(0, timed.cycles, verilog_sha256=library.verilog_sha256, verilator=library.verilator)
+    found.first = _run(rtl, watch, _SLACK * timed.cycles + _SLACK_CYCLES)
+    found.cycles, found.bytes, found.executed = rtl.halt_time, watch.compared, fast.counts
+    found.timed = not hold_share and found.first is None
+    if found.first is not None:
+        found.differences.append(str(found.first))
+        return found
     for rank in range(program.requires.slices):
         _compare_bits(found, rank, rtl, fast)
     if not hold_share:
         _compare_times(found, program, rtl.events(), records)
     return found
+
+
+def waveform(
+    chip: Chip,
+    program: Program,
+    setup: Setup,
+    difference: Difference,
+    path: Path,
+    *,
+    folder: Path | None = None,
+    hold_share: int = 0,
+    seed: int = 1,
+) -> tuple[int, int]:
+    """Run again on a build that traces, and write all signals around a difference (VCD); give first and last cycle."""
+    from systolith.rtl.device import RtlMachine
+
+    first, last = max(0, difference.cycle - _BEFORE), difference.cycle + _AFTER
+    rtl = RtlMachine(
+        chip, program, folder=folder, hold_share=hold_share, seed=seed, events=False, trace=(path, first, last)
+    )
+    setup(rtl)
+    with contextlib.suppress(ProgramError):  # the fault that is looked at
+        rtl.run(cycles=last + 2)
+    rtl.close_trace()
+    return first, last
+
+
+def _run(rtl: Any, watch: Footprints, limit: int) -> Difference | None:
+    """Run the RTL window by window, and compare what each window has written; the first difference ends it."""
+    halted, fault = False, None
+    while not halted and fault is None and rtl.cycles < limit:
+        try:
+            halted = rtl.run(cycles=_WINDOW)
+        except ProgramError as error:
+            fault = error
+        events = rtl.events()
+        thread = events[:, 0] * len(QUEUES) + events[:, 1]
+        done = events[:, 4] >= 0
+        watch.advance([int(done[thread == t].sum()) for t in range(watch.threads)])
+        writer, rank, space, address, value, cycle = rtl.take_writes()
+        writes = watch.key(writer, rank, space, address), value, cycle
+        difference = watch.compare(writes, events, final=halted)
+        if difference is not None:
+            return difference
+    if fault is not None:
+        return Difference(rtl.cycles, "the rtl", f"it stops where sim does not: {fault}")
+    if not halted:
+        return Difference(rtl.cycles, "the rtl", f"it has not halted, {_SLACK} times as late as the timing model")
+    return None
 
 
 def _compare_bits(found: Cosim, rank: int, rtl: Any, fast: Any) -> None:

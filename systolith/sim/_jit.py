@@ -38,8 +38,8 @@ F64 = "float64[::1]"
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _SOURCES: Final = (
-    "_choose", "_functions", "_interpreter", "_jit", "_operands", "_pick", "_rows", "_shadow", "_skeleton", "_state",
-    "_traps", "collective", "dma", "host", "matrix", "sequencer", "vector",
+    "_choose", "_footprints", "_functions", "_interpreter", "_jit", "_operands", "_pick", "_rows", "_shadow",
+    "_skeleton", "_state", "_traps", "collective", "dma", "host", "matrix", "sequencer", "vector",
 )  # fmt: skip
 
 

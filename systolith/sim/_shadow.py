@@ -42,7 +42,8 @@ def mark(
     for at in range(low, high):
         last = writer[at]
         if last != 0:
-            if clock[thread_of[last]] < epoch_of[last] and found[F_KIND] == 0:
+            # An instruction takes its own rows in order.
+            if last != event and clock[thread_of[last]] < epoch_of[last] and found[F_KIND] == 0:
                 found[F_KIND] = RACE_WRITE_WRITE if write != 0 else RACE_WRITE_READ
                 found[F_EVENT] = last
                 found[F_BYTE] = at

@@ -267,8 +267,10 @@ class Sanitizer:
         thread = rank * _THREADS + _L
         epoch = int(clock[thread])
         free = int(row[FIELDS]) >> _FREE & 1
+        # What the sequencer has waited for was done before it handed this one out.
+        self._settled[rank] = max(self._settled[rank], int(self._clock[rank * _THREADS + _SEQ][thread]))
         if row[A + SPACE] != Space.DRAM and not free:
-            self._settled[rank] = epoch - 1
+            self._settled[rank] = max(self._settled[rank], epoch - 1)
         seen = clock.copy()
         seen[thread] = self._settled[rank]
         if row[D + SPACE] == Space.CELL and not free:
