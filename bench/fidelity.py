@@ -110,12 +110,13 @@ tinycode, windows of 512 tokens of held-out text, `systolith quality` on `slice6
 
 ## Time
 
-The RTL of `nano` and `micro` runs beside the timing model (`systolith cosim`, `systolith correlate`), and
-`tests/rtl/test_chip.py` holds them together; [0010](decisions/0010-rtl.md) has what was measured. Larger chips have no
-RTL of their own arrays yet: there the timing model is held to hand-counted cycles of single instructions, to a
-burst-by-burst model of the memory channel (equal in every case), and to the bounds of arithmetic and bandwidth
-(`tests/timing`). Parts of a waterfall sum to the total exactly, and so do those of every slice's queues. What programs
-reach of the bounds: [reach](../bench/results/reach.md), made by `python -m bench.reach`. There is no analytic rung yet.
+The RTL of `nano` and `micro` runs beside the timing model (`systolith cosim`, `systolith correlate`), and `tests/rtl`
+holds them together: cycles by kernel are on [their own page](correlation.md), [0010](decisions/0010-rtl.md) has the
+rest. Larger chips have no RTL of their own arrays yet: there the timing model is held to hand-counted cycles of single
+instructions, to a burst-by-burst model of the memory channel (equal in every case), and to the bounds of arithmetic and
+bandwidth (`tests/timing`). Parts of a waterfall sum to the total exactly, and so do those of every slice's queues. What
+programs reach of the bounds: [reach](../bench/results/reach.md), made by `python -m bench.reach`. There is no analytic
+rung yet.
 """
 
 

@@ -13,6 +13,7 @@ from systolith.spec import ConfigError
 
 if TYPE_CHECKING:
     from systolith.isa.program import Program
+    from systolith.runtime.correlate import Correlation
     from systolith.runtime.cosim import Cosim
     from systolith.spec import Chip
 
@@ -89,38 +90,34 @@ def cosim(
 
 def correlate(
     chip: options.ChipOption = "nano",
-    count: Annotated[int, typer.Option("--count", min=1, help="Jobs of the model, drawn at random.")] = 3,
+    count: Annotated[int, typer.Option("--count", min=1, help="Cases of kernels, and programs of single ones.")] = 20,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of what is drawn.")] = 0,
+    most: Annotated[int, typer.Option("--most-cycles", min=1000, help="Longest case, by the model.")] = 400_000,
     rtl: RtlOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Draw jobs of tinycode (prompt, tokens to make) and compare the RTL's cycles with the timing model's."""
-    import random
-
+    """Draw kernels of all families at random sizes, and instructions that run alone; compare the RTL's cycles with the
+    timing model's. Ends with 1 where they differ by more than is allowed, and names the unit."""
     loaded = options.open_chip(chip)
+    _needs("amaranth")
 
-    from systolith.runtime.cosim import cosim as compare
+    from systolith.runtime.correlate import correlate as compare
+    from systolith.runtime.correlate import correlation_object
 
-    rng, cases = random.Random(seed), []
-    with progress(f"correlate on {loaded.name}", count) as advance:
-        for number in range(count):
-            prompt, made = rng.randint(1, 64), rng.randint(1, 2)
-            program, setup = _job(options.TINYCODE, loaded, prompt, made, rng.randrange(1 << 30))
-            found = compare(loaded, program, setup, folder=rtl)
-            cases.append({"prompt_tokens": prompt, "tokens": made} | _object(loaded, found))
-            advance(number + 1)
-    errors = sorted(abs(float(case["error"])) for case in cases)
-    summary = {"chip": loaded.name, "seed": seed, "median_error": errors[len(errors) // 2], "largest_error": errors[-1]}
+    done = 0
+    with progress(f"correlate on {loaded.name}", 2 * count) as advance:
+
+        def step(number: int) -> None:
+            nonlocal done
+            done += 1
+            advance(done)
+
+        found = compare(loaded, count, seed, folder=rtl, most=most, progress=step)
     if as_json:
-        print_json(summary | {"cases": cases})
+        print_json(correlation_object(found))
     else:
-        for case in cases:
-            write(
-                f"prompt {case['prompt_tokens']}, {case['tokens']} tokens: rtl {case['cycles']}, timing "
-                f"{case['expected_cycles']} cycles, {100 * float(case['error']):+.3f} %\n"
-            )
-        write(f"median {100 * errors[len(errors) // 2]:.3f} %, largest {100 * errors[-1]:.3f} %\n")
-    if any(case["differences"] for case in cases):
+        _print_correlation(found)
+    if not found.holds:
         raise typer.Exit(1)
 
 
@@ -178,3 +175,31 @@ def _print(found: Cosim) -> None:
     for difference in found.differences[:10]:
         write(f"  {difference}\n")
     write("no bit differs\n" if not found.differences else f"{len(found.differences)} differences\n")
+
+
+def _print_correlation(found: Correlation) -> None:
+    """Cases, their kernels, and units whose instructions alone take another time than their rule."""
+    from systolith.runtime.correlate import UNITS
+
+    write(f"{found.alone} instructions alone, {len(found.late)} with another duration than their rule\n")
+    for unit, (number, of) in found.units.items():
+        late = next(x for x in found.late if UNITS.get(x.mnemonic, x.mnemonic) == unit)
+        write(f"  {unit}: {number} of {of}; {late.where}: rtl {late.found}, model {late.expected} cycles\n")
+    for text in found.differences[:10]:
+        write(f"  {text}\n")
+    for r in found.results:
+        run = r.found
+        write(
+            f"{r.case.name}: rtl {run.cycles}, model {run.expected_cycles} cycles ({100 * run.error:+.3f} %)"
+            f"{'' if r.holds else ', more than is allowed'}; memory {100 * r.utilisation['rtl']['memory']:.0f} %, "
+            f"matrix {100 * r.utilisation['rtl']['M']:.0f} %\n"
+        )
+        for name, kernel in sorted(r.kernels.items()):
+            if kernel.rtl.cycles != kernel.model.cycles or kernel.other:
+                write(
+                    f"  {name}: rtl {kernel.rtl.cycles}, model {kernel.model.cycles}; {kernel.other} of "
+                    f"{kernel.instructions} instructions with another duration\n"
+                )
+        for text in run.differences[:3]:
+            write(f"  {text}\n")
+    write(f"median {100 * found.median:.3f} %, largest {100 * found.largest:.3f} %\n")

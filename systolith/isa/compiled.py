@@ -22,7 +22,8 @@ _NUMBA: Any = numba.types  # has no types of its own
 
 TYPES: Final[dict[str, Any]] = {
     "int": numba.int64, "bool": numba.boolean, "None": numba.void, "Ints": numba.int64[::1],
-    "Rows": numba.int64[:, ::1], "tuple[int, int, int]": _NUMBA.UniTuple(numba.int64, 3),
+    "Rows": numba.int64[:, ::1], "tuple[int, int]": _NUMBA.UniTuple(numba.int64, 2),
+    "tuple[int, int, int]": _NUMBA.UniTuple(numba.int64, 3),
     "tuple[int, int, int, int]": _NUMBA.UniTuple(numba.int64, 4),
 }  # fmt: skip
 """Compiled type of each annotation."""
@@ -59,7 +60,8 @@ def compiled(function: _F, types: Mapping[str, Any], stamp: str, inner: bool, in
 
 
 STAMP: Final = stamp_of(
-    Path(__file__).parent / f"{name}.py" for name in ("compiled", "cycles", "facts", "issue", "resolved", "runs")
+    Path(__file__).parent / f"{name}.py"
+    for name in ("compiled", "cycles", "facts", "issue", "moves", "resolved", "runs")
 )
 
 

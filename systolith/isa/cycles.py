@@ -54,6 +54,7 @@ from .facts import (
     UNITS_PER_CYCLE,
     facts,
 )  # fmt: skip
+from .moves import FROM_MEMORY, INSIDE, TO_MEMORY, walk
 from .resolved import (
     BASE,
     COUNT,
@@ -111,6 +112,8 @@ TO_DRAM: Final = 4
 PICK_SWEEPS: Final = 20
 """Sweeps over the row of PICK, whatever k and P are: eight digits of four bits for the k-th value, its ties, the sum,
 eight digits for the threshold of P, its sum, the pick."""
+COUNTED: Final = 4
+"""Runs at unequal places of a burst that a DMA's set-up counts in a cycle, one by one."""
 CARRY_ROWS: Final = 32
 """Rows of wide partial sums that an array shorter than a block carries from pass to pass."""
 
@@ -355,11 +358,15 @@ def burst_time(f: Ints, bursts: int, cycles: int) -> int:
 
 
 @rule
-def copy(f: Ints, row: Ints, read: int, write: int, bursts: int, requests: int, out: Ints) -> None:
-    """COPY: runs of bursts on the memory's side, beats on the chip's side, the slower of both."""
+def copy(f: Ints, row: Ints, read: int, write: int, bursts: int, requests: int, uneven: int, out: Ints) -> None:
+    """COPY: runs of bursts on the memory's side, beats on the chip's side, the slower of both; then what the mover
+    has left to move after the last burst."""
+    e0, e1, e2 = row[D + EXT0], row[D + EXT1], row[D + EXT2]
     source, target = row[A + SPACE], row[D + SPACE]
     beats = max(read, write)
     out[LEAD] = f[DMA] + (f[BANK] if source != _DRAM else 0)
+    if uneven > 0:
+        out[LEAD] = max(out[LEAD], 2 + ceil_div(uneven, COUNTED))
     out[TAIL] = f[BANK]
     if not row[FIELDS] >> f[FREE] & 1:
         if row[QUEUE] == _LOAD and source != _DRAM:
@@ -367,10 +374,10 @@ def copy(f: Ints, row: Ints, read: int, write: int, bursts: int, requests: int, 
         if target == _CELL:
             out[FLAGS] |= BARRIER
     if bursts == 0:
-        if source == target and row[A + BASE] // f[BANK_SIZE] == row[D + BASE] // f[BANK_SIZE]:
-            beats = read + write  # one bank
+        one_bank = source == target and row[A + BASE] // f[BANK_SIZE] == row[D + BASE] // f[BANK_SIZE]
+        _, time = walk(f, row, INSIDE, e0, e1, e2, 0, 0, one_bank)
         out[KIND] = FIXED
-        out[HOLD] = beats
+        out[HOLD] = max(read + write if one_bank else beats, time)
         return
     out[KIND] = READ if source == _DRAM else WRITE
     out[HOLD] = requests
@@ -379,12 +386,21 @@ def copy(f: Ints, row: Ints, read: int, write: int, bursts: int, requests: int, 
     out[BYTES] = bursts * f[BURST]
     if source != _DRAM:
         out[TAIL] = f[DRAM_LATENCY]
+    _, time = walk(f, row, FROM_MEMORY if source == _DRAM else TO_MEMORY, e0, e1, e2, bursts, out[OWN], False)
+    # Pieces that the mover still has when the last burst has gone by.
+    over = time - ceil_div((bursts - 1) * out[OWN] + f[BURST_UNITS], f[UNITS_PER_CYCLE])
+    out[TAIL] = max(out[TAIL], over + f[BANK])
 
 
 @rule
 def put(f: Ints, row: Ints, beats: int, bursts: int, size: int, out: Ints) -> None:
     """PUT: flits at the network's rate or the banks', at least one, so that an empty one still counts as arrived."""
     flits = max(1, beats, ceil_div(size * f[NET_DEN], f[NET_NUM]))
+    e0, e1, e2 = row[D + EXT0], row[D + EXT1], row[D + EXT2]
+    if e0 * e1 * e2 > 0:
+        _, time = walk(f, row, INSIDE, e0, e1, e2, 0, 0, False)
+        # The mover begins a cycle after the start, and reads the first entry of an index list before that.
+        flits = max(flits, time + 1 - f[BANK] + (1 if lists(row) > 0 else 0))
     out[KIND] = SEND
     out[LEAD] = f[BANK]
     out[HOLD] = flits
@@ -401,7 +417,7 @@ def transfer(f: Ints, row: Ints, out: Ints) -> None:
     """COPY and PUT: count both sides, then leave the rest to `copy` and `put`."""
     if row[OP] == _COPY and row[D + EXT0] * row[D + EXT1] * row[D + EXT2] == 0:
         return
-    read, write, bursts, requests, size = 0, 0, 0, 0, 0
+    read, write, bursts, requests, size, uneven = 0, 0, 0, 0, 0, 0
     for side in range(2):
         at = A if side == 0 else D
         e0, e1, e2 = row[D + EXT0], row[D + EXT1], row[D + EXT2]
@@ -417,16 +433,16 @@ def transfer(f: Ints, row: Ints, out: Ints) -> None:
             width = 4
         runs(row, at, e0, e1, e2, width, space == _DRAM, out)
         if space == _DRAM:
-            bursts, requests = out[0], out[1]
+            bursts, requests, uneven = out[0], out[1], out[3]
         elif side == 0:
             read = out[0]
         else:
             write = out[0]
         size = out[2]  # of D in the end: zeros travel too
-    for i in range(3):
+    for i in range(4):
         out[i] = 0
     if row[OP] == _COPY:
-        copy(f, row, read, write, bursts, requests, out)
+        copy(f, row, read, write, bursts, requests, uneven, out)
     else:
         put(f, row, max(read, write), bursts, size, out)
 

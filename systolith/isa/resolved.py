@@ -87,7 +87,7 @@ STRIDE0: Final = 8
 STRIDE1: Final = 9
 STRIDE2: Final = 10
 VIA: Final = 11
-"""unit + 1 of an index list, 0: none."""
+"""Of an index list: unit + 1, and from bit 8 on the row of its entry at which the operand begins; 0: none."""
 
 D: Final = _HEAD
 A: Final = _HEAD + OPERAND_COLS
@@ -118,7 +118,8 @@ def fill_row(row: npt.NDArray[np.int64], s: Slice, instruction: Instruction, wor
         v = s.view(used[letter])
         d = v.descriptor
         row[column : column + OPERAND_COLS] = (
-            d.space, d.format, d.scale, v.base, v.sbase, *v.ext, *d.stride, d.unit + 1 if d.via else 0,
+            d.space, d.format, d.scale, v.base, v.sbase, *v.ext, *d.stride,
+            d.unit + 1 | (v.rows & (1 << d.unit) - 1) << 8 if d.via else 0,
         )  # fmt: skip
 
 

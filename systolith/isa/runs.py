@@ -6,7 +6,7 @@ from .compiled import Ints, rule
 from .facts import BANK_SIZE, BURST
 from .resolved import BASE, FORMAT, SBASE, SCALE, STRIDE0, STRIDE1, STRIDE2, VIA
 
-__all__ = ["bank_of", "bits_of", "ceil_div", "log2_up", "place_of", "runs"]
+__all__ = ["bank_of", "bits_of", "ceil_div", "log2_up", "phase_of", "place_of", "runs", "unit_of"]
 
 _DRAM, _SPAD = 0, 1
 
@@ -33,6 +33,18 @@ def bits_of(code: int) -> int:
 
 
 @rule
+def unit_of(via: int) -> int:
+    """Rows that an entry of an index list stands for; 0: no list."""
+    return 1 << ((via & 255) - 1) if via > 0 else 0
+
+
+@rule
+def phase_of(via: int) -> int:
+    """Row of its entry at which an operand with an index list begins."""
+    return int(via >> 8)
+
+
+@rule
 def span(base: int, length: int, stride: int, count: int, grain: int) -> int:
     """Aligned pieces of `grain` bytes that `count` runs of `length` bytes touch, `stride` bytes apart."""
     if count <= 0 or length <= 0:
@@ -50,11 +62,13 @@ def span(base: int, length: int, stride: int, count: int, grain: int) -> int:
 def runs(row: Ints, at: int, e0: int, e1: int, e2: int, grain: int, aligned: bool, out: Ints) -> None:
     """Count the pieces of `grain` bytes (out[0]) and the contiguous runs (out[1]) of an operand's codes and scales.
 
+    out[2]: bytes; out[3]: runs whose pieces are counted one by one, as they lie at unequal places of a grain.
     aligned : whether pieces lie on multiples of `grain` (memory) or begin with the run (a bank, read at any byte).
     """
     out[0] = 0
     out[1] = 0
     out[2] = 0
+    out[3] = 0
     if e0 * e1 * e2 == 0:
         return
     bits = bits_of(row[at + FORMAT])
@@ -65,7 +79,7 @@ def runs(row: Ints, at: int, e0: int, e1: int, e2: int, grain: int, aligned: boo
     elif s1 == e2 or e1 == 1:
         length, n1 = e1 * e2, 1
     if row[at + VIA] > 0:
-        unit = 1 << (row[at + VIA] - 1)
+        unit = unit_of(row[at + VIA])
         if n1 == 1 and s0 == length:
             length *= min(unit, e0)
             n0 = ceil_div(e0, unit)
@@ -79,6 +93,8 @@ def runs(row: Ints, at: int, e0: int, e1: int, e2: int, grain: int, aligned: boo
         b1 = s1 * bits // 8 if part == 0 else s1 // 32
         out[1] += n0 * n1
         out[2] += n0 * n1 * size
+        if aligned and not ((b0 % grain == 0 or n0 == 1) and (b1 % grain == 0 or n1 == 1)):
+            out[3] = n0 * n1
         if not aligned:
             out[0] += n0 * n1 * ceil_div(size, grain)
         elif b0 % grain == 0 or n0 == 1:

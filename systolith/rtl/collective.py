@@ -215,6 +215,7 @@ class Network(wiring.Component):
         ingress: list[Any] = [Signal(TIME_BITS, name=f"ingress{r}") for r in range(self.n)]
         registers = list(ingress)
         self._unsettled = [Signal(name=f"unsettled_{s}") for s in range(self.n)]
+        self._unsettled_own = [Signal(name=f"unsettled_own_{s}") for s in range(self.n)]
         waits: list[list[Any]] = [[] for _ in range(self.n)]
         for s in range(self.n):
             send, message = getattr(self, f"send_{s}"), getattr(self, f"message_{s}")
@@ -243,7 +244,10 @@ class Network(wiring.Component):
             # Its newest message is pushed in the cycle after the start, and is late from then on only.
             moves = moving & ~send
             m.d.sync += late.eq(Cat(moves, late))
-            m.d.comb += self._unsettled[s].eq(moves | (late[: latency + bank] != 0))
+            m.d.comb += [
+                self._unsettled[s].eq(moves | (late[: latency + bank] != 0)),
+                self._unsettled_own[s].eq(moves | (late[:bank] != 0)),  # no network on the way to itself
+            ]
             kept = Signal(TIME_BITS, name=f"kept_{s}")
             with m.If(send):
                 m.d.sync += kept.eq(sent)
@@ -265,11 +269,12 @@ class Network(wiring.Component):
             Signal(name=f"pop_{s}_{r}"),
         )
         newest = (head + 1)[: len(head)] == tail
+        unsettled = self._unsettled_own[s] if r == s else self._unsettled[s]
         m.d.comb += [
             new.time.eq(time), new.arrive.eq(message.arrive), new.sem.eq(message.sem),
             new.counter.eq(message.counter), new.expect.eq(message.expect),
             first.eq(Array(Value.cast(x) for x in slots)[head]),
-            pop.eq((head != tail) & (first.time <= self.now) & ~(newest & self._unsettled[s])),
+            pop.eq((head != tail) & (first.time <= self.now) & ~(newest & unsettled)),
         ]  # fmt: skip
         with m.If(push), m.Switch(tail):
             for i in range(_PENDING):

@@ -13,6 +13,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from systolith.isa import facts as F
+from systolith.isa.cycles import COUNTED
 from systolith.isa.descriptor import Space
 from systolith.spec import Chip
 
@@ -20,9 +21,6 @@ from .mover import least
 from .ports import OPERAND
 
 __all__ = ["Counts"]
-
-COUNTED = 4
-"""Runs at unequal places of a burst that are counted in a cycle."""
 
 
 def up(value: Any, by: int) -> Any:
@@ -137,7 +135,8 @@ class Counts(wiring.Component):
             signal(44, "bytes0", Mux(four, (length + 1) >> 1, sized(length))),
             signal(44, "bytes1", up(length, 32)),
         )
-        runs = signal(40, "runs", n0 * n1)
+        empty = (e[0] == 0) | (e[1] == 0) | (e[2] == 0)
+        runs = signal(40, "runs", Mux(empty, 0, n0 * n1))
         total_runs = signal(40, "total", Mux(side.scale, runs << 1, runs))
         size = signal(44, "size", runs * (sizes[0] + Mux(side.scale, sizes[1], 0)))
         # On the chip a piece begins with its run.

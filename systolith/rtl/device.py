@@ -182,12 +182,13 @@ class RtlMachine:
         return {name: int(v) for name, v in zip(names, out, strict=False)}
 
     def events(self) -> Ints:
-        """Instructions of queues, [n, 5]: slice, queue, word, start, end (-1: still under way), in order of starts."""
+        """Instructions of queues, [n, 7]: slice, queue, word, start, end (-1: still under way), cycles at the head of
+        the queue before the start, whether a token was missing in the last of them; in order of starts."""
         data = ctypes.POINTER(ctypes.c_int64)()
         n = self._lib.chip_events(self._h, ctypes.byref(data))
         if n == 0:
-            return np.zeros((0, 5), np.int64)
-        return np.ctypeslib.as_array(data, (n, 5)).copy()
+            return np.zeros((0, 7), np.int64)
+        return np.ctypeslib.as_array(data, (n, 7)).copy()
 
     def take_writes(self) -> tuple[Ints, Ints, Ints, Ints, Bytes, Ints]:
         """Give and forget what has been written, byte by byte in order: thread (slice * 6 + queue) of the writer,

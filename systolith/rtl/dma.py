@@ -141,7 +141,7 @@ class DmaEngine(wiring.Component):
         room = (self.tail + 1)[: len(self.tail)] != self.set
         self.own_busy, self.own_index = Signal(), Signal(range(n))  # L: the mover inside the chip has one copy
         due = self.busy & (self.now >= self.started + lead) & (self.now >= asked) & counts.known & room
-        due = due & ~((self.kind == FIXED) & self.own_busy)
+        due = due & ~self.own_busy  # a copy inside the chip makes its requests, too, till its last piece
         begin_a, begin = Signal(), Signal()
         m.d.comb += [
             begin_a.eq(due & (ahead <= most)),

@@ -21,6 +21,7 @@ constexpr int QUEUES = 6;
 
 struct Event {
     int64_t slice, queue, pc, start, end;
+    int64_t waited, lacked;         // cycles at the head of its queue; whether a token was missing in the last of them
 };
 
 struct Write {                      // bytes that a port has written in a cycle; `mask` has a bit for each
@@ -38,6 +39,7 @@ struct Slice {
     uint8_t read[2][PIECE] = {};    // data of the requests of the cycle before
     bool has[2] = {};
     std::deque<size_t> open[QUEUES];
+    int64_t waited[QUEUES] = {}, lacked[QUEUES] = {};
     std::vector<int64_t> rings;     // length, then words, for each record
     std::vector<int32_t> record;
     uint64_t records = 0;
@@ -225,7 +227,10 @@ int chip_run(void* h, int slices, int64_t limit, uint64_t records) {
             for (int i = 0; i < ended; i++) { c.events[s.open[N].front()].end = now; s.open[N].pop_front(); } \
         if (top.started_##Q##_##R && c.keep_events) {                                   \
             s.open[N].push_back(c.events.size());                                       \
-            c.events.push_back({R, N, top.pc_##Q##_##R, now, -1});                      \
+            c.events.push_back({R, N, top.pc_##Q##_##R, now, -1, s.waited[N], s.lacked[N]}); \
+            s.waited[N] = s.lacked[N] = 0;                                              \
+        } else if (top.queued_##R >> N & 1) {                                           \
+            s.waited[N]++; s.lacked[N] = top.waits_##R >> N & 1;                        \
         }                                                                               \
         if (top.waits_##R >> N & 1) counter[N]++;                                       \
     }

@@ -25,7 +25,7 @@ from systolith.spec import QUEUES, Chip, ProgramError
 if TYPE_CHECKING:
     from systolith.timing import TimingResult
 
-__all__ = ["Cosim", "Late", "cosim", "waveform"]
+__all__ = ["Cosim", "Late", "cosim", "reference", "waveform"]
 
 Setup = Callable[[Any], None]
 _MEMORIES = ("dram", "spad", "slot", "acc")
@@ -76,6 +76,13 @@ class Cosim:
     """Whether times were compared: not under back-pressure."""
     verilog_sha256: str = ""
     verilator: str = ""
+    timing: TimingResult | None = field(default=None, repr=False)
+    events: Any = field(default=None, repr=False)
+    """Of the RTL, as `RtlMachine.events`."""
+    records: Any = field(default=None, repr=False)
+    """Of the timing model, [n, columns of timing.RECORD]."""
+    status: list[dict[str, int]] = field(default_factory=list, repr=False)
+    """Counters of each slice of the RTL."""
 
     @property
     def error(self) -> float:
@@ -106,31 +113,34 @@ def cosim(
     hold_share: int = 0,
     seed: int = 1,
     fault: int = 0,
+    expected: tuple[Any, TimingResult, npt.NDArray[np.int64]] | None = None,
 ) -> Cosim:
     """Run a program on the RTL and beside it; `setup` writes what the host lays down into either machine.
 
     hold_share, seed : back-pressure; times are then not compared. fault : of a Verilog of `rtl.faults`, the one to
-    switch on.
+    switch on. expected : what `reference` gives, where it has run already.
     Raises what the machines raise.
     """
     from systolith.rtl.device import RtlMachine
 
     rtl = RtlMachine(chip, program, folder=folder, hold_share=hold_share, seed=seed, writes=True, fault=fault)
     setup(rtl)
-    fast, timed, records = reference(chip, program, setup)
+    fast, timed, records = expected or reference(chip, program, setup)
     watch = Footprints(chip, program, setup)
     library = rtl.library
-    found = Cosim(0, timed.cycles, verilog_sha256=library.verilog_sha256, verilator=library.verilator)
+    found = Cosim(0, timed.cycles, verilog_sha256=library.verilog_sha256, verilator=library.verilator, timing=timed)
     found.first = _run(rtl, watch, _SLACK * timed.cycles + _SLACK_CYCLES)
     found.cycles, found.bytes, found.executed = rtl.halt_time, watch.compared, fast.counts
     found.timed = not hold_share and found.first is None
+    found.events, found.records = rtl.events(), records
+    found.status = [rtl.status(rank) for rank in range(program.requires.slices)]
     if found.first is not None:
         found.differences.append(str(found.first))
         return found
     for rank in range(program.requires.slices):
         _compare_bits(found, rank, rtl, fast)
     if not hold_share:
-        _compare_times(found, program, rtl.events(), records)
+        _compare_times(found, program, found.events, records)
     return found
 
 

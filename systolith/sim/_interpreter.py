@@ -15,6 +15,7 @@ from systolith.isa.resolved import POST as R_POST
 from systolith.isa.resolved import QUEUE as R_QUEUE
 from systolith.isa.resolved import SLICE as R_SLICE
 from systolith.isa.resolved import TAKEN as R_TAKEN
+from systolith.isa.resolved import VIA as R_VIA
 from systolith.isa.resolved import WAIT as R_WAIT
 from systolith.isa.resolved import ZERO as R_ZERO
 from systolith.isa.resolved import D as R_OPERANDS
@@ -22,6 +23,7 @@ from systolith.spec.limits import SEMAPHORE_MAX, SEMAPHORES
 
 from ._choose import group, topk
 from ._jit import F32, F64, I16, I32, I64, I64_2D, U8, Array, Scalar, kernel
+from ._operands import via_of
 from ._state import (
     C_CURSOR,
     C_MOVED,
@@ -137,6 +139,7 @@ def write_row(
         else:
             for i in range(R_OPERAND_COLS):
                 rows[at, to + i] = o[k, i]
+            rows[at, to + R_VIA] = via_of(o, k)
 
 
 @kernel(f"int64({I64_2D}, int64, int64)", inline=True)

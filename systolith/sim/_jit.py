@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 import numba
 
-from systolith.isa import compiled, cycles, facts, issue, resolved, runs
+from systolith.isa import compiled, cycles, facts, issue, moves, resolved, runs
 from systolith.spec import limits
 
 __all__ = ["F32", "F64", "I16", "I16_2D", "I32", "I32_2D", "I64", "I64_2D", "U8", "Array", "Scalar", "kernel"]
@@ -46,7 +46,7 @@ _SOURCES: Final = (
 def _stamp() -> str:
     """Hash of all sources that a kernel may hold parts of."""
     files = [Path(__file__).parent / f"{name}.py" for name in _SOURCES]
-    files += [Path(module.__file__ or "") for module in (compiled, cycles, facts, issue, resolved, runs, limits)]
+    files += [Path(module.__file__ or "") for module in (compiled, cycles, facts, issue, moves, resolved, runs, limits)]
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())

@@ -105,6 +105,13 @@ def resolve(st: Array, s: Scalar, d: Scalar, k: Scalar, o: Array, cfg: Array, m3
     return code
 
 
+@kernel(f"int64({I64_2D}, int64)", inline=True)
+def via_of(o: Array, k: Scalar) -> Scalar:
+    """What the resolved stream says of an operand's index list (`isa.resolved.VIA`)."""
+    unit = o[k, O_VIA]
+    return unit if unit == 0 else unit | (o[k, O_XB] & ((1 << (unit - 1)) - 1)) << 8
+
+
 @kernel(f"int64({I64_2D}, int64, int64, {I32})")
 def row0(o: Array, k: Scalar, i0: Scalar, m32: Array) -> Scalar:
     """Offset in elements of index i0 of dimension 0; through the index list where there is one."""

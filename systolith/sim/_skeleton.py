@@ -12,6 +12,7 @@ from systolith.isa import cycles, issue, runs
 from systolith.isa.resolved import BASE as R_BASE
 from systolith.isa.resolved import OPERAND_COLS as R_OPERAND_COLS
 from systolith.isa.resolved import SBASE as R_SBASE
+from systolith.isa.resolved import VIA as R_VIA
 from systolith.spec.limits import SEMAPHORE_MAX
 
 from ._choose import group, takes
@@ -31,7 +32,7 @@ from ._interpreter import (
     taken_of,
 )
 from ._jit import F32, F64, I16, I32, I64, I64_2D, U8, Array, Scalar, kernel
-from ._operands import bits_of, check, row0
+from ._operands import bits_of, check, row0, via_of
 from ._state import (
     C_CURSOR,
     C_MOVED,
@@ -216,6 +217,8 @@ def remember(words: Array, pc: Scalar, o: Array, facts: Array, memo: Array) -> S
             value = o[k, i]
             if i in (R_BASE, R_SBASE):
                 value = runs.place_of(facts, space, value)
+            elif i == R_VIA:
+                value = via_of(o, k)
             if memo[pc, at] != value:
                 memo[pc, at] = value
                 same = False

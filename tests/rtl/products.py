@@ -1,18 +1,24 @@
 """Programs of matrix products for measuring utilisation: operands and results in memory."""
 
+from dataclasses import replace
+
 from systolith.isa import (
+    Adv,
     Copy,
     Desc,
     Descriptor,
     Format,
     Halt,
     Instruction,
+    Loop,
     Matmul,
     Program,
     Queue,
     Requires,
     Space,
+    Sync,
     Vec,
+    Zero,
 )
 from systolith.spec import BLOCK, SEMAPHORES, Chip
 
@@ -137,3 +143,75 @@ def one_block(chip: Chip, m: int, n: int) -> Program:
     w.words.append(Vec(d=staged, a=w.use(row), wait=1 << SUMS, post=1 << STAGED))
     w.words.append(Copy(on=Queue.S, d=w.use(home), a=staged, wait=1 << STAGED))
     return w.program(chip, f"{m}x{BLOCK}x{n}", {})
+
+
+X_AT = 0
+"""The row of A in memory: codes, then scales; the weights begin at `WEIGHTS_AT`, results at `RESULTS_AT`."""
+WEIGHTS_AT = 1 << 15
+
+
+def linear(chip: Chip, n: int, k: int, weights: Format, activations: Format) -> tuple[Program, int, int]:
+    """One row times n columns of k: a linear layer at batch 1. Each slice has n / slices columns, weights in memory.
+
+    Weights lie tile by tile, as a slot takes them, their scales behind all codes. Gives the program, the word that ends
+    a group of 32 columns on queue M, and the bytes of a slice's weights.
+    """
+    columns, bits = n // chip.slices, weights.bits
+    assert columns % BLOCK == 0
+    assert k % BLOCK == 0
+    chunk = BLOCK
+    while k % (2 * chunk) == 0 and 3 * (2 * chunk * BLOCK * bits // 8 + 2 * chunk) <= chip.slots_bytes:
+        chunk *= 2
+    tile = BLOCK * chunk * bits // 8
+    slots = chip.slots_bytes // (tile + chunk)
+    groups, chunks = columns // BLOCK, k // chunk
+    size = groups * chunks * tile
+    results = WEIGHTS_AT + size + groups * chunks * chunk
+    results += -results % 64
+    w = Writer()
+    blocks, weight = {"scale": 1, "format": weights}, BLOCK * chunk
+    slot = Descriptor(
+        space=Space.SLOT, base=0, sbase=slots * tile, ext=(BLOCK, 1, chunk), stride=(chunk, 0, 1), step=weight,
+        wrap=slots * weight, **blocks,
+    )  # fmt: skip
+    into, out_of = w.use(slot), w.use(slot)
+    source = w.use(
+        Descriptor(
+            space=Space.DRAM, base=WEIGHTS_AT, sbase=WEIGHTS_AT + size, ext=(BLOCK, 1, chunk), stride=(chunk, 0, 1),
+            step=weight, **blocks,
+        )
+    )  # fmt: skip
+    near = mx(Space.SPAD, activations, (1, k), k, 0, k)
+    row = w.use(replace(near, ext=(1, 1, chunk), stride=(0, 0, 1), step=chunk, wrap=k))
+    acc = Descriptor(
+        space=Space.ACC, format=Format.FP32, ext=(1, 1, BLOCK), stride=(0, 0, 1), step=BLOCK, wrap=2 * BLOCK
+    )
+    sums, sums_read = w.use(acc), w.use(acc)
+    stage = w.use(
+        Descriptor(space=Space.SPAD, format=Format.FP32, base=chip.bank_size_bytes, ext=(1, 1, BLOCK), stride=(0, 0, 1))
+    )
+    home = w.use(
+        Descriptor(space=Space.DRAM, format=Format.FP32, base=results, ext=(1, 1, BLOCK), stride=(0, 0, 1), step=BLOCK)
+    )
+    x, x_home = w.use(near), w.use(mx(Space.DRAM, activations, (1, k), k, X_AT, X_AT + k))
+    w.words.append(Copy(on=Queue.L, d=x, a=x_home, post=1 << LOADED))
+    w.words.append(Sync(on=Queue.M, wait=1 << LOADED))
+    inner = [
+        Copy(on=Queue.W, d=into, a=source, wait=1 << FREE, post=1 << FULL),
+        Adv(d=source, dim=3, imm=1), Adv(d=into, dim=3, imm=1),
+        Matmul(d=sums, a=row, b=out_of, zero=Zero.FIRST, wait=1 << FULL, post=1 << FREE),
+        Adv(d=row, dim=3, imm=1), Adv(d=out_of, dim=3, imm=1),
+    ]  # fmt: skip
+    before = [Sync(on=Queue.M, wait=1 << ROOM)]
+    after = [
+        Sync(on=Queue.M, post=1 << SUMS),
+        Vec(d=stage, a=sums_read, wait=1 << SUMS | 1 << STORED, post=1 << ROOM | 1 << STAGED),
+        Copy(on=Queue.S, d=home, a=stage, wait=1 << STAGED, post=1 << STORED),
+        Adv(d=sums, dim=3, imm=1), Adv(d=sums_read, dim=3, imm=1), Adv(d=home, dim=3, imm=1),
+    ]  # fmt: skip
+    body = [*before, Loop(count=chunks, len=len(inner)), *inner, *after]
+    w.words += [Loop(count=groups, len=len(body)), *body]
+    ends = len(w.words) - len(after)
+    program = w.program(chip, f"1x{k}x{n}", {FREE: slots, ROOM: 2, STORED: 1})
+    needs = replace(program.requires, dram_bytes=results + 4 * columns)
+    return replace(program, requires=needs), ends, size * 33 // 32 if bits == 8 else size + size // 16
