@@ -227,8 +227,7 @@ class Plan:
 
     @property
     def tile(self) -> int:
-        """Most columns of a tile of the residual stream: where columns are dealt out evenly, all blocks of a slice
-        are one tile."""
+        """Most columns of a tile of the residual stream: where columns are dealt out evenly, a slice has one tile."""
         return self.most_residual_parts * self.o.unit or self.o.nt
 
     @property
@@ -331,10 +330,8 @@ class Plan:
         that gets most chunks."""
         if self.options.pages is not None:
             return self.options.pages
-        group = self.lanes_local
-        most = max(
-            sum(1 for c in range(self.chunks) if (c % self.profile_lanes) // group == j) for j in range(self.group)
-        )
+        group_of = [c % self.profile_lanes // self.lanes_local for c in range(self.chunks)]
+        most = max(group_of.count(j) for j in range(self.group))
         return max(1, most) * self.pages_per_chunk * -(-self.options.batch // self.slot_groups)
 
     @property

@@ -1,17 +1,12 @@
 """The cycle rule of every instruction: the work that its resolved row asks of its unit.
 
 docs/decisions/0004-timing.md has the reasons. Integer functions of `facts.facts(chip)` and a row of `resolved`;
-`Instruction.latency_cycles` and `timing` read the same ones. Nothing here knows a kernel or a named chip.
+`isa.alone` and `timing` read the same ones. Nothing here knows a kernel or a named chip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
-
-import numpy as np
-
-from systolith.spec import Chip
 
 from .compiled import STAMP, TYPES, Ints, Rows, compiled, rule
 from .facts import (
@@ -22,7 +17,6 @@ from .facts import (
     BANK_BYTES,
     BANK_SIZE,
     BLOCKS,
-    BRANCH,
     BURST,
     BURST_UNITS,
     BY_ROWS,
@@ -33,12 +27,10 @@ from .facts import (
     FREE,
     FUNC,
     FUNCTION,
-    ISSUE,
     LANES,
     LOAD_BYTES,
     MULTIPLY,
     NET_DEN,
-    NET_LATENCY,
     NET_NUM,
     NORMALISE,
     OP1,
@@ -52,27 +44,22 @@ from .facts import (
     STACK,
     TERMS,
     UNITS_PER_CYCLE,
-    facts,
 )  # fmt: skip
 from .moves import FROM_MEMORY, INSIDE, TO_MEMORY, walk
 from .resolved import (
     BASE,
-    COUNT,
     EXT0,
     EXT1,
     EXT2,
     FIELDS,
-    FIRST,
     FORMAT,
     OP,
     QUEUE,
     SCALE,
-    SLICE,
     SPACE,
     STRIDE0,
     STRIDE1,
     STRIDE2,
-    TAKEN,
     VIA,
     A,
     B,
@@ -81,7 +68,7 @@ from .resolved import (
 )  # fmt: skip
 from .runs import bits_of, ceil_div, log2_up, runs
 
-__all__ = ["WORK", "WORK_COLS", "alone", "interval", "work", "work_of"]
+__all__ = ["WORK", "WORK_COLS", "work"]
 
 # What `work` says of an instruction, by index.
 (KIND, LEAD, HOLD, LAST, TAIL, BURSTS, OWN, BYTES, FLAGS, COPIES) = range(10)
@@ -118,7 +105,6 @@ CARRY_ROWS: Final = 32
 """Rows of wide partial sums that an array shorter than a block carries from pass to pass."""
 
 _MATMUL, _VEC, _PICK, _PUT, _COPY, _RING, _SYNC, _TOPK, _GROUP = 10, 11, 12, 13, 9, 15, 14, 16, 17
-_LOOP, _BR, _READX = 5, 6, 7
 _DRAM, _SPAD, _SLOT, _ACC, _CELL = range(5)
 _LOAD, _WEIGHTS = 1, 0
 
@@ -482,45 +468,3 @@ def _work(f: Ints, rows: Rows, works: Rows) -> None:
 
 
 work = compiled(_work, TYPES, STAMP, inner=False)
-
-
-def work_of(chip: Chip, row: Sequence[int]) -> list[int]:
-    """Give the work of a resolved row as a list; `WORK` names its entries."""
-    out = np.zeros((1, WORK_COLS), np.int64)
-    work(facts(chip), np.asarray(row, np.int64).reshape(1, -1), out)
-    return [int(v) for v in out[0]]
-
-
-def alone(chip: Chip, row: Sequence[int]) -> int:
-    """Cycles from start to all writes visible of an instruction that finds every unit idle."""
-    f, w = facts(chip), work_of(chip, row)
-    kind = w[KIND]
-    if kind == SEQUENCER:
-        jumps = (row[OP] == _BR and row[TAKEN]) or (row[OP] == _LOOP and not row[TAKEN])
-        return int(f[ISSUE] + (f[BRANCH] if jumps else f[BANK] if row[OP] == _READX else 0))
-    if kind == NOTHING:
-        return 1
-    if kind in (READ, WRITE):
-        time = ceil_div((w[BURSTS] - 1) * w[OWN] + f[BURST_UNITS], f[UNITS_PER_CYCLE])
-        return int(w[LEAD] + time + w[TAIL] + (f[DRAM_LATENCY] if kind == READ else 0))
-    total = w[LEAD] + w[HOLD] + w[TAIL]
-    if kind == SEND:
-        first, count, rank = row[FIRST], row[COUNT], row[SLICE]
-        if count > 1 or first != rank:
-            total += f[NET_LATENCY]
-        if w[FLAGS] & TO_DRAM:
-            total += f[DRAM_LATENCY] - f[BANK]
-    return int(total)
-
-
-def interval(chip: Chip, row: Sequence[int]) -> int:
-    """Cycles from the start of an instruction to the earliest start of another of its queue and shape."""
-    f, w = facts(chip), work_of(chip, row)
-    kind = w[KIND]
-    if kind == MATRIX:
-        return int(max(1, w[HOLD] if w[HOLD] > w[LEAD] else w[LEAD] + w[HOLD] - w[LAST]))
-    if kind in (READ, WRITE):
-        return int(max(1, w[HOLD], ceil_div(w[BURSTS] * w[OWN], f[UNITS_PER_CYCLE])))
-    if kind == SEND:
-        return int(w[LEAD] + w[HOLD])
-    return max(1, alone(chip, row))

@@ -200,12 +200,12 @@ class Instruction:
 
     def latency_cycles(self, chip: Chip, row: Sequence[int]) -> int:
         """Cycles from start to all writes visible, every unit idle; `row` is its resolved row. The rule is `cycles`."""
-        from .cycles import alone  # it reads the layouts of all records
+        from .alone import alone  # it reads the layouts of all records
 
         return alone(chip, row)
 
     def interval_cycles(self, chip: Chip, row: Sequence[int]) -> int:
         """Cycles from its start to the earliest start of another of its queue and shape."""
-        from .cycles import interval
+        from .alone import interval
 
         return interval(chip, row)

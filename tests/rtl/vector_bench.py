@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from systolith.isa import Descriptor, Format, Instruction, Space
+from systolith.isa.alone import work_of
 from systolith.isa.asm import line_of
-from systolith.isa.cycles import HOLD, KIND, NOTHING, TAIL, work_of
+from systolith.isa.cycles import HOLD, KIND, NOTHING, TAIL
 from systolith.isa.resolved import COLS, fill_row
 from systolith.isa.sequencer import signed
 from systolith.isa.state import Slice

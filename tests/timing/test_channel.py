@@ -5,7 +5,8 @@ import random
 import pytest
 
 from systolith.isa import Copy, Loop, Machine, Queue, Space, Sync
-from systolith.isa.cycles import BURSTS, HOLD, KIND, LEAD, OWN, READ, TAIL, WRITE, work_of
+from systolith.isa.alone import work_of
+from systolith.isa.cycles import BURSTS, HOLD, KIND, LEAD, OWN, READ, TAIL, WRITE
 from systolith.isa.resolved import OP, QUEUE
 from systolith.spec import Chip, load
 from systolith.timing import RECORD, TimingMachine
