@@ -9,7 +9,7 @@ from typing import Any
 from systolith.compiler.builder import LOOP_WORDS, SEMAPHORE
 from systolith.compiler.candidates import candidates
 from systolith.compiler.context import Context
-from systolith.compiler.grid import Grid, lay_out_grid, plan_grid
+from systolith.compiler.grid import HELD, Grid, lay_out_grid, plan_grid
 from systolith.compiler.kernels.activation import activations
 from systolith.compiler.kernels.grid.step import write_grid
 from systolith.compiler.kernels.step import write_program
@@ -150,7 +150,7 @@ def _write(plan: Plan, memory: Memory, grid: Grid | str) -> tuple[Context, Grid 
         ctx = Context(plan, memory)
         write_program(ctx)
         return ctx, grid, memory, memory.spad_bytes
-    memory = lay_out(plan, grid.control)
+    memory = lay_out(plan, grid.control, HELD)
     body = lay_out_grid(grid, memory)
     ctx = Context(plan, memory)
     write_program(ctx, lambda: write_grid(ctx, grid, body))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import product
 
 from systolith.compiler.memory import Memory, blocks
 from systolith.compiler.packing import ALIGN, Phase, pack
@@ -24,12 +25,16 @@ from systolith.compiler.plan import Plan, padded
 from systolith.numerics.formats import FORMATS
 from systolith.spec.limits import BLOCK, CHUNK_TOKENS
 
-__all__ = ["HEAD_WORDS", "MAX_CHUNKS", "Grid", "GridLinear", "head_words", "lay_out_grid", "plan_grid"]
+__all__ = ["HEAD_WORDS", "HELD", "MAX_CHUNKS", "Grid", "GridLinear", "head_words", "lay_out_grid", "plan_grid"]
 
 WIDTHS = (256, 128, 64, 32)
 """Columns that a product may have."""
 MAX_CHUNKS = 8
 """Most chunks of a step: each has a cell with its page, or several, and one with the slice that keeps it."""
+MEET = 1
+"""Rounds from one at which all of a row group meet to the next."""
+SETTLED = 8
+"""Rounds of an operator after which a slice may write where its row group had operands of the one before."""
 SENT = 2
 """Rounds ahead of the one in hand that a slice sends its weights."""
 RECEIVE = 2 * SENT + 1
@@ -44,24 +49,40 @@ makes the first token (0: none), its row group and request slot. The first lane 
 
 Q, A, O_, F, D_ = Phase.QKV, Phase.ATTENTION, Phase.O, Phase.FFN, Phase.DOWN
 ALL = tuple(Phase)
-FIXED = ("consts", "pages", "state", "params", "stops", "flags", "owners", "sinks", "mail")
-"""Buffers that hold what steps of both kinds need; also the gains, where they stay."""
+HELD = ("consts", "pages", "state", "params", "stops", "flags", "owners", "sinks", "mail")
+"""Buffers that hold what steps of both kinds need."""
+APART = ("g", "stage_total", "send")
+"""These come first: V reads gains and writes sums while it writes the stage, which they keep away from its bank."""
 
 
 @dataclass(frozen=True, slots=True)
 class GridLinear:
     """A class of matrices on the grid. k: contraction, in whole rounds; columns: of a column group, in whole products;
-    both count zeros that make them whole."""
+    both count zeros that make them whole. wide: columns of a product; deep: elements of K of a round, and of a part of
+    an operand that lies in memory."""
 
     name: str
     k: int
     columns: int
+    wide: int
+    deep: int
+
+    @property
+    def products(self) -> int:
+        """Products that make all columns of a column group."""
+        return self.columns // self.wide
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of a product."""
+        return self.k // self.deep
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
     """See the module. base: the plan of other steps; plan: of a step's body, with rows of a slice; width: columns of a
-    product, and elements of K of a round and of a part of an operand; format, terms: of all weights; apart_banks:
+    product and elements of K of a round, also columns of a part of a norm's operand; o and down may take twice the
+    columns and half of K, so that their operand comes from memory once; format, terms: of all weights; apart_banks:
     whether attention's buffers have banks of their own."""
 
     base: Plan
@@ -94,11 +115,6 @@ class Grid:
         return self.plan.rows // self.tokens
 
     @property
-    def piece(self) -> int:
-        """Columns of a product that V hands to C at a time."""
-        return max(BLOCK, self.width // 2)
-
-    @property
     def late(self) -> int:
         """Rounds that memory takes to answer, about, and not more than there is room for."""
         return min(LATE, math.ceil(self.plan.chip.dram_latency_cycles / self.round_cycles))
@@ -106,7 +122,7 @@ class Grid:
     @property
     def parts(self) -> int:
         """Parts of an operand in memory that there is room for: one in use, one given back, those under way."""
-        return min(2 + self.late, *(x.k // self.width for x in (self.o, self.down)))
+        return min(2 + self.late, self.o.rounds, self.down.rounds)
 
     @property
     def page_part(self) -> int:
@@ -121,7 +137,7 @@ class Grid:
     @property
     def ahead(self) -> int:
         """Rounds ahead of the one in hand that a slice reads its weights: not beyond a layer's last product."""
-        return min(SENT + 1 + self.late, self.down.k // self.width)
+        return min(SENT + 1 + self.late, self.down.rounds)
 
     @property
     def hidden(self) -> int:
@@ -134,6 +150,23 @@ class Grid:
         return self.o.columns
 
     @property
+    def shares(self) -> int:
+        """Parts of a norm's operand that a slice makes."""
+        return self.shard // self.width
+
+    @property
+    def dealt(self) -> int:
+        """Those of them that come from one product, the last of o or down: they go out part by part, each slice in its
+        turn."""
+        return self.o.wide // self.width
+
+    @property
+    def overlaid(self) -> bool:
+        """Whether parts of the operand of o and down lie where the next norm's operand will have its last ones, which
+        nobody sends before all have done without."""
+        return self.o.products == 1 and self.parts * self.o.deep <= self.hidden - SETTLED * self.width
+
+    @property
     def linears(self) -> tuple[GridLinear, ...]:
         """All classes."""
         return (self.qkv, self.o, self.gate, self.up, self.down)
@@ -141,17 +174,12 @@ class Grid:
     @property
     def rounds(self) -> int:
         """Rounds of a layer."""
-        return sum(x.columns // self.width * (x.k // self.width) for x in self.linears)
-
-    @property
-    def own(self) -> int:
-        """Columns of a product that each slice has in memory, and sends."""
-        return self.width // self.members
+        return sum(x.products * x.rounds for x in self.linears)
 
     @property
     def round_elements(self) -> int:
         """Weight elements of a round in the memory of a slice."""
-        return self.own * self.width * self.terms
+        return self.width // self.members * self.width * self.terms
 
     @property
     def positions(self) -> int:
@@ -218,7 +246,8 @@ def plan_grid(base: Plan, memory: Memory) -> Grid | str:
         chunks = MAX_CHUNKS // max(1, tokens // base.page_tokens)
         most = min(base.acc_half_words // width, chunks * tokens)
         for rows in range(most // tokens * tokens, 0, -tokens):
-            found += [x for apart in (True, False) if (x := _grid(base, members, width, rows, apart))]
+            ways = product((1, 2), (True, False))
+            found += [x for twice, apart in ways if (x := _grid(base, members, width, rows, apart, twice))]
     for grid in sorted(found, key=_order):
         if _places(grid, memory)[1] > chip.scratchpad_bytes:
             continue
@@ -231,9 +260,9 @@ def plan_grid(base: Plan, memory: Memory) -> Grid | str:
     return f"scratchpad_bytes={chip.scratchpad_bytes} hold no {tokens} rows of {base.model.name}"
 
 
-def _order(grid: Grid) -> tuple[Fraction, int, bool]:
-    """What makes a grid better than others, smallest first: cycles of a row, then rows, then banks."""
-    return grid.rounds * grid.round_cycles / grid.plan.rows, -grid.plan.rows, not grid.apart_banks
+def _order(grid: Grid) -> tuple[Fraction, int, int, bool]:
+    """What makes a grid better than others, smallest first: cycles of a row, then rows, wide products, banks."""
+    return grid.rounds * grid.round_cycles / grid.plan.rows, -grid.plan.rows, -grid.dealt, not grid.apart_banks
 
 
 def _refusal(base: Plan) -> str:
@@ -270,8 +299,9 @@ def _refusal(base: Plan) -> str:
     return ""
 
 
-def _grid(base: Plan, members: int, width: int, rows: int, apart: bool) -> Grid | None:
-    """A grid of a width and rows, if heads go into it."""
+def _grid(base: Plan, members: int, width: int, rows: int, apart: bool, twice: int) -> Grid | None:
+    """A grid of a width and rows, if heads go into it. twice : 2 where products of o and down have twice the width,
+    which takes both halves of the accumulator."""
     m, g, dp, groups = base.model, base.group_queries, base.dp, base.model.kv_heads
     if width % dp or width % members:
         return None
@@ -281,11 +311,14 @@ def _grid(base: Plan, members: int, width: int, rows: int, apart: bool) -> Grid 
     if tile * g * max(CHUNK_TOKENS, dp) > base.acc_half_words:
         return None
     hidden, inner = (padded(n, width * groups) for n in (m.hidden, m.inner))
+    wide, deep = twice * width, width // twice
+    if hidden // groups % wide or deep % BLOCK or (deep % dp and dp % deep):
+        return None
     linears = [
-        GridLinear("qkv", hidden, padded((g + 2) * dp, width)),
-        GridLinear("o", groups * padded(g * dp, width), hidden // groups),
-        *(GridLinear(name, hidden, inner // groups) for name in ("gate", "up")),
-        GridLinear("down", inner, hidden // groups),
+        GridLinear("qkv", hidden, padded((g + 2) * dp, width), width, width),
+        GridLinear("o", groups * padded(g * dp, deep), hidden // groups, wide, deep),
+        *(GridLinear(name, hidden, inner // groups, width, width) for name in ("gate", "up")),
+        GridLinear("down", inner, hidden // groups, wide, deep),
     ]
     plan = replace(base, rows=rows, tile_tokens=tile, part_tokens=CHUNK_TOKENS, group=1, slot_groups=1,
                    lanes_local=base.group * base.lanes_local)  # fmt: skip
@@ -312,10 +345,9 @@ def grid_buffers(grid: Grid) -> list[tuple[str, int, tuple[Phase, ...]]]:
 
     ring("receive", RECEIVE, w * w * grid.terms, grid.format, ALL)
     ring("send", grid.ahead, grid.round_elements, grid.format, ALL)
-    ring("operand", grid.parts, rows * w, p.activations, (O_, D_))
-    staged = max(rows * grid.piece, rows * plan.dp, plan.tile_tokens * g * plan.dp)
-    ring("stage", 2, staged, p.activations, ALL)
-    ring("embedded", 1, rows * w, p.embed, (Phase.START,))
+    if not grid.overlaid:
+        ring("operand", grid.parts, rows * grid.o.deep, p.activations, (O_, D_))
+    ring("stage", 2, max(rows * w, rows * plan.dp, plan.tile_tokens * g * plan.dp), p.activations, ALL)
     table += [
         ("q", blocks(g * rows * plan.dp, p.k), (Q, A)),
         ("a", blocks(rows * hidden, p.activations), (D_, Q, Phase.START)),
@@ -325,9 +357,9 @@ def grid_buffers(grid: Grid) -> list[tuple[str, int, tuple[Phase, ...]]]:
         ("stage_vscale", 2 * padded(rows, 4), ALL),
         ("r", 4 * rows, ALL),
         ("g", 2 * 4 * grid.shard, ALL),
-        ("tb_a", 4 * rows * (hidden // grid.piece), (D_, Phase.START)),
-        ("tb_b", 4 * rows * (hidden // grid.piece), (O_,)),
-        ("x", 4 * rows * w, (O_, D_, Phase.START)),
+        ("tb_a", 4 * rows * (hidden // w), (D_, Q, Phase.START)),
+        ("tb_b", 4 * rows * (hidden // w), (O_, F)),
+        ("x", 2 * 4 * rows * w, (O_, D_, Phase.START)),
         ("head_tile", 4 * rows * plan.dp, (Q,)),
         ("head_turned", 4 * rows * (m.head_dim // 2), (Q,)),
         ("cos", 4 * rows * (m.turned // 2), (Q,)),
@@ -377,20 +409,33 @@ def lay_out_grid(grid: Grid, memory: Memory) -> Memory:
     for name, size in _regions(grid):
         memory.reserve(name, size)
     found = Memory(memory.dram, memory.dram_bytes, places, record=memory.record, spad_bytes=used)
-    fixed = {name: memory.spad_sizes[name] for name in FIXED if name in memory.spad}
+    fixed = {name: memory.spad_sizes[name] for name in HELD if name in memory.spad}
     found.spad |= {name: memory.spad[name] for name in fixed}
     area, _ = attention_area(grid)
     base = padded(found.spad["attention_area"], grid.bank)
     found.spad |= {name: base + offset for name, offset in area.items()}
+    if grid.overlaid:
+        found.spad |= _overlay(grid, found.spad)
     found.spad_sizes = {name: count for name, count, _ in grid_buffers(grid)} | fixed
     return found
 
 
 def _places(grid: Grid, memory: Memory) -> tuple[dict[str, int], int]:
     """Scratchpad addresses of the grid's buffers, and the end of the highest."""
-    keep = [*FIXED, *(["g"] if grid.plan.gains_resident else [])]
-    held = [(memory.spad[name], memory.spad_sizes[name]) for name in keep if name in memory.spad]
-    return pack(grid_buffers(grid), grid.plan.chip.scratchpad_bytes, held)
+    held = [(memory.spad[name], memory.spad_sizes[name]) for name in HELD if name in memory.spad]
+    return pack(grid_buffers(grid), grid.plan.chip.scratchpad_bytes, held, APART)
+
+
+def _overlay(grid: Grid, spad: dict[str, int]) -> dict[str, int]:
+    """Where the parts of the operands of o and down lie: at the end of "b" and of "a", codes and scales."""
+    rows, fmt = grid.plan.rows, grid.plan.profile.activations
+    codes, _ = _scaled(rows * grid.hidden, fmt)
+    before_codes, before_scales = _scaled(rows * (grid.hidden - grid.parts * grid.o.deep), fmt)
+    places = {}
+    for which in ("a", "b"):
+        places[f"operand_{which}"] = spad[which] + before_codes
+        places[f"operand_{which}_scales"] = spad[which] + padded(codes, 4) + before_scales
+    return places
 
 
 def _regions(grid: Grid) -> list[tuple[str, int]]:

@@ -354,14 +354,15 @@ def sink_layers(plan: Plan) -> int:
     return plan.model.layers if plan.model.sinks is not None else 1
 
 
-def lay_out(plan: Plan, control: Sequence[tuple[str, int]] = ()) -> Memory:
-    """Give every buffer its address. control: more regions (name, bytes) that decide what the program does next.
+def lay_out(plan: Plan, control: Sequence[tuple[str, int]] = (), low: Sequence[str] = ()) -> Memory:
+    """Give every buffer its address. control: more regions (name, bytes) that decide what the program does next; low:
+    buffers of the scratchpad that come first.
 
     Raises CapacityError where scratchpad, slots or DRAM are too small."""
     memory = Memory(record=record_layout(plan))
     buffers = scratchpad(plan)
     memory.spad_sizes = {name: count for name, count, _ in buffers}
-    memory.spad, memory.spad_bytes = pack(buffers, plan.chip.scratchpad_bytes)
+    memory.spad, memory.spad_bytes = pack(buffers, plan.chip.scratchpad_bytes, low=low)
     chip, name = plan.chip, plan.model.name
     if memory.spad_bytes > chip.scratchpad_bytes:
         raise CapacityError(

@@ -39,9 +39,12 @@ Buffer = tuple[str, int, tuple[Phase, ...]]
 """A scratchpad buffer: name, bytes, phases in which it holds something."""
 
 
-def pack(buffers: list[Buffer], room: int, held: Sequence[tuple[int, int]] = ()) -> tuple[dict[str, int], int]:
+def pack(
+    buffers: list[Buffer], room: int, held: Sequence[tuple[int, int]] = (), low: Sequence[str] = ()
+) -> tuple[dict[str, int], int]:
     """Place buffers, each at the lowest address free of all it shares a phase with, in the order of several that packs
-    best; stops at the first that fits in `room` bytes. held: (base, bytes) of what has its place already."""
+    best; stops at the first that fits in `room` bytes. held: (base, bytes) of what has its place already; low: names
+    of buffers of all phases that come first, so that who holds them elsewhere has one stretch of all else."""
     always = [b for b in buffers if len(b[2]) == len(ALL)]
     rest = [b for b in buffers if len(b[2]) < len(ALL)]
     orders = [
@@ -58,7 +61,7 @@ def pack(buffers: list[Buffer], room: int, held: Sequence[tuple[int, int]] = ())
     best: tuple[dict[str, int], int] | None = None
     for order in orders:
         # Beside what has its place small ones fill the gaps, so that large ones begin in banks of their own.
-        first = sorted(always, key=lambda b: (b[1] if held else -b[1], b[0]))
+        first = sorted(always, key=lambda b: (b[0] not in low, b[1] if held else -b[1], b[0]))
         placed = _place([*first, *order], held)
         if best is None or placed[1] < best[1]:
             best = placed

@@ -245,11 +245,10 @@ def _grid_weights(grid: Grid, checkpoint: Checkpoint, layer: int) -> tuple[Bytes
 
 def _rounds(grid: Grid, linear: GridLinear, table: Bytes, unit: int) -> Bytes:
     """Codes or scales [.., n, k] of a class, dealt out: [slices, products, rounds of a product, a slice's of one]."""
-    w = grid.width
-    k = linear.k * grid.terms // unit
+    k, own = linear.k * grid.terms // unit, linear.wide // grid.members
     whole = _padded_codes(table.reshape(-1, table.shape[-1]), (grid.groups * linear.columns, k))
-    cut = whole.reshape(grid.groups, linear.columns // w, grid.members, grid.own, linear.k // w, -1)
-    return cut.transpose(0, 2, 1, 4, 3, 5).reshape(grid.groups * grid.members, linear.columns // w, linear.k // w, -1)
+    cut = whole.reshape(grid.groups, linear.products, grid.members, own, linear.rounds, -1)
+    return cut.transpose(0, 2, 1, 4, 3, 5).reshape(grid.groups * grid.members, linear.products, linear.rounds, -1)
 
 
 def _sinks(plan: Plan, memory: Memory, checkpoint: Checkpoint) -> Iterator[Image]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "norms of heads, columns that divide by nothing": {
         "kv_heads": 2, "heads": 4, "layers": 1, "seed": 5, "family": "qwen3", "qk_norm": True, "hidden": 288,
         "intermediate": 352,
+    },
+    "two products of o and of down": {
+        "kv_heads": 2, "heads": 4, "layers": 1, "seed": 7, "hidden": 1024, "intermediate": 512,
     },
     "biases": {"kv_heads": 4, "heads": 8, "layers": 1, "seed": 6, "family": "qwen2", "attention_bias": True},
 }  # fmt: skip
@@ -68,6 +72,27 @@ def test_bits_are_those_of_the_reference(subject: Subject, table: dict[str, Any]
     assert alone.compiled.grid is None
     assert alone.tokens[0] == ran.tokens[0]
     same_bits(ran.logits[0], alone.logits[0], "rows after the prompt")
+
+
+@pytest.mark.deep
+def test_operands_lie_where_the_next_one_comes(tmp_path: Path) -> None:
+    """Many column groups: parts of the operand of o and of down lie at the end of the next norm's, whose parts come in
+    turns."""
+    path = make_llama(tmp_path / "m", hidden=1024, intermediate=2048, heads=8, kv_heads=8, head_dim=64, layers=2,
+                      vocab=500, context=2048, seed=8)  # fmt: skip
+    subject, on = Subject.open(path), chip("grid16")
+    profile, prompt = subject.profile({}), _prompt(1300)
+    ran = generate(subject, on, profile, [prompt], 2, page_tokens=128)
+    grid = ran.compiled.grid
+    assert grid is not None
+    assert grid.overlaid
+    assert grid.dealt == 2
+    same_bits(ran.logits[0][:1], subject.expected(profile, prompt).logits[-1:], "the prompt")
+    requests = [Request(prompt[:600], 2)]
+    program = compiled(subject, on, profile, requests, page_tokens=128).program
+    plan = layout(program, requests)
+    found = sanitize(on, program, lambda s: write_job(s, program, requests, plan))
+    assert [f for f in found if not f.warning] == []
 
 
 @ONE

@@ -58,6 +58,8 @@ def write_program(ctx: Context, steps_before: Callable[[], None] | None = None) 
         steps_before()
     if plan.team > 1:
         _load_team(ctx)
+    if plan.gains_resident:
+        _load_gains(ctx)
     step, no_logits, end = (ctx.label() for _ in range(3))
     told = ctx.label() if plan.options.serve else end
     b.place(step)
@@ -221,8 +223,6 @@ def _start(ctx: Context) -> None:
         tables.append(("owners", "INT32", owner_words(plan)))
     if "route_numbers" in ctx.memory.spad:
         tables.append(("route_numbers", "INT32", route_numbers(plan)))
-    if plan.gains_resident:
-        tables.insert(0, ("g", "FP32", ctx.shard * (len(plan.model.layer_norms) * plan.model.layers + 1)))
     if "sinks" in ctx.memory.spad:
         tables.append(("sinks", "INT32", 2 * plan.model.heads * sink_layers(plan)))
     with b.descriptors(2) as (d, a):
@@ -254,6 +254,17 @@ def _load_team(ctx: Context) -> None:
         b.load(a, ctx.dram("ranks", "INT32", (1, 1, TEAM_WORDS), (0, 0, 1), offset=4 * RANK_WORDS))
         b.copy(Queue.L, d, a, post="loaded")
         b.read(rank, Cell.TEAM, wait="loaded")
+
+
+def _load_gains(ctx: Context) -> None:
+    """Load the gains of all layers, which stay: behind steps that have other things in their place."""
+    b, plan = ctx.b, ctx.plan
+    count = ctx.shard * (len(plan.model.layer_norms) * plan.model.layers + 1)
+    with b.descriptors(2) as (d, a):
+        b.load(d, ctx.spad("g", "FP32", (1, 1, count), (0, 0, 1)))
+        b.load(a, ctx.dram("g", "FP32", (1, 1, count), (0, 0, 1)))
+        b.copy(Queue.L, d, a, post="load_full")
+    b.sync(Queue.V, wait="load_full")
 
 
 def _load_record(ctx: Context, wait: str) -> None:

@@ -385,7 +385,7 @@ def _row_of(ctx: GridContext, d: int, tile: _Tile, name: str, source: int | None
 def _finish(ctx: GridContext, tile: _Tile) -> None:
     """Merge what still waits, divide by l, quantise, send to the parts of the operand of o."""
     b, grid, plan = ctx.b, ctx.grid, ctx.plan
-    g, dp, w, rows, levels = plan.group_queries, plan.dp, grid.width, ctx.rows, plan.merge_levels
+    g, dp, deep, rows, levels = plan.group_queries, plan.dp, grid.o.deep, ctx.rows, plan.merge_levels
     fmt, tokens = plan.profile.activations, plan.tile_tokens
     making = levels + 1
     with b.registers(2) as (place, bit):
@@ -409,18 +409,35 @@ def _finish(ctx: GridContext, tile: _Tile) -> None:
             b.vec(inverse, a, func=Func.RCP)
             b.load(inverse, ctx.spad("inverse", "FP32", (tokens, g, 1), (g, 1, 0)))
             _kept(ctx, a, 0, "o", by=place)
-            ctx.load_ring(stage, ctx.stage(fmt, (tokens, g, dp), (g * dp, dp, 1), scales=True), ctx.r_stage)
-            b.vec(stage, a, inverse, op1=Op1.MUL, wait="stage_free", post="stage_full")
-            # To whole parts of the operand of o, and where heads are left to a part that zeros fill up.
-            whole, left = divmod(g * dp, w)
+            # By parts of the operand of o, [parts, tokens, deep]; a part is some heads, or a head some parts. Of a part
+            # that has fewer heads only their columns go: the others stay the zeros that they are.
+            across, depth = max(1, deep // dp), min(dp, deep)
+            whole, left = divmod(g * dp, deep)
             parts = whole + bool(left)
-            for start, count, width in [(0, whole, w)] * bool(whole) + [(whole, 1, left)] * bool(left):
-                view = ctx.stage(fmt, (tokens, count, width), (g * dp, w, 1), scales=True)
-                ctx.load_ring(stage, view.advance(1, start), ctx.r_stage)
-                target = ctx.dram("grid_attention", fmt, (tokens, count, width), (w, rows * w, 1),
-                                  scales="grid_attention_scales", step=parts * rows * w)  # fmt: skip
-                b.load(out, target.advance(1, start))
-                b.advance_r(out, 0, tile.row)
+            heads = [across] * whole + [left // dp] * bool(left)
+            runs = heads if deep != dp else [g]
+            for run, count in enumerate(runs):
+                view = ctx.stage(fmt, (tokens, g, dp), (dp, tokens * dp, 1), scales=True)
+                if deep != dp:
+                    ext = (tokens, count, depth)
+                    view = ctx.stage(fmt, ext, (count * depth, dp, 1), scales=True).advance(2, run * tokens * deep)
+                    head = run * deep // dp
+                    _kept(ctx, a, 0, "o", by=place)
+                    b.advance(a, 1, head)
+                    b.advance(a, 2, run * deep - head * dp)
+                    for dim in (1, 2):
+                        b.extent(a, dim, ext[dim])
+                    b.load(inverse, ctx.spad("inverse", "FP32", (tokens, count, 1), (g, 1, 0)).advance(1, head))
+                ctx.load_ring(stage, view, ctx.r_stage)
+                b.vec(stage, a, inverse, op1=Op1.MUL, wait="" if run else "stage_free",
+                      post="stage_full" if run == len(runs) - 1 else "")  # fmt: skip
+            for start, count, width in [(0, whole, deep)] * bool(whole) + [(whole, 1, left)] * bool(left):
+                view = ctx.stage(fmt, (count, tokens, width), (tokens * deep, width, 1), scales=True)
+                ctx.load_ring(stage, view.advance(0, start), ctx.r_stage)
+                target = ctx.dram("grid_attention", fmt, (count, tokens, width), (rows * deep, deep, 1),
+                                  scales="grid_attention_scales", step=parts * rows * deep)  # fmt: skip
+                b.load(out, target.advance(0, start))
+                b.advance_r(out, 1, tile.row)
                 ctx.to_group(out)
                 ctx.put_to_rows(out, stage, wait="" if start else "stage_full",
                                 post="stage_free" if start + count == parts else "")  # fmt: skip

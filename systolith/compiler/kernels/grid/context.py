@@ -34,6 +34,7 @@ class GridContext(Context):
         ctx.plan, ctx.memory, ctx.grid, ctx.first_plan = grid.plan, memory, grid, base.plan
         # This slice's row group; rounds done; steps left. Registers of other steps serve, which come later.
         ctx.r_member, ctx.r_round, ctx.r_left = ctx.r_arrived, ctx.r_slot, ctx.r_decoding
+        ctx.r_turn, ctx.r_mine = base.b.register(), base.b.register()
         return ctx
 
     @property
@@ -44,6 +45,8 @@ class GridContext(Context):
     def give_back(self) -> None:
         """Leave the registers as other steps expect them."""
         self.b.set(self.r_round, 0)
+        self.b.release(self.r_mine)
+        self.b.release(self.r_turn)
 
     @contextmanager
     def reading(self, cell: int) -> Iterator[int]:
@@ -66,6 +69,9 @@ class GridContext(Context):
     r_member: int
     r_round: int
     r_left: int
+    r_turn: int
+    r_mine: int
+    """The round that is arrived at next, and the one that needs this slice's first part of the operand (`Deal`)."""
 
     @property
     def hidden(self) -> int:
@@ -91,11 +97,11 @@ class GridContext(Context):
                       wrap=2 * elements, xe=xe)  # fmt: skip
 
     def put_to_rows(self, d: int, a: int, wait: str = "", post: str = "",
-                    arrival: tuple[str, int] | None = None) -> None:  # fmt: skip
-        """PUT to the slices that have the same rows."""
-        self.b.put(d, a, Cell.ROW_FIRST, self.grid.groups, wait, post, arrival, self.grid.apart)
+                    arrival: tuple[str, int] | None = None, expect: int = 0) -> None:  # fmt: skip
+        """PUT to the slices that have the same rows. expect: arrivals to a token where others too arrive."""
+        self.b.put(d, a, Cell.ROW_FIRST, self.grid.groups, wait, post, arrival, self.grid.apart, expect)
 
     def put_to_columns(self, d: int, a: int, wait: str = "", post: str = "",
-                       arrival: tuple[str, int] | None = None) -> None:  # fmt: skip
+                       arrival: tuple[str, int] | None = None, expect: int = 0) -> None:  # fmt: skip
         """PUT to the slices that have the same columns."""
-        self.b.put(d, a, Cell.COLUMN_FIRST, self.grid.members, wait, post, arrival)
+        self.b.put(d, a, Cell.COLUMN_FIRST, self.grid.members, wait, post, arrival, expect=expect)

@@ -7,37 +7,53 @@ thousands of cycles, and weights would wait behind it. So C sends the rows of on
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 
 from systolith.compiler.context import Cell
 from systolith.compiler.kernels.grid.context import GridContext
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.sequencer import AluFn, Cond
 
-__all__ = ["Spread"]
+__all__ = ["Spread", "Steps"]
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What is written over rounds: begin before the first, step in each of `count`, or `count` times where there are
+    fewer rounds, end behind the last."""
+
+    count: int
+    begin: Callable[[], None]
+    step: Callable[[], None]
+    end: Callable[[], None]
 
 
 class Spread:
-    """Staged rows [rows, 1, n] on their way to the slices with the same rows. It keeps two descriptors and a register.
+    """Staged rows [parts, rows, n] on their way to the slices with the same rows. It keeps two descriptors and a
+    register.
 
-    Made where the rows have been staged, at the entry that r_stage counts to. guard : register, where it is 0 nothing
-    has been staged. along : register and number of steps of dimension 1 to the target. tail : writes what goes last and
-    gives the stage back.
+    Made where the rows have been staged, at the entry that r_stage counts to. half : of the rows of a chunk only the
+    first half (0) or the second (1), None: all. guard : register, where it is 0 nothing has been staged. along :
+    register and number of products from the first one to this one. tail : writes what goes last and gives the stage
+    back.
     """
 
     def __init__(
-        self, ctx: GridContext, source: Descriptor, target: Descriptor, *, guard: int = 0,
+        self, ctx: GridContext, source: Descriptor, target: Descriptor, *, half: int | None = None, guard: int = 0,
         along: tuple[int, int] | None = None, tail: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
-        self.ctx, self._guard, self._tail = ctx, guard, tail
+        self.ctx, self._guard, self._tail, self._half = ctx, guard, tail, half
         b, tokens = ctx.b, ctx.grid.tokens
         self._from, self._to, self._left = b.descriptor(), b.descriptor(), b.register()
-        ctx.load_ring(self._from, replace(source, xe=0), ctx.r_stage)
-        b.load(self._to, replace(target, xe=0))
-        if along is not None:
-            b.advance_r(self._to, 1, along[0])
-            b.advance(self._to, 1, along[1])
+        ctx.load_ring(self._from, source, ctx.r_stage)
+        b.load(self._to, target)
+        for _ in range(target.ext[0] if along is not None else 0):
+            assert along is not None
+            b.advance_r(self._to, 0, along[0])
+            b.advance(self._to, 0, along[1])
         ctx.to_group(self._to)
+        for d in (self._from, self._to):
+            b.advance(d, 1, tokens // 2 if half else 0)
         b.read(self._left, Cell.GRID_CHUNKS)
         self._tokens = tokens
 
@@ -47,16 +63,17 @@ class Spread:
         none = ctx.label()
         if self._guard:
             b.branch(none, Cond.EQ, self._guard, 0)
+        frees = last and self._half != 0 and self._tail is None
         with b.registers(1) as (rows,):
             b.alu(AluFn.MIN, rows, self._left, 1)
             b.alu_r(AluFn.SUB, self._left, self._left, rows)
-            b.alu(AluFn.MUL, rows, rows, self._tokens)
+            b.alu(AluFn.MUL, rows, rows, self._tokens // (1 if self._half is None else 2))
             for d in (self._from, self._to):
-                b.extent_r(d, 0, rows)
-            ctx.put_to_rows(self._to, self._from, wait="stage_full" if first else "",
-                            post="stage_free" if last and self._tail is None else "")  # fmt: skip
+                b.extent_r(d, 1, rows)
+            ctx.put_to_rows(self._to, self._from, wait="stage_full" if first and self._half != 1 else "",
+                            post="stage_free" if frees else "")  # fmt: skip
             for d in (self._from, self._to):
-                b.advance(d, 0, self._tokens)
+                b.advance(d, 1, self._tokens)
         if last and self._tail is not None:
             self._tail()
         b.place(none)

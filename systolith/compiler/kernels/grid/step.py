@@ -8,13 +8,23 @@ from systolith.compiler.context import Cell, Constant, Context, Counter
 from systolith.compiler.grid import HEAD_WORDS, MAX_CHUNKS, Grid
 from systolith.compiler.kernels.grid.context import GridContext
 from systolith.compiler.kernels.grid.layer import layer
-from systolith.compiler.kernels.grid.norm import await_store, load_gains, make_r, residual, send_product, store_residual
+from systolith.compiler.kernels.grid.norm import (
+    await_store,
+    load_gains,
+    make_r,
+    residual,
+    send_last,
+    send_part,
+    stage_part,
+    store_residual,
+)
 from systolith.compiler.kernels.grid.rounds import Rounds
 from systolith.compiler.memory import Memory
 from systolith.compiler.plan import padded
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
 from systolith.isa.vector import Op1
+from systolith.numerics.formats import FORMATS
 from systolith.spec.limits import RANK_REGISTER
 
 __all__ = ["write_grid"]
@@ -65,8 +75,8 @@ def _step(ctx: GridContext) -> None:
     layer(ctx, rounds)
     b.branch(layers, Cond.NE, ctx.r_layer, plan.model.layers)
     rounds.close()
+    send_last(ctx, "a")
     make_r(ctx, "a")
-    b.sync(Queue.M, wait="p_full")
     _send_picked(ctx)
     # When S too has done its last store all slices meet.
     await_store(ctx)
@@ -92,11 +102,19 @@ def _send_picked(ctx: GridContext) -> None:
             b.branch_r(none, Cond.NE, member, ctx.r_member)
         b.alu(AluFn.SUB, row, row, 1)
         b.sync(Queue.V, wait="stage_free", post="stage_full")
-        b.load(a, ctx.spad("a", fmt, (1, 1, hidden), (ctx.hidden, 0, 1), scales=rows * ctx.hidden))
-        b.advance_r(a, 0, row)
-        b.load(d, ctx.dram("grid_picked", fmt, (1, 1, hidden), (hidden, 0, 1), scales="grid_picked_scales"))
-        b.advance_r(d, 0, slot)
-        b.put(d, a, wait="stage_full")
+        w = ctx.grid.width
+        whole, rest = divmod(hidden, w)
+        cuts = [(0, whole, w)] * (whole > 0) + [(whole, 1, rest)] * (rest > 0)
+        for first, parts, columns in cuts:
+            view = ctx.spad("a", fmt, (parts, 1, columns), (rows * w, w, 1), scales=rows * ctx.hidden)
+            b.load(a, view.advance(0, first))
+            b.advance_r(a, 1, row)
+            view = ctx.dram(
+                "grid_picked", fmt, (parts, 1, columns), (w, 0, 1), scales="grid_picked_scales", step=hidden
+            )
+            b.load(d, view.advance(0, first))
+            b.advance_r(d, 3, slot)
+            b.put(d, a, wait="" if first else "stage_full")
         b.load(a, ctx.spad("r", "FP32", (1, 1, 1), (1, 0, 0)))
         b.advance_r(a, 0, row)
         b.load(d, ctx.dram("grid_r", "FP32", (1, 1, 1), (1, 0, 0)))
@@ -149,20 +167,26 @@ def _embed(ctx: GridContext) -> None:
     fmt = plan.profile.embed
     b.tensor_name = "embed"
     load_gains(ctx, 0, 0, 0)
-    for product in range(ctx.grid.shard // w):
+    for part in range(ctx.grid.shares):
         with b.descriptors(5) as (ids, table, entry, x, factor):
             b.load(ids, ctx.spad("grid_rows", "INT32", (rows, 1, 1), (1, 0, 0)))
             source = ctx.dram("grid_table", fmt, (rows, 1, w), (ctx.grid.shard, 0, 1), scales="grid_table_scales",
                               xe=Cell.ROWS, via=ids)  # fmt: skip
-            b.load(table, source.advance(2, product * w))
-            view = ctx.ring_of("embedded", fmt, rows * w, 1, (rows, 1, w), (w, 0, 1), xe=Cell.ROWS)
-            b.load(entry, view)
+            b.load(table, source.advance(2, part * w))
+            # The table's rows lie where the part after this one comes.
+            view = ctx.spad("x", fmt, (rows, 1, w), (w, 0, 1), offset=4 * rows * w * ((part + 1) % 2), xe=Cell.ROWS)
+            codes = rows * w * FORMATS[fmt].bits // 8
+            b.load(entry, replace(view, scale=1, sbase=view.base + codes))
             b.copy(Queue.L, entry, table, wait="cached", post="load_full")
-            b.load(x, residual(ctx))
+            b.load(x, residual(ctx, part))
             scaled = plan.model.embed_scale != 1.0
             if scaled:
                 b.load(factor, ctx.constant(Constant.EMBED_SCALE))
             b.vec(x, entry, factor if scaled else 0, op1=Op1.MUL if scaled else Op1.NONE, wait="load_full")
-        send_product(ctx, "a", product, 0)
-        store_residual(ctx, product)
+        stage_part(ctx, part, 0)
+        if part < ctx.grid.shares - ctx.grid.dealt:
+            send_part(ctx, "a", part)
+        else:
+            ctx.bump(ctx.r_stage)
+        store_residual(ctx, range(part, part + 1))
     b.tensor_name = ""
