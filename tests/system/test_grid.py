@@ -33,7 +33,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "biases": {"kv_heads": 4, "heads": 8, "layers": 1, "seed": 6, "family": "qwen2", "attention_bias": True},
 }  # fmt: skip
 OTHERS: dict[str, dict[str, Any]] = {
-    "three heads": {"kv_heads": 2, "heads": 6, "layers": 2, "seed": 7, "hidden": 512, "intermediate": 512},
+    "three heads": {"kv_heads": 2, "heads": 6, "layers": 2, "seed": 7, "hidden": 256, "intermediate": 512},
+    "three heads, wide": {"kv_heads": 2, "heads": 6, "layers": 1, "seed": 7, "hidden": 1024, "intermediate": 512},
 }
 ONE = pytest.mark.parametrize("subject", ["four row groups"], indirect=True)
 
@@ -120,13 +121,21 @@ def test_a_job_has_room_for_the_step_behind_the_grid(subject: Subject) -> None:
     assert len(found.steps) == 8
 
 
-@pytest.mark.parametrize("subject", ["three heads"], indirect=True)
-def test_heads_that_fill_no_part_of_an_operand(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three heads of 64 in parts of 128: zeros fill up what the group of a KV head brings."""
-    monkeypatch.setattr(grid, "WIDTHS", (128,))
-    on, profile, prompts = chip("grid8"), subject.profile({}), [_prompt(500)]
+@pytest.mark.parametrize(
+    ("subject", "name", "width"),
+    [("three heads", "grid8", 128), ("three heads, wide", "grid16", 256)],
+    indirect=["subject"],
+)
+def test_heads_that_fill_no_part_of_an_operand(
+    subject: Subject, name: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three heads of 64 in parts of 128, with products of o of 128 columns or of 512: zeros fill up what the group of a
+    KV head brings."""
+    monkeypatch.setattr(grid, "WIDTHS", (width,))
+    on, profile, prompts = chip(name), subject.profile({}), [_prompt(500)]
     ran = generate(subject, on, profile, prompts, 2, page_tokens=128)
     assert ran.compiled.grid is not None
+    assert ran.compiled.grid.o.deep == 128
     assert ran.compiled.grid.o.k > ran.compiled.plan.o.k
     same_bits(ran.logits[0][:1], subject.expected(profile, prompts[0]).logits[-1:], "logits")
     program = ran.compiled.program
