@@ -181,8 +181,8 @@ class Counter(IntEnum):
     """That of ROUTES: of the second part of a tile of h, which experts do not have."""
 
 
-ROUND_COUNTERS = (0, 1, 3, 9, 10, 11, 12, 15)
-"""Rounds of weights on the grid take turns; the gathers of these numbers are of other steps."""
+ROUND_COUNTERS = (Counter.OPERAND_A, Counter.OPERAND_Q, Counter.OPERAND_B, Counter.EXCHANGE)
+"""Rounds of weights on the grid take turns; the gathers of these names are of other steps."""
 
 
 class Norm(IntEnum):

@@ -31,8 +31,6 @@ WIDTHS = (256, 128, 64, 32)
 """Columns that a product may have."""
 MAX_CHUNKS = 8
 """Most chunks of a step: each has a cell with its page, or several, and one with the slice that keeps it."""
-MEET = 1
-"""Rounds from one at which all of a row group meet to the next."""
 SETTLED = 8
 """Rounds of an operator after which a slice may write where its row group had operands of the one before."""
 SENT = 2

@@ -2,9 +2,9 @@
 
 All slices of a row group make their last parts of an operand at the same time, and the product that takes them goes
 through K. So the slice whose parts come first in K sends at once, the next one a few rounds later: the ways into a
-slice never have more to carry than a round brings, and the product begins when its first part is there. At every round
-one slice of a row group arrives at the others, the one that has made the part which the round needs, behind the part:
-who has had the arrivals at a round has the part.
+slice never have more to carry than a round brings, and the product begins when its first part is there. All slices of a
+row group arrive at every round, the one that has made the part which the round needs behind the part: who has had the
+arrivals at a round has the part.
 """
 
 from __future__ import annotations
@@ -44,15 +44,12 @@ class Deal:
         b.alu(AluFn.MUL, ctx.r_mine, ctx.r_mine, self._each)
         b.alu(AluFn.SUB, ctx.r_mine, ctx.r_mine, self._ahead)
 
-    def step(self, owner: int) -> None:
-        """Send what the round of r_turn needs, if it is this slice's; R[owner] = whether that round's part is."""
+    def step(self) -> None:
+        """Send what the round of r_turn needs, if it is staged here."""
         ctx, b = self.ctx, self.ctx.b
         none = ctx.label()
-        b.set(owner, 0)
         with b.registers(1) as (place,):
             b.alu_r(AluFn.SUB, place, ctx.r_turn, ctx.r_mine)
-            b.branch(none, Cond.GE, place, self._each)  # unsigned: before its turn, too
-            b.set(owner, 1)
             for number, send in enumerate(self._sends):
                 other = ctx.label()
                 b.branch(other, Cond.NE, place, self._first + number)

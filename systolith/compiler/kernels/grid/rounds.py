@@ -8,11 +8,13 @@ one order over the whole step, alike on all slices, and run on over products, op
        which every slice has done, as each arrived at round j only after it
     L  reads this slice's columns of a later round, into the place of a round that has been sent
 
-so that no slice asks another for leave. Where parts of the operand come too, the slice whose part it is arrives at its
-row group beside (`Deal`), and at every fourth round all of a row group do, so that none is more than six rounds before
-another. Arrivals take turns between eight counters: who arrives at round j + 8 knows that all have had all arrivals at
-round j. A slice has as many columns of each product as any other, and they lie in the order of the rounds: what is read
-and what is sent are descriptors that step from round to round.
+so that no slice asks another for leave. It arrives at its row group, too: what the round needs of its part of the
+operand it has sent before (`Deal`). The same slices arrive at every round, each in order, so that the arrivals at a
+round are whole before those at the next, and a token stands for the round that it is taken for. Were only the slice
+with the part to arrive, those at the next round, of another one, could be whole first, and M would begin without it.
+Arrivals take turns between four counters: who arrives at round j + 4 knows that all have had all arrivals at round j.
+A slice has as many columns of each product as any other, and they lie in the order of the rounds: what is read and what
+is sent are descriptors that step from round to round.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from systolith.compiler.context import ROUND_COUNTERS, Cell
-from systolith.compiler.grid import MEET, RECEIVE, SENT, GridLinear
+from systolith.compiler.grid import RECEIVE, SENT, GridLinear
 from systolith.compiler.kernels.grid.context import GridContext
 from systolith.compiler.kernels.grid.deal import Deal
 from systolith.compiler.kernels.grid.spread import Spread, Steps
@@ -251,52 +253,36 @@ class Rounds:
             self.ctx.b.advance(d, 3, 1)
 
     def _arrive(self, ahead: int, deal: Deal | None, *, weights: bool = False) -> None:
-        """Arrive at the round that is `ahead` from the one in hand, at the column group, and who has sent a part of the
-        operand, or all, at the row group. weights : send these too, with the arrival."""
+        """Arrive at the round that is `ahead` from the one in hand, at the column group and at the row group, to which
+        goes before what the round needs of the operand and this slice has staged. weights : send these too."""
         ctx, b, grid = self.ctx, self.ctx.b, self.ctx.grid
-        said, alone = ctx.label(), ctx.label()
-
-        def say(counter: int, expect: int) -> None:
-            arrival = ("operand", counter)
-            if weights:
-                ctx.put_to_columns(self._sent_to, self._sent_from, wait="own_weights", arrival=arrival, expect=expect)
-            else:
-                ctx.put_to_columns(ctx.nothing, ctx.nothing, arrival=arrival, expect=expect)
-
-        def turns(turn: int, owner: int | None) -> None:
+        said = ctx.label()
+        if deal is not None:
+            alone = ctx.label()
+            b.branch(alone, Cond.GE, ctx.r_turn, deal.rounds)
+            deal.step()
+            b.place(alone)
+            b.alu(AluFn.ADD, ctx.r_turn, ctx.r_turn, 1)
+        with b.registers(1) as (turn,):
+            b.alu(AluFn.ADD, turn, ctx.r_round, ahead)
+            b.alu(AluFn.AND, turn, turn, len(ROUND_COUNTERS) - 1)
             for number, counter in enumerate(ROUND_COUNTERS):
                 other, last = ctx.label(), number == len(ROUND_COUNTERS) - 1
                 if not last:
                     b.branch(other, Cond.NE, turn, number)
-                meet = number % MEET == 0
-                expect = grid.members + (grid.groups if meet else int(owner is not None))
-                if meet:
-                    ctx.put_to_rows(ctx.nothing, ctx.nothing, arrival=("operand", counter), expect=expect)
-                elif owner is not None:
-                    none = ctx.label()
-                    b.branch(none, Cond.EQ, owner, 0)
-                    ctx.put_to_rows(ctx.nothing, ctx.nothing, arrival=("operand", counter), expect=expect)
-                    b.place(none)
-                say(counter, expect)
+                arrival, expect = ("operand", counter), grid.members + grid.groups
+                ctx.put_to_rows(ctx.nothing, ctx.nothing, arrival=arrival, expect=expect)
+                if weights:
+                    ctx.put_to_columns(self._sent_to, self._sent_from, wait="own_weights", arrival=arrival,
+                                       expect=expect)  # fmt: skip
+                else:
+                    ctx.put_to_columns(ctx.nothing, ctx.nothing, arrival=arrival, expect=expect)
                 if not last:
                     b.branch(said)
                 b.place(other)
-
-        with b.registers(2) as (turn, owner):
-            b.alu(AluFn.ADD, turn, ctx.r_round, ahead)
-            b.alu(AluFn.AND, turn, turn, len(ROUND_COUNTERS) - 1)
-            if deal is not None:
-                b.branch(alone, Cond.GE, ctx.r_turn, deal.rounds)
-                deal.step(owner)
-                turns(turn, owner)
-                b.branch(said)
-            b.place(alone)
-            turns(turn, None)
         b.place(said)
         if weights:
             self._step_sends()
-        if deal is not None:
-            b.alu(AluFn.ADD, ctx.r_turn, ctx.r_turn, 1)
 
     def _read(self) -> None:
         """L reads this slice's columns of a round."""
