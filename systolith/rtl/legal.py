@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 
 from systolith.isa.choice import GROUP_MAX, TOPK_MAX
 from systolith.isa.descriptor import Format, Space
@@ -92,5 +92,6 @@ def bad_choice(m: Module, op: dict[str, Any], kind: dict[str, Value], rows: Valu
 
 
 def outside(enable: Value, address: Value, size: Value | int, limit: int) -> Value:
-    """Whether an access of `size` bytes leaves a memory of `limit`."""
-    return enable & ((address + size)[:33] > limit)
+    """Whether an access of `size` bytes leaves a memory of `limit`. One of no bytes, as of rows of zeros, does not."""
+    some = size != 0 if isinstance(size, Value) else Const(int(size != 0), 1)
+    return enable & some & ((address + size)[:33] > limit)
