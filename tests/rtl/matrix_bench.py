@@ -11,6 +11,7 @@ import numpy as np
 
 from systolith.isa import Descriptor, Format, Halt, Matmul, Space
 from systolith.isa import cycles as rules
+from systolith.isa.alone import work_of
 from systolith.isa.program import Program, Requires
 from systolith.isa.resolved import COLS, fill_row
 from systolith.isa.state import Slice
@@ -211,7 +212,7 @@ def check(bench: MatrixBench, s: Slice, drawn: list[Drawn], delays: list[int], w
         s.descriptors[:] = descriptors
         commands.append(command(bench, s, i))
         fill_row(row, s, i, i.encode())
-        works.append(rules.work_of(chip, row))
+        works.append(work_of(chip, row))
     image = {space: bytes(s.memory[space]) for space in SPACES}
     starts, ends, found, fault = bench.run(image, commands, delays)
     assert not fault, f"{what}: a legal MATMUL is taken for a fault"
