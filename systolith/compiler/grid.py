@@ -47,8 +47,8 @@ makes the first token (0: none), its row group and request slot. The first lane 
 
 Q, A, O_, F, D_ = Phase.QKV, Phase.ATTENTION, Phase.O, Phase.FFN, Phase.DOWN
 ALL = tuple(Phase)
-HELD = ("consts", "pages", "state", "params", "stops", "flags", "owners", "sinks", "mail")
-"""Buffers that hold what steps of both kinds need."""
+HELD = ("consts", "pages", "state", "params", "stops", "flags", "owners", "sinks", "mail", "record")
+"""Buffers that hold what steps of both kinds need, and the record: a run without data follows what is loaded there."""
 APART = ("g", "stage_total", "send")
 """These come first: V reads gains and writes sums while it writes the stage, which they keep away from its bank."""
 

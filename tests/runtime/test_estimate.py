@@ -30,6 +30,15 @@ def test_a_step_without_weights_takes_as_long_as_with(tinycode: Checkpoint) -> N
     assert first_token(compiled, question).cycles == times[0]
 
 
+def test_a_prefill_on_the_grid_without_weights_takes_as_long_as_with(tinycode: Checkpoint) -> None:
+    """What the grid loads lies clear of the tables that a run without data follows."""
+    request = Request((1,) * 300, 1)
+    compiled = compile_job(tinycode, load("server"), Profile.default(), [request])
+    assert compiled.grid is not None
+    with_weights = run_job(compiled, Sim(), [request]).cycles[0]
+    assert first_token(compiled, Question(context=301, input_len=300)).cycles == with_weights[0]
+
+
 def test_a_prefill_of_many_steps_is_sampled(tinycode: Checkpoint) -> None:
     """Of 63 steps 10 are timed; what is left out is a line between samples."""
     request = Request((1,) * 500)
