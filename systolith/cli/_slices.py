@@ -38,10 +38,11 @@ def print_all(slices: Sequence[dict[str, Any]]) -> None:
 
 def print_one(found: dict[str, Any]) -> None:
     """Print what each queue of a slice did and waited for; each row sums to the step."""
-    states = ("works", "semaphore", "empty", "unit")
+    from systolith.timing import STATES
+
     print_table(
         [
-            (queue, *(f"{seconds_text(parts[state])}, {_share(found, parts[state])}" for state in states))
+            (queue, *(f"{seconds_text(parts[state])}, {_share(found, parts[state])}" for state in STATES))
             for queue, parts in found["queues"].items()
         ],
         header=(f"slice {found['slice']}: queue", "works", "waits: semaphore", "no instruction", "its unit"),

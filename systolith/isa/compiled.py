@@ -22,7 +22,7 @@ _NUMBA: Any = numba.types  # has no types of its own
 
 TYPES: Final[dict[str, Any]] = {
     "int": numba.int64, "bool": numba.boolean, "None": numba.void, "Ints": numba.int64[::1],
-    "Rows": numba.int64[:, ::1], "tuple[int, int]": _NUMBA.UniTuple(numba.int64, 2),
+    "Rows": numba.int64[:, ::1],
     "tuple[int, int, int]": _NUMBA.UniTuple(numba.int64, 3),
     "tuple[int, int, int, int]": _NUMBA.UniTuple(numba.int64, 4),
 }  # fmt: skip

@@ -361,7 +361,7 @@ def copy(f: Ints, row: Ints, read: int, write: int, bursts: int, requests: int, 
             out[FLAGS] |= BARRIER
     if bursts == 0:
         one_bank = source == target and row[A + BASE] // f[BANK_SIZE] == row[D + BASE] // f[BANK_SIZE]
-        _, time = walk(f, row, INSIDE, e0, e1, e2, 0, 0, one_bank)
+        time = walk(f, row, INSIDE, e0, e1, e2, 0, 0, one_bank)
         out[KIND] = FIXED
         out[HOLD] = max(read + write if one_bank else beats, time)
         return
@@ -372,7 +372,7 @@ def copy(f: Ints, row: Ints, read: int, write: int, bursts: int, requests: int, 
     out[BYTES] = bursts * f[BURST]
     if source != _DRAM:
         out[TAIL] = f[DRAM_LATENCY]
-    _, time = walk(f, row, FROM_MEMORY if source == _DRAM else TO_MEMORY, e0, e1, e2, bursts, out[OWN], False)
+    time = walk(f, row, FROM_MEMORY if source == _DRAM else TO_MEMORY, e0, e1, e2, bursts, out[OWN], False)
     # Pieces that the mover still has when the last burst has gone by.
     over = time - ceil_div((bursts - 1) * out[OWN] + f[BURST_UNITS], f[UNITS_PER_CYCLE])
     out[TAIL] = max(out[TAIL], over + f[BANK])
@@ -384,7 +384,7 @@ def put(f: Ints, row: Ints, beats: int, bursts: int, size: int, out: Ints) -> No
     flits = max(1, beats, ceil_div(size * f[NET_DEN], f[NET_NUM]))
     e0, e1, e2 = row[D + EXT0], row[D + EXT1], row[D + EXT2]
     if e0 * e1 * e2 > 0:
-        _, time = walk(f, row, INSIDE, e0, e1, e2, 0, 0, False)
+        time = walk(f, row, INSIDE, e0, e1, e2, 0, 0, False)
         # The mover begins a cycle after the start, and reads the first entry of an index list before that.
         flits = max(flits, time + 1 - f[BANK] + (1 if lists(row) > 0 else 0))
     out[KIND] = SEND

@@ -25,10 +25,8 @@ def bytes_of(elements: int, bits: int, part: int) -> int:
 
 
 @rule
-def walk(
-    f: Ints, row: Ints, way: int, e0: int, e1: int, e2: int, bursts: int, own: int, turns: bool
-) -> tuple[int, int]:
-    """Walk a copy of extents e0, e1, e2: the number of pieces, and the cycle after the last one.
+def walk(f: Ints, row: Ints, way: int, e0: int, e1: int, e2: int, bursts: int, own: int, turns: bool) -> int:
+    """Walk a copy of extents e0, e1, e2; give the cycle after its last piece.
 
     way : INSIDE: cycle 0 is the first piece's, and with `turns` (one bank) reads and writes take turns. FROM_MEMORY,
     TO_MEMORY: cycle 0 is the first burst's; burst b comes b * own units later.
@@ -45,7 +43,7 @@ def walk(
     side = A if way == FROM_MEMORY else D
     ua, ud = unit_of(row[A + VIA]), unit_of(row[D + VIA])
     time = -f[DRAM_LATENCY] if way == FROM_MEMORY else 0
-    pieces, need, before = 0, 0, -1
+    need, before = 0, -1
     turn = 0
     for part in range(1 + row[A + SCALE]):
         base = row[side + (BASE if part == 0 else SBASE)]
@@ -90,9 +88,8 @@ def walk(
                                 time = max(time, (bursts - 1) * own // units + 1)
                         time += 1
                         turn = 1 if turns and valid > 0 else 0
-                        pieces += 1
                         done += piece
                         if done >= size:
                             break
             i0 += rows
-    return pieces, int(time)
+    return int(time)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Const, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -106,11 +106,11 @@ class Mover(wiring.Component):
         inside = inside0 & (i1 < have[1])
         real_length = Mux(join1 & (have[2] == ext[2]), length, have[2])
         m.d.comb += [
-            run.eq(to_bytes(Mux(single, to_one(a), length * rows))),
+            run.eq(to_bytes(Mux(single, Const(1, 2), length * rows))),
             real.eq(
                 Mux(
                     inside & (~single | (i2 < have[2])),
-                    to_bytes(Mux(single, to_one(a), real_length * real_rows), True),
+                    to_bytes(Mux(single, Const(1, 2), real_length * real_rows), True),
                     0,
                 )
             ),
@@ -180,11 +180,3 @@ class Mover(wiring.Component):
         if not hasattr(self, "_end_of_rows"):
             self._end_of_rows = Signal(name="end_of_rows")
         return self._end_of_rows
-
-
-def to_one(a: Any) -> Any:
-    """An element, in elements."""
-    return Const(1, 2)
-
-
-_ = Cat

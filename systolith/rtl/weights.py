@@ -152,7 +152,7 @@ class Weights:
         self._walk(b, begin=begin, fire=fire, to_start=to_start, to_next=to_next)
         self._read(b)
         self._masks()
-        self._codes(b)
+        self._codes()
 
     def _walk(self, b: Any, *, begin: Value, fire: Value, to_start: Value, to_next: Value) -> None:
         """Lines and pieces of the tile, a group of lines after the other, each piece by piece."""
@@ -295,7 +295,7 @@ class Weights:
         self.take = later(m, columns, 2 * chip.bank_cycles, "w_take")
         self.we = later(m, rows, 2 * chip.bank_cycles, "w_we")
 
-    def _codes(self, b: Any) -> None:
+    def _codes(self) -> None:
         """Sort the pieces: what stands at a column, or at each of the columns of a row."""
         m, shape, bank = self.m, self.shape, self.chip.bank_cycles
         names = ("w_by_rows", "w_four", "w_slot_is")

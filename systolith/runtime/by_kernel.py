@@ -18,12 +18,13 @@ from systolith.isa.program import Program
 from systolith.spec import QUEUES
 from systolith.timing import state as at
 
-__all__ = ["FIELDS", "Kernel", "Side", "by_kernel", "kernel_of", "occupied", "of_model", "of_rtl"]
+__all__ = ["FIELDS", "Kernel", "Side", "by_kernel", "kernel_of", "occupied", "of_model"]
 
 Ints = npt.NDArray[np.int64]
 
 FIELDS = ("slice", "queue", "pc", "start", "end", "waited", "lacked")
-"""Columns of an instruction on either side: `waited` cycles at the head of its queue, `lacked`: for a token at last."""
+"""Columns of an instruction on either side, those of `RtlMachine.events`: `waited` cycles at the head of its queue,
+`lacked`: for a token at last."""
 _S, _Q, _PC, _START, _END, _WAITED, _LACKED = range(len(FIELDS))
 
 
@@ -55,11 +56,6 @@ class Kernel:
 def kernel_of(line: str) -> str:
     """The kernel that wrote a word, by its source line: `kernels/norm.py:12 g` is of `norm`."""
     return Path(line.split(":")[0]).stem or "program"
-
-
-def of_rtl(events: Ints) -> Ints:
-    """Instructions of the RTL, [n, FIELDS]."""
-    return events
 
 
 def of_model(records: Ints) -> Ints:

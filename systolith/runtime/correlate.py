@@ -16,7 +16,7 @@ from typing import Any, Final
 from systolith.isa import facts
 from systolith.spec import QUEUES, Chip, ProgramError
 
-from .by_kernel import Kernel, by_kernel, occupied, of_model, of_rtl
+from .by_kernel import Kernel, by_kernel, occupied, of_model
 from .cosim import Cosim, Late, cosim, reference
 from .kernel_cases import Case, alone, kernels
 
@@ -104,7 +104,7 @@ def correlate_case(chip: Chip, case: Case, *, folder: Path | None = None, expect
     """Run a case on both sides. Raises what the machines raise."""
     found = cosim(chip, case.program, case.setup, folder=folder, expected=expected)
     assert found.timing is not None
-    rtl, model = of_rtl(found.events), of_model(found.records)
+    rtl, model = found.events, of_model(found.records)
     f = facts.facts(chip)
     burst = int(f[facts.BURST_UNITS]) / int(f[facts.UNITS_PER_CYCLE])
     used = burst * sum(s["bus"] for s in found.status) / max(1, len(found.status) * found.cycles)

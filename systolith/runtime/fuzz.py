@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from systolith.isa.program import Program
-from systolith.sim.fuzz import CLASSES
+from systolith.sim.fuzz import CLASSES, SLICES
 from systolith.sim.ordered import make_ordered
 from systolith.sim.spoil import spoil
 from systolith.spec import Chip, ProgramError
@@ -25,8 +25,6 @@ __all__ = ["RtlReport", "fuzz_rtl", "run_spoilt"]
 
 HOLD_SHARE = 64
 """Of 256 cycles, how often something is held back under pressure."""
-SLICES = 3
-"""Most slices of a program."""
 SPOILT_EVERY = 8
 """One program in so many is spoilt."""
 COMPUTE = frozenset({"MATMUL", "VEC", "PICK", "TOPK", "GROUP"})

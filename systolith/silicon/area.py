@@ -34,25 +34,24 @@ def node_of(chip: Chip) -> str:
 
 @dataclass(frozen=True)
 class Stacks:
-    """Stacks of memory outside the chip. source : who says so; said : by a source rather than worked out."""
+    """Stacks of memory outside the chip. source : who says so, or what it was worked out from."""
 
     count: int
     gigabytes: float
     source: str
-    said: bool
 
 
 def stacks_of(chip: Chip) -> Stacks:
     """Stacks of a chip: as its source says, or as many as its bandwidth and capacity need. None with memory on chip."""
     gigabytes = float(chip.slices * chip.dram_bytes) / 1e9
     if sram_only(chip):
-        return Stacks(0, 0.0, "all memory is SRAM on the chip", True)
+        return Stacks(0, 0.0, "all memory is SRAM on the chip")
     if chip.name == "server":
         fact = find("stack_count", "server")
-        return Stacks(int(fact.mid), gigabytes, fact.source, True)
+        return Stacks(int(fact.mid), gigabytes, fact.source)
     speed, room = find("stack_bandwidth", "HBM4"), find("stack_capacity", "HBM4")
     need = max(float(chip.chip_dram_bytes_per_s) / 1e9 / speed.high, gigabytes / room.mid)
-    return Stacks(max(1, math.ceil(need)), gigabytes, f"HBM4 of {speed.high:g} GB/s and {room.mid:g} GB at most", False)
+    return Stacks(max(1, math.ceil(need)), gigabytes, f"HBM4 of {speed.high:g} GB/s and {room.mid:g} GB at most")
 
 
 def sram_only(chip: Chip) -> bool:

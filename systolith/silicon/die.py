@@ -74,7 +74,8 @@ def fabricate(area: Area, draw: Draws, spares: int) -> Die:
         dies += 1
     yielded = yield_of(shared, area.slice, slices, spares, draw("defect_density"), draw("cluster"))
     # A draw whose die is larger than the reticle would be cut in more dies: it costs its area, no more.
-    per_wafer = dies_per_wafer(np.minimum(whole, reticle)) * np.minimum(whole, reticle) / whole
+    printed = np.minimum(whole, reticle)
+    per_wafer = dies_per_wafer(printed) * printed / whole
     return Die(whole, yielded, dies * draw("wafer_price") / (per_wafer * yielded), dies, spares)
 
 

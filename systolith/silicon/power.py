@@ -73,7 +73,7 @@ class Power:
         return self.drawn / self.tokens_per_s
 
 
-def power_of(chip: Chip, area: Area, load: Load, draw: Draws, spares: int = 0) -> Power:
+def power_of(chip: Chip, area: Area, load: Load, draw: Draws) -> Power:
     """Power of a chip at a load. Spare slices are switched off and neither leak nor work."""
     hz, stacks = chip.clock_hz, stacks_of(chip).count
     pico = 1e-12 / load.seconds

@@ -50,7 +50,6 @@ _LIST: Final = 128
 """Entries of the index list at byte 0 of the scratchpad; each 0..7."""
 LIST_RING: Final = 64
 """Places that the list's own descriptor may move to; what is left is as long as a list must be."""
-_FREE_DESCRIPTOR: Final = 60
 
 
 class Region(NamedTuple):

@@ -42,7 +42,7 @@ def made_tiles(ctx: Context, linear: LinearPlan) -> Iterator[int]:
             b.alu(AluFn.ADD, place, place, linear.nt)
 
 
-def place_columns(ctx: Context, linear: LinearPlan, d: int, view: Descriptor, place: int) -> None:
+def place_columns(ctx: Context, d: int, view: Descriptor, place: int) -> None:
     """D[d] = a view of the buffer from column R[place] on."""
     ctx.b.load(d, view)
     ctx.b.advance_r(d, 2, place)

@@ -103,7 +103,7 @@ def _make_h(ctx: Context, entry: Entry, tile: int) -> None:
     wait, post = ("", "") if even else ("stage_free", "stage_full")
     with b.descriptors(5) as (stage, exp, up, x, out):
         if even:
-            place_columns(ctx, plan.up, stage, columns(ctx, plan.gate, "h", (rows, 1, nt), (-1, 0, 1)), tile)
+            place_columns(ctx, stage, columns(ctx, plan.gate, "h", (rows, 1, nt), (-1, 0, 1)), tile)
             b.advance_r(stage, 0, entry.first)
         else:
             ctx.load_ring(stage, ctx.stage(fmt, (rows, 1, nt), (nt, 0, 1), scales=True), ctx.r_stage)
@@ -239,7 +239,7 @@ def _add_choices(ctx: Context, tile: int, place: int = 0) -> None:
             every *= 2
         if place:
             down = ctx.plan.down
-            place_columns(ctx, down, x, columns(ctx, down, "x", (rows, 1, nt), (-1, 0, 1)), place)
+            place_columns(ctx, x, columns(ctx, down, "x", (rows, 1, nt), (-1, 0, 1)), place)
         else:
             residual(ctx, x, tile)
         b.load(left, choices(0, 1, 1))

@@ -20,7 +20,7 @@ from systolith.isa.vector import Func, Op1, Op2, Red
 from systolith.spec.limits import BLOCK
 
 __all__ = [
-    "branch", "cut", "finish_norm", "load_gains", "load_residual", "make_r", "norm_branch", "residual",
+    "add_sums", "branch", "cut", "finish_norm", "load_gains", "load_residual", "make_r", "norm_branch", "residual",
     "residual_tiles", "send_tile", "store_residual", "tap_residual",
 ]  # fmt: skip
 
@@ -126,7 +126,7 @@ def send_tile(ctx: Context, which: str, tile: int, *, late: bool = False) -> Non
     nt, rows, fmt = plan.tile, ctx.rows, plan.profile.activations
     codes = late or plan.profile.deferred_norm
     blocks = nt // BLOCK
-    arrivals = _arrivals(ctx, which) if plan.one_residual_tile else {}
+    arrivals = _arrivals(which) if plan.one_residual_tile else {}
     with b.pair() as d, b.descriptors(4) as (x, g, r, out):
         residual(ctx, x, tile, blocks=True)
         _gains(ctx, g, tile, ctx.norm)
@@ -170,8 +170,11 @@ def send_tile(ctx: Context, which: str, tile: int, *, late: bool = False) -> Non
             b.put(out, x, wait="stage_full", post=free, arrival=arrivals.get("operand"))
         if not late:
             arrival = arrivals.get("partials")
-            send = _send_sums_by_blocks if plan.team_norms else _send_sums
-            send(ctx, f"tb_{which}", x, out, tile, wait="" if codes else "stage_full", arrival=arrival)
+            wait = "" if codes else "stage_full"
+            if plan.team_norms:
+                _send_sums_by_blocks(ctx, f"tb_{which}", x, out, wait=wait, arrival=arrival)
+            else:
+                _send_sums(ctx, f"tb_{which}", x, out, tile, wait=wait, arrival=arrival)
     ctx.bump(ctx.r_stage)
 
 
@@ -195,7 +198,7 @@ def _send_sums(
 
 
 def _send_sums_by_blocks(
-    ctx: Context, name: str, source: int, out: int, tile: int, *, wait: str, arrival: tuple[str, int] | None = None
+    ctx: Context, name: str, source: int, out: int, *, wait: str, arrival: tuple[str, int] | None = None
 ) -> None:
     """The same where they lie block by block, [blocks, rows]: a slice's are a few long runs. It has one tile."""
     b, plan = ctx.b, ctx.plan
@@ -207,8 +210,7 @@ def _send_sums_by_blocks(
     with b.registers(1) as (count,):
         if plan.o.unit:
             b.read(count, Cell.O_TILES)
-        for d in (source, out):
-            if plan.o.unit:
+            for d in (source, out):
                 b.extent_r(d, 0, count)
         b.read(count, Cell.ROWS)
         for d in (source, out):
@@ -216,26 +218,21 @@ def _send_sums_by_blocks(
     b.put(out, source, wait=wait, post="stage_free", arrival=arrival)
 
 
-def _add_blocks(ctx: Context, name: str) -> None:
-    """Add up the sums [blocks, rows] in place by the tree over blocks, level by level; an odd last one stays for the
-    next level. V waits for them."""
-    b, rows, blocks, every = ctx.b, ctx.rows, ctx.plan.d_blocks, 1
-    if blocks == 1:
-        b.sync(Queue.V, wait="partials")
+def add_sums(ctx: Context, name: str, parts: int, count: int, left: int, right: int, *, wait: str = "") -> None:
+    """Add up the sums [parts, rows] of R[count] rows in place by the tree over parts, level by level; an odd last one
+    stays for the next level. left, right: free descriptor registers; wait: of the first level."""
+    b, rows, every = ctx.b, ctx.rows, 1
 
     def sums(first: int, number: int) -> Descriptor:
         return ctx.spad(name, "FP32", (number, 1, rows), (2 * every * rows, 0, 1), offset=4 * first * rows)
 
-    with b.descriptors(2) as (left, right), b.registers(1) as (count,):
-        b.read(count, Cell.ROWS)
-        while every < blocks:
-            pairs = -(-blocks // every) // 2
-            b.load(left, sums(0, pairs))
-            b.load(right, sums(every, pairs))
-            for d in (left, right):
-                b.extent_r(d, 2, count)
-            b.vec(left, left, right, op1=Op1.ADD, wait="partials" if every == 1 else "")
-            every *= 2
+    while every < parts:
+        pairs = -(-parts // every) // 2
+        for d, first in ((left, 0), (right, every)):
+            b.load(d, sums(first, pairs))
+            b.extent_r(d, 2, count)
+        b.vec(left, left, right, op1=Op1.ADD, wait=wait if every == 1 else "")
+        every *= 2
 
 
 def branch(ctx: Context, *, blocks: bool = False) -> Descriptor:
@@ -267,7 +264,7 @@ def norm_branch(ctx: Context, norm: Norm) -> None:
         b.vec(y, y, r, g, op1=Op1.MUL, op2=Op2.MUL)
 
 
-def _arrivals(ctx: Context, which: str) -> dict[str, tuple[str, int]]:
+def _arrivals(which: str) -> dict[str, tuple[str, int]]:
     """How a slice says that its sums of squares and its codes are sent."""
     sums, codes = (Counter.SUMS_A, Counter.OPERAND_A) if which == "a" else (Counter.SUMS_B, Counter.OPERAND_B)
     return {"partials": ("partials", sums), "operand": ("operand", codes)}
@@ -280,7 +277,7 @@ def finish_norm(ctx: Context, which: str, *, ahead: int = 0) -> None:
     ahead: layers from the running one to the one whose norm this is.
     """
     b = ctx.b
-    arrivals, said = _arrivals(ctx, which), ctx.plan.one_residual_tile
+    arrivals, said = _arrivals(which), ctx.plan.one_residual_tile
     if ctx.plan.profile.deferred_norm:
         if not said:
             ctx.arrive(*arrivals.values())
@@ -308,7 +305,11 @@ def make_r(ctx: Context, which: str, *, ahead: int = 0) -> None:
         width = ctx.plan.d_blocks
         by_blocks = ctx.plan.team_norms and which != "post"
         if by_blocks:
-            _add_blocks(ctx, f"tb_{which}")
+            with b.descriptors(2) as (left, right), b.registers(1) as (count,):
+                if width == 1:
+                    b.sync(Queue.V, wait="partials")
+                b.read(count, Cell.ROWS)
+                add_sums(ctx, f"tb_{which}", width, count, left, right, wait="partials")
             b.load(t, ctx.spad(f"tb_{which}", "FP32", (rows, 1, 1), (1, 0, 0), xe=Cell.ROWS))
         else:
             b.load(t, ctx.spad(f"tb_{which}", "FP32", (rows, 1, width), (width, 0, 1), xe=Cell.ROWS))

@@ -39,7 +39,7 @@ def project(ctx: Context, linear: LinearPlan, source: str, which: str) -> None:
         with made_tiles(ctx, linear) as place, b.descriptors(1) as (y,):
             product(ctx, linear, operand(ctx, source, linear.k, plan.profile.activations, rows, xe), rows, xe,
                     later=later)  # fmt: skip
-            place_columns(ctx, linear, y, columns(ctx, linear, "x", (rows, 1, linear.nt), (-1, 0, 1)), place)
+            place_columns(ctx, y, columns(ctx, linear, "x", (rows, 1, linear.nt), (-1, 0, 1)), place)
             _finish(ctx, linear, y)
         pass_on(ctx, linear, whole)
     elif apart:

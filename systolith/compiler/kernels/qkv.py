@@ -67,7 +67,7 @@ def _project_evenly(ctx: Context, linear: LinearPlan) -> None:
     b.tensor_name = "qkv"
     with made_tiles(ctx, linear) as place, b.descriptors(2) as (out, r):
         product(ctx, linear, operand(ctx, "a", ctx.hidden, plan.profile.activations, rows, xe), rows, xe)
-        place_columns(ctx, linear, out, columns(ctx, linear, "qkv", (rows, 1, linear.nt), (-1, 0, 1)), place)
+        place_columns(ctx, out, columns(ctx, linear, "qkv", (rows, 1, linear.nt), (-1, 0, 1)), place)
         b.load(r, ctx.spad("r", "FP32", (rows, 1, 1), (1, 0, 0)))
         with sums(ctx, linear, rows, xe) as s:
             finish(ctx, linear, s, out, r if plan.profile.deferred_norm else 0)

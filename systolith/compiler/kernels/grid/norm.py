@@ -14,6 +14,7 @@ from systolith.compiler.context import Cell, Constant, Counter
 from systolith.compiler.kernels.grid.context import GridContext
 from systolith.compiler.kernels.grid.deal import Deal
 from systolith.compiler.kernels.grid.spread import Spread, Steps
+from systolith.compiler.kernels.norm import add_sums
 from systolith.isa.descriptor import Descriptor
 from systolith.isa.instruction import Queue
 from systolith.isa.sequencer import AluFn, Cond
@@ -219,15 +220,7 @@ def make_r(ctx: GridContext, which: str) -> None:
     b, rows, parts = ctx.b, ctx.rows, ctx.hidden // ctx.grid.width
     b.sync(Queue.V, wait="partials")
     with ctx.reading(Cell.ROWS) as count, b.descriptors(4) as (t, other, mean, eps):
-        apart = 1
-        while apart < parts:
-            pairs = (parts + apart - 1) // (2 * apart)
-            for d, first in ((t, 0), (other, apart)):
-                b.load(d, ctx.spad(f"tb_{which}", "FP32", (pairs, 1, rows), (2 * apart * rows, 0, 1),
-                                   offset=4 * rows * first))  # fmt: skip
-                b.extent_r(d, 2, count)
-            b.vec(t, t, other, op1=Op1.ADD)
-            apart *= 2
+        add_sums(ctx, f"tb_{which}", parts, count, t, other)
         b.load(t, ctx.spad(f"tb_{which}", "FP32", (1, 1, rows), (0, 0, 1)))
         b.load(other, ctx.spad("r", "FP32", (1, 1, rows), (0, 0, 1)))
         for d in (t, other):
